@@ -1,0 +1,563 @@
+"""The typed schema behind ``conf/``: one dataclass for each group, every key with its unit, range and trade-off.
+
+Hydra composes YAML on top of these classes, so a misspelt key or a value of the wrong type fails at compose time.
+What types cannot say (ranges, combinations) is checked by :func:`validate`, which names every fault at once.
+Nothing here imports torch: composing a config must not pay for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mgm_exp.errors import ConfigError
+
+
+class Attention(Enum):
+    """``auto`` takes flash_attention_2 where it can run, else sdpa; the choice is recorded."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+class AdapterKind(Enum):
+    """What of the language model is trained in the instruct stage."""
+
+    full = "full"
+    lora = "lora"
+
+
+class Precision(Enum):
+    """Arithmetic of training. bf16 needs no loss scaling; fp16 uses dynamic loss scaling; fp32 is the CPU default."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Device(Enum):
+    """``auto`` takes a GPU where one is there, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Offload(Enum):
+    """Where DeepSpeed keeps the optimizer state."""
+
+    none = "none"
+    cpu = "cpu"
+
+
+class GroupBy(Enum):
+    """How samples are put together in a batch. Similar lengths waste less padding; ``modality_length`` is official."""
+
+    none = "none"
+    length = "length"
+    modality_length = "modality_length"
+
+
+class LossNorm(Enum):
+    """``tokens``: sum over supervised tokens of the global batch / their number, whatever the split.
+
+    ``official``: the mean of the micro-batches' means, as the original code computes it.
+    """
+
+    tokens = "tokens"
+    official = "official"
+
+
+class BadRows(Enum):
+    """``skip`` counts and names unusable rows and goes on without them; ``fail`` stops at the first one."""
+
+    skip = "skip"
+    fail = "fail"
+
+
+class Aspect(Enum):
+    """``pad`` puts the image on a square canvas; ``square`` resizes the shortest edge and crops the centre."""
+
+    pad = "pad"
+    square = "square"
+
+
+class Reset(Enum):
+    """Which part of the connector starts from new weights in the align stage."""
+
+    none = "none"
+    projector = "projector"
+    connector = "connector"
+
+
+class TrackerMode(Enum):
+    """``auto``: online where a W&B key is in the environment, else offline; ``disabled``: files only."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class Direction(Enum):
+    """Which end of the objective is better."""
+
+    maximize = "maximize"
+    minimize = "minimize"
+
+
+class Rerun(Enum):
+    """Which finished trials of a sweep are run again when the same command is given once more."""
+
+    none = "none"
+    failed = "failed"
+    all = "all"
+
+
+@dataclass
+class ModelConfig:
+    """Which model, from where."""
+
+    name: str = MISSING
+    # Folder of the checkpoint (official tensor names, safetensors). null: the tiny base that is shipped.
+    path: str | None = None
+    # Folders of the towers when they are not inside the checkpoint.
+    vision_tower: str | None = None
+    vision_tower_aux: str | None = None
+    attn_implementation: Attention = Attention.auto
+    # null: obey the checkpoint's config.json; MGM-2B was trained with gelu_pytorch_tanh.
+    hidden_activation: str | None = None
+    # Recomputes activations in the backward pass: about a third more compute for several GB less memory.
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class CaptionerConfig:
+    """Who writes the captions of data=blip2."""
+
+    # A local BLIP-2 folder (transformers format). null: the demo captioner that is shipped (demo images only).
+    path: str | None = None
+    # Images in one forward pass: more is faster and needs more memory.
+    batch_size: int = 32
+
+
+@dataclass
+class InstructDataConfig:
+    """Conversations of the instruct stage."""
+
+    # LLaVA/MGM JSON or Data-Juicer JSONL. null: data.path serves both stages (or the demo questions).
+    path: str | None = None
+    image_root: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """What is trained on. Without a path the generated demo data is used."""
+
+    name: str = MISSING
+    # Image-caption pairs of the align stage: LLaVA/MGM JSON or Data-Juicer JSONL. null: the generated demo data.
+    path: str | None = None
+    # Folder that the image paths of the rows are relative to. null: the folder of data.path.
+    image_root: str | None = None
+    # Already recaptioned pairs (data=blip2 only): read in place of running the captioner.
+    recaptioned_path: str | None = None
+    instruct: InstructDataConfig = field(default_factory=InstructDataConfig)
+    recaption: bool = False
+    captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
+    bad_rows: BadRows = BadRows.skip
+    # The most unusable rows (share of all) that skip accepts before it stops the run.
+    max_bad_share: float = 0.1
+    # Use only the first N rows of each stage. null: all.
+    max_samples: int | None = None
+    # Images above this many megapixels are refused before they are decoded (decompression bombs).
+    max_megapixels: float = 50.0
+    # Demo data only: number of generated training images, and the generator's seed.
+    demo_images: int = 2000
+    demo_seed: int = 0
+
+
+@dataclass
+class AdapterConfig:
+    """How the language model is trained in the instruct stage."""
+
+    name: str = MISSING
+    kind: AdapterKind = MISSING
+    # Rank of the update: more rank, more capacity and memory.
+    rank: int = 0
+    # The update is scaled by alpha / rank.
+    alpha: float = 0
+    dropout: float = 0.0
+    # Linear layers of every LLM block that get an update: any of q, k, v, o, gate, up, down (with _proj).
+    target_modules: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ZeroConfig:
+    """How training state is sharded. Stages 2 and 3 run DeepSpeed; none runs plain PyTorch."""
+
+    # 0: none, 2: optimizer state and gradients sharded, 3: parameters too (less memory, more communication).
+    stage: int = 0
+    # cpu: optimizer state in host memory; saves about 12 bytes a trained parameter on the GPU, costs time.
+    offload_optimizer: Offload = Offload.none
+    # Elements that are reduced together: larger is faster, and costs 2-4 bytes each of GPU memory.
+    reduce_bucket_size: int = 50_000_000
+    overlap_comm: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state of a running stage is saved."""
+
+    # Optimizer steps between two checkpoints. null: by time only.
+    every_steps: int | None = None
+    # Minutes between two checkpoints. null: by steps only.
+    every_minutes: float | None = 120.0
+    # Newest checkpoints that are kept while a stage runs.
+    keep: int = 5
+
+
+@dataclass
+class AlignConfig:
+    """Stage 1: projector and patch info mining are trained on captions; towers and LLM are frozen."""
+
+    lr: float = 1e-3
+    epochs: float = 1.0
+    # Optimizer steps; overrides epochs. 0 skips the stage.
+    max_steps: int | None = None
+    global_batch_size: int = 256
+    micro_batch_size: int = 8
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_length: int = 2048
+    image_aspect: Aspect = Aspect.square
+    group_by: GroupBy = GroupBy.none
+    # none: go on from the checkpoint's connector where it has one. Official stage 1 begins with new weights.
+    reset: Reset = Reset.none
+
+
+@dataclass
+class DefaultLrConfig:
+    """Learning rate of the instruct stage where train.lr is not given."""
+
+    full: float = 2e-5
+    lora: float = 2e-4
+
+
+@dataclass
+class TrainConfig:
+    """Stage 2 (instruct): the adapter or the full LLM. ``train.align`` holds what stage 1 does differently."""
+
+    name: str = MISSING
+    align: AlignConfig = field(default_factory=AlignConfig)
+    default_lr: DefaultLrConfig = field(default_factory=DefaultLrConfig)
+    lr: float = MISSING
+    # Learning rate of projector and mining in the instruct stage.
+    projector_lr: float = MISSING
+    epochs: float = 1.0
+    # Optimizer steps; overrides epochs.
+    max_steps: int | None = None
+    # Samples in one optimizer step, over all processes: accumulation = global / (micro x devices).
+    global_batch_size: int = 128
+    # Samples in one forward pass of one process: more is faster until memory ends.
+    micro_batch_size: int = 8
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    # Largest gradient norm; larger ones are scaled down. 0 switches clipping off.
+    max_grad_norm: float = 1.0
+    # Tokens of a merged sequence, image tokens included; longer ones are cut.
+    max_length: int = 2048
+    precision: Precision = Precision.bf16
+    image_aspect: Aspect = Aspect.pad
+    group_by: GroupBy = GroupBy.modality_length
+    loss_norm: LossNorm = LossNorm.tokens
+    # Keeps projector and mining as the align stage left them (official: they are trained in both stages).
+    freeze_connector: bool = False
+    # With a frozen connector: encode every image once and read the tokens from disk afterwards.
+    cache_visual_tokens: bool = False
+    # Processes that decode images beside the training process. 0: in the training process.
+    workers: int = 0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass
+class TextVqaConfig:
+    """TextVQA 0.5.1 from its own files."""
+
+    # LLaVA question JSONL (llava_textvqa_val_v051_ocr.jsonl).
+    questions: str | None = None
+    # TextVQA_0.5.1_val.json.
+    annotations: str | None = None
+    # Folder of train_images.
+    images: str | None = None
+    # Whether the prompt holds the reference OCR tokens; results with and without are not comparable.
+    ocr_tokens: bool = True
+    batch_size: int = 8
+    max_new_tokens: int = 128
+
+
+@dataclass
+class DemoEvalConfig:
+    """Questions about generated scenes, in TextVQA's form, scored as TextVQA is."""
+
+    # val is for choosing hyper-parameters; test was used for nothing but the final table.
+    split: str = "test"
+    batch_size: int = 100
+    max_new_tokens: int = 12
+    # Also score the untouched base, the aligned model and a question-only guesser (once, shared by all runs).
+    baselines: bool = True
+
+
+@dataclass
+class EvalConfig:
+    """Which benchmarks are run on the trained model, and from which files."""
+
+    name: str = MISSING
+    benchmarks: list[str] = field(default_factory=list)
+    # Use only the first N questions of each benchmark. null: all.
+    max_questions: int | None = None
+    textvqa: TextVqaConfig = field(default_factory=TextVqaConfig)
+    demo: DemoEvalConfig = field(default_factory=DemoEvalConfig)
+
+
+@dataclass
+class TrackerConfig:
+    """Weights & Biases. Files in the run folder are always written and are the source of truth."""
+
+    mode: TrackerMode = TrackerMode.auto
+    project: str = "mgm_exp"
+    entity: str | None = None
+    # Questions (with their images) that the predictions table holds.
+    table_rows: int = 64
+    # Address of a W&B server of your own. null: the client's default.
+    base_url: str | None = None
+
+
+@dataclass
+class PathsConfig:
+    """Where results go."""
+
+    # runs/, sweeps/ and store/ lie below it.
+    root: str = "outputs"
+    store: str = MISSING
+
+
+@dataclass
+class SweepConfig:
+    """A multirun (-m)."""
+
+    # Folder name below <paths.root>/sweeps. null: what is swept plus a short hash of the rest of the config.
+    name: str | None = None
+    # Metric of result.json that orders the runs. null: the first benchmark's accuracy.
+    objective: str | None = None
+    direction: Direction = Direction.maximize
+    rerun: Rerun = Rerun.none
+
+
+@dataclass
+class ExperimentConfig:
+    """One experiment: curate -> align -> instruct -> evaluate -> record."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    zero: ZeroConfig = MISSING
+    train: TrainConfig = MISSING
+    eval: EvalConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    paths: PathsConfig = MISSING
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    # Seeds data order, dropout, new weights.
+    seed: int = 0
+    # Folder name below <paths.root>/runs.
+    name: str = MISSING
+    # Processes on this machine: one for each GPU, or CPU processes.
+    devices: int = 1
+    device: Device = Device.auto
+    # Set by the sweeper: the number of this trial, which is also its folder.
+    trial: int | None = None
+
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BENCHMARKS = ("demo", "textvqa")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
+
+
+def typed(cfg: DictConfig) -> ExperimentConfig:
+    """The composed config as plain dataclasses, checked.
+
+    Raises:
+        ConfigError: a value is out of range, or values do not go together; every fault is named.
+    """
+    merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), _without_hydra(cfg))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, ExperimentConfig)
+    validate(config)
+    return config
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def plain(config: Any) -> Any:
+    """A (nested) dataclass as JSON-ready dicts, enums by value; the inverse of :func:`from_plain`."""
+    if isinstance(config, Enum):
+        return config.value
+    if is_dataclass(config) and not isinstance(config, type):
+        return {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [plain(item) for item in config]
+    if isinstance(config, dict):
+        return {str(key): plain(value) for key, value in config.items()}
+    return config
+
+
+def from_plain(values: dict[str, Any]) -> ExperimentConfig:
+    """The typed config of what :func:`plain` gave (read back from ``config.yaml`` or a job file)."""
+    return typed(OmegaConf.create(values))
+
+
+def validate(config: ExperimentConfig) -> None:
+    """Checks ranges and combinations.
+
+    Raises:
+        ConfigError: naming every fault: what was given, what is allowed, what to do.
+    """
+    faults = list(_faults(config))
+    if faults:
+        raise ConfigError("; ".join(faults) + ".")
+
+
+def _faults(config: ExperimentConfig) -> Iterator[str]:
+    yield from _range_faults(config)
+    yield from _adapter_faults(config.adapter)
+    yield from _batch_faults(config)
+    for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
+        if name is not None and not NAME.fullmatch(name):
+            yield f"{key}={name!r} is not a folder name: letters, digits and . _ = , + - are allowed, no slash"
+    unknown = [name for name in config.eval.benchmarks if name not in BENCHMARKS]
+    if unknown:
+        yield f"eval.benchmarks has {unknown}; allowed are {list(BENCHMARKS)}"
+    if not config.eval.benchmarks:
+        yield f"eval.benchmarks is empty: name at least one of {list(BENCHMARKS)}"
+    if config.eval.demo.split not in ("val", "test"):
+        yield f"eval.demo.split={config.eval.demo.split!r}; allowed are 'val' and 'test'"
+    train = config.train
+    if train.cache_visual_tokens and not train.freeze_connector:
+        yield (
+            "train.cache_visual_tokens=true needs train.freeze_connector=true: cached tokens would go stale while the "
+            "projector trains"
+        )
+    if train.freeze_connector and config.adapter.kind is AdapterKind.full and train.lr <= 0:
+        yield f"train.lr={train.lr} must be above 0"
+    if config.zero.stage not in (0, 2, 3):
+        yield f"zero.stage={config.zero.stage}; allowed are 0 (zero=none), 2 and 3"
+    if config.zero.stage == 0 and config.zero.offload_optimizer is not Offload.none:
+        yield "zero.offload_optimizer=cpu needs zero=2 or zero=3: plain PyTorch keeps its optimizer on the device"
+    if config.data.recaptioned_path and not config.data.recaption:
+        yield "data.recaptioned_path is read by data=blip2 only; give data=blip2 or drop it"
+    if config.data.instruct.image_root and not (config.data.instruct.path or config.data.path):
+        yield "data.instruct.image_root is given without data.instruct.path"
+    if config.data.image_root and not config.data.path:
+        yield "data.image_root is given without data.path"
+    if config.device is Device.cpu and train.precision is Precision.fp16:
+        yield "train.precision=fp16 needs a GPU; on the CPU use fp32 or bf16"
+
+
+def _range_faults(config: ExperimentConfig) -> Iterator[str]:
+    train, align, data = config.train, config.train.align, config.data
+    positive: dict[str, float | None] = {
+        "devices": config.devices,
+        "train.lr": train.lr,
+        "train.projector_lr": train.projector_lr,
+        "train.epochs": train.epochs,
+        "train.max_steps": train.max_steps,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.max_length": train.max_length,
+        "train.align.lr": align.lr,
+        "train.align.epochs": align.epochs,
+        "train.align.global_batch_size": align.global_batch_size,
+        "train.align.micro_batch_size": align.micro_batch_size,
+        "train.align.max_length": align.max_length,
+        "train.checkpoint.every_steps": train.checkpoint.every_steps,
+        "train.checkpoint.every_minutes": train.checkpoint.every_minutes,
+        "train.checkpoint.keep": train.checkpoint.keep,
+        "data.max_samples": data.max_samples,
+        "data.max_megapixels": data.max_megapixels,
+        "data.demo_images": data.demo_images,
+        "data.captioner.batch_size": data.captioner.batch_size,
+        "eval.max_questions": config.eval.max_questions,
+        "eval.textvqa.batch_size": config.eval.textvqa.batch_size,
+        "eval.textvqa.max_new_tokens": config.eval.textvqa.max_new_tokens,
+        "eval.demo.batch_size": config.eval.demo.batch_size,
+        "eval.demo.max_new_tokens": config.eval.demo.max_new_tokens,
+        "zero.reduce_bucket_size": config.zero.reduce_bucket_size,
+    }
+    for key, value in positive.items():
+        if value is not None and not 0 < value < float("inf"):
+            yield f"{key}={value} must be a finite number above 0"
+    not_negative: dict[str, float | None] = {
+        "train.weight_decay": train.weight_decay,
+        "train.align.weight_decay": align.weight_decay,
+        "train.align.max_steps": align.max_steps,
+        "train.max_grad_norm": train.max_grad_norm,
+        "train.workers": train.workers,
+        "tracker.table_rows": config.tracker.table_rows,
+        "seed": config.seed,
+    }
+    for key, value in not_negative.items():
+        if value is not None and not 0 <= value < float("inf"):
+            yield f"{key}={value} must be a finite number, 0 or above"
+    shares = {
+        "train.warmup_ratio": train.warmup_ratio,
+        "train.align.warmup_ratio": align.warmup_ratio,
+        "train.beta1": train.beta1,
+        "train.beta2": train.beta2,
+        "adapter.dropout": config.adapter.dropout,
+        "data.max_bad_share": data.max_bad_share,
+    }
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            yield f"{key}={value} must lie in [0, 1)"
+
+
+def _adapter_faults(adapter: AdapterConfig) -> Iterator[str]:
+    if adapter.kind is AdapterKind.full:
+        if adapter.rank or adapter.alpha or adapter.dropout or adapter.target_modules:
+            yield (
+                "adapter=full trains every weight of the LLM and takes no rank, alpha, dropout or target_modules; "
+                "use adapter=lora_r8 or lora_r16 with them"
+            )
+        return
+    if adapter.rank < 1:
+        yield f"adapter.rank={adapter.rank} must be 1 or above for a LoRA adapter"
+    if not 0 < adapter.alpha < float("inf"):
+        yield f"adapter.alpha={adapter.alpha} must be a finite number above 0 (the update is scaled by alpha / rank)"
+    wrong = [name for name in adapter.target_modules if name not in LINEAR_LAYERS]
+    if wrong or not adapter.target_modules:
+        yield f"adapter.target_modules={adapter.target_modules}; allowed are {list(LINEAR_LAYERS)}, at least one"
+
+
+def _batch_faults(config: ExperimentConfig) -> Iterator[str]:
+    sections: tuple[tuple[str, TrainConfig | AlignConfig], ...] = (
+        ("train", config.train),
+        ("train.align", config.train.align),
+    )
+    for where, section in sections:
+        per_pass = section.micro_batch_size * config.devices
+        if section.global_batch_size % per_pass:
+            yield (
+                f"{where}.global_batch_size={section.global_batch_size} is not a multiple of "
+                f"{where}.micro_batch_size={section.micro_batch_size} x devices={config.devices} = {per_pass}; "
+                f"change one of the three"
+            )
