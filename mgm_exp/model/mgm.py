@@ -1,0 +1,371 @@
+"""MGM (Mini-Gemini): a Gemma LLM that reads images through two towers and patch info mining.
+
+Notable features:
+- tensor names in memory are the official ones, so checkpoints load and save without renaming;
+- image features enter the LLM times sqrt(hidden), as all input embeddings of Gemma do;
+- `loss` runs the 256k-word head at supervised positions only, a chunk at a time, in fp32;
+- one embedding look-up, one gather and one head call a forward, whatever the batch holds, so that sharded training
+  makes the same collective calls on every process;
+- frozen towers run without gradient and stay in eval mode.
+
+Li et al., "Mini-Gemini" (arXiv 2403.18814); official code github.com/dvlab-research/MGM, mgm/model/mgm_arch.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.gemma.modeling_gemma import GemmaModel, GemmaPreTrainedModel
+
+from mgm_exp.errors import ModelError
+from mgm_exp.model.clip import ClipTower
+from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN_INDEX, MGMConfig
+from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower
+from mgm_exp.model.head import LanguageHead
+from mgm_exp.model.merge import plan_merge
+from mgm_exp.model.mining import mine
+
+
+class ConnectorLinear(nn.Linear):
+    """A linear layer of the connector: starts from torch's own initialisation, as in the official code."""
+
+
+class MGMPreTrainedModel(GemmaPreTrainedModel):
+    """Initialisation and registration shared by the model with and without its head."""
+
+    config: MGMConfig
+    config_class = MGMConfig
+    input_modalities = ("image", "text")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ConnectorLinear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ConvNeXtBlock):
+            init.constant_(module.gamma, module.layer_scale_init)
+
+
+class MGMModel(MGMPreTrainedModel, GemmaModel):
+    """The LLM's body, both towers, patch info mining and the projector (everything but the head)."""
+
+    def __init__(self, config: MGMConfig) -> None:
+        super().__init__(config)
+        for layer in self.layers:
+            layer.mlp.act_fn = ACT2FN[config.activation]
+        if config.mm_projector_type != "mlp2x_gelu":
+            raise ModelError(
+                f"mm_projector_type {config.mm_projector_type!r} in config.json is not supported: allowed is "
+                "'mlp2x_gelu', the one MGM was trained with."
+            )
+        if config.vision_config is None or config.vision_aux_config is None:
+            raise ModelError(
+                "This MGM config describes no towers (vision_config, vision_aux_config).",
+                advice="Load official folders with mgm_exp.model.load_model: it reads the towers' own configs.",
+            )
+        width, width_aux = config.mm_hidden_size, config.mm_hidden_size_aux
+        self.vision_tower = ClipTower(
+            config.vision_config, config.mm_vision_select_layer, config._attn_implementation
+        )
+        self.vision_tower_aux = ConvNeXtTower(config.vision_aux_config)
+        if self.vision_tower.config.hidden_size != width or self.vision_tower_aux.num_channels != width_aux:
+            raise ModelError(
+                f"The towers do not fit the connector: CLIP is {self.vision_tower.config.hidden_size} wide and "
+                f"mm_hidden_size is {width}; the ConvNeXt stages add up to {self.vision_tower_aux.num_channels} "
+                f"channels and mm_hidden_size_aux is {width_aux}.",
+                advice="Give the towers that this checkpoint was trained with.",
+            )
+        self.mm_projector = nn.Sequential(
+            ConnectorLinear(width, config.hidden_size), nn.GELU(), ConnectorLinear(config.hidden_size, config.hidden_size)
+        )
+        self.vlm_uni_query_projector = nn.Sequential(nn.LayerNorm(width), ConnectorLinear(width, width))
+        self.vlm_uni_aux_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
+        self.vlm_uni_val_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
+        self.post_init()
+
+    def mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
+        """Visual tokens: projector(low + mined detail). (B, n², C), (B, C', H, W) -> (B, n², hidden)."""
+        dtype = self.mm_projector[0].weight.dtype
+        low, high = low.to(dtype), high.to(dtype)
+        mined = mine(
+            low, high, self.vlm_uni_query_projector, self.vlm_uni_aux_projector, self.vlm_uni_val_projector
+        )
+        return self.mm_projector(low + mined)
+
+    def _mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
+        # The aux and value inputs (B, 576, 64, 2880) dominate activation memory: recompute them like the layers
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self.mine_and_project, low, high)
+        return self.mine_and_project(low, high)
+
+    def encode_images(self, images: Tensor | Sequence[Tensor], images_aux: Tensor | Sequence[Tensor]) -> Tensor:
+        """Projected visual tokens, before Gemma's factor sqrt(hidden).
+
+        Args:
+            images: (B, 3, h, w); with `image_grid` g >= 2 (B, g²[+1], 3, h, w): crops row by row, global view last.
+            images_aux: (B, 3, H, W).
+
+        Returns:
+            (B, N, hidden); N = n² patches, with a grid n² * (g² [+ 1]): global view first, then the crops.
+
+        Raises:
+            ModelError: shapes that do not belong together.
+        """
+        images, images_aux = _stacked(images, "images"), _stacked(images_aux, "images_aux")
+        grid, has_global = int(self.config.image_grid), bool(self.config.image_global)
+        n_views = grid * grid + int(has_global) if grid > 1 else 1
+        expected = 5 if grid > 1 else 4
+        if images.dim() != expected or (grid > 1 and images.shape[1] != n_views) or len(images) != len(images_aux):
+            raise ModelError(
+                f"images {tuple(images.shape)} and images_aux {tuple(images_aux.shape)} do not fit image_grid={grid}, "
+                f"image_global={has_global}: expected {'(B, ' + str(n_views) + ', 3, h, w)' if grid > 1 else '(B, 3, h, w)'} "
+                "and (B, 3, H, W)."
+            )
+        if grid <= 1:
+            return self._mine_and_project(self.vision_tower(images), self.vision_tower_aux(images_aux))
+
+        batch = len(images)
+        crops = images[:, : grid * grid].flatten(0, 1)
+        views = torch.cat([crops, images[:, -1]]) if has_global else crops
+        low = self.vision_tower(views)  # (B g² [+ B], n², C)
+        high = self.vision_tower_aux(images_aux)  # (B, C', H, W)
+        channels, height, width = high.shape[1:]
+        blocks = high.reshape(batch, channels, grid, height // grid, grid, width // grid)
+        blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B g², C', H/g, W/g)
+        tokens = self._mine_and_project(low[: len(crops)], blocks)  # (B g², n², hidden)
+        tokens = tokens.reshape(batch, -1, tokens.shape[-1])
+        if has_global:
+            high = F.interpolate(high.float(), scale_factor=1 / grid, mode="bilinear", align_corners=False)
+            whole = self._mine_and_project(low[len(crops) :], high.to(blocks.dtype))
+            tokens = torch.cat([whole, tokens], dim=1)
+        return tokens
+
+
+class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
+    """MGM with its language head. See the module's docstring; `load_model` makes one from a folder."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
+
+    def __init__(self, config: MGMConfig) -> None:
+        super().__init__(config)
+        self.model = MGMModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes the LLM's layers and the mining in the backward pass (non-reentrant)."""
+        self.activation_checkpointing_enable({"use_reentrant": False})
+        self.disable_input_require_grads()  # only the reentrant form needs gradients at the input
+
+    def merge(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        images: Tensor | Sequence[Tensor] | None = None,
+        images_aux: Tensor | Sequence[Tensor] | None = None,
+        visual_tokens: Tensor | None = None,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Replaces each `IMAGE_TOKEN_INDEX` by an image's visual tokens; everything comes out scaled for the LLM.
+
+        Args:
+            input_ids, attention_mask, labels: (B, T).
+            images, images_aux: pixels for `MGMModel.encode_images`; or
+            visual_tokens: (n_images, N, hidden), what `encode_images` returned earlier.
+            padding_side, max_length: default to the config's `tokenizer_padding_side`, `tokenizer_model_max_length`.
+
+        Returns:
+            inputs_embeds (B, L, hidden), attention_mask (B, L) bool, labels (B, L).
+
+        Raises:
+            ModelError: images and placeholders do not match.
+        """
+        if visual_tokens is None and images is not None:
+            if images_aux is None:
+                raise ModelError("images were given without images_aux: MGM needs both resolutions of each image.")
+            visual_tokens = self.model.encode_images(images, images_aux)
+        safe_ids = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0)
+        text = self.model.embed_tokens(safe_ids).flatten(0, 1)  # (B*T, D), scaled by embed_tokens itself
+        sources = [text]
+        if visual_tokens is None:
+            if bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+                raise ModelError(
+                    f"input_ids hold {IMAGE_TOKEN_INDEX} (an image) but no images were given.",
+                    advice="Pass images and images_aux, or visual_tokens.",
+                )
+            n_images, tokens_per_image = len(input_ids), 0  # nothing to insert, nothing to consume
+        else:
+            n_images, tokens_per_image = visual_tokens.shape[:2]
+            scale = self.model.embed_tokens.embed_scale.to(text.dtype)
+            sources.append(visual_tokens.to(text).flatten(0, 1) * scale)
+        sources.append(text.new_zeros(1, text.shape[-1]))
+        plan = plan_merge(
+            input_ids,
+            attention_mask,
+            labels,
+            n_images=n_images,
+            tokens_per_image=tokens_per_image,
+            max_length=max_length or self.config.tokenizer_model_max_length,
+            padding_side=padding_side or self.config.tokenizer_padding_side,
+        )
+        return torch.cat(sources)[plan.index], plan.attention_mask, plan.labels
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        images: Tensor | Sequence[Tensor] | None = None,
+        images_aux: Tensor | Sequence[Tensor] | None = None,
+        visual_tokens: Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The official convention: `.logits` (B, L, vocabulary, fp32) and `.loss` over the merged sequence.
+
+        Args:
+            input_ids: (B, T) with `IMAGE_TOKEN_INDEX` once for each image.
+            images, images_aux, visual_tokens: see `merge`.
+            labels: (B, T); the loss is the mean over supervised tokens (0 where there is none).
+            logits_to_keep: only the last N positions go through the head; 0: all.
+        """
+        has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if inputs_embeds is None and not has_past:
+            inputs_embeds, attention_mask, merged = self.merge(
+                input_ids,
+                attention_mask,
+                labels,
+                images=images,
+                images_aux=images_aux,
+                visual_tokens=visual_tokens,
+            )
+            labels = merged if labels is not None else None
+            input_ids = None
+        outputs = self.model(
+            input_ids=input_ids if inputs_embeds is None else None,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:]).float()
+        loss = None
+        if labels is not None:
+            target = labels[:, 1:].flatten()
+            total = F.cross_entropy(logits[:, :-1].flatten(0, 1), target, ignore_index=IGNORE_INDEX, reduction="sum")
+            loss = total / (target != IGNORE_INDEX).sum().clamp(min=1)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def loss(self, batch: Mapping[str, Any], normalizer: float | None = None) -> Tensor:
+        """Training loss: summed cross-entropy of the supervised tokens over `normalizer`.
+
+        The head runs at supervised positions only. Equal to `forward(...).loss` when `normalizer` is None.
+
+        Args:
+            batch: `input_ids`, `attention_mask`, `labels` (B, T), and `images` + `images_aux` or `visual_tokens`.
+            normalizer: number to divide by; None: the supervised tokens of this batch (at least 1).
+        """
+        inputs_embeds, attention_mask, labels = self.merge(
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            batch["labels"],
+            images=batch.get("images"),
+            images_aux=batch.get("images_aux"),
+            visual_tokens=batch.get("visual_tokens"),
+        )
+        hidden = self.model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        target = labels[:, 1:].flatten()
+        kept = (target != IGNORE_INDEX).nonzero().squeeze(1)
+        total = self.lm_head(hidden[:, :-1].flatten(0, 1)[kept], target[kept])
+        return total / (max(kept.numel(), 1) if normalizer is None else normalizer)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        images: Tensor | Sequence[Tensor] | None = None,
+        images_aux: Tensor | Sequence[Tensor] | None = None,
+        visual_tokens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Answers to a batch of prompts: greedy with a KV cache unless `kwargs` (transformers' own) say otherwise.
+
+        Args:
+            input_ids: (B, T) prompts, padded on any side.
+            attention_mask: (B, T), True where a token is real; None: all are.
+            images, images_aux, visual_tokens: see `merge`.
+            kwargs: `max_new_tokens`, `eos_token_id`, `do_sample`, ... of `GenerationMixin.generate`.
+
+        Returns:
+            (B, new tokens): each row ends at its first stop token and is filled up with the padding token.
+        """
+        if "inputs_embeds" in kwargs:
+            return super().generate(attention_mask=attention_mask, **kwargs)
+        inputs_embeds, mask, _ = self.merge(
+            input_ids,
+            attention_mask,
+            images=images,
+            images_aux=images_aux,
+            visual_tokens=visual_tokens,
+            padding_side="left",
+        )
+        settings = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": self.config.pad_token_id}
+        return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **(settings | kwargs))
+
+
+class LossModule(nn.Module):
+    """Makes `model.loss` the forward of a module, so that the hooks of DDP and DeepSpeed fire around it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Any], normalizer: float | None = None) -> Tensor:
+        return self.model.loss(batch, normalizer)
+
+
+def _stacked(images: Tensor | Sequence[Tensor], name: str) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) != 1:
+        raise ModelError(f"{name}: the images of one batch must have one shape, these have {sorted(shapes)}.")
+    return torch.stack(list(images))
+
+
+AutoConfig.register("mgm_gemma", MGMConfig, exist_ok=True)
+AutoModel.register(MGMConfig, MGMModel, exist_ok=True)
+AutoModelForCausalLM.register(MGMConfig, MGMForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(MGMConfig, MGMForConditionalGeneration, exist_ok=True)

@@ -1,0 +1,48 @@
+"""Patch info mining: each low-resolution patch asks the high-resolution pixels below it for detail.
+
+Li et al., "Mini-Gemini" (arXiv 2403.18814), section 3.2; official code mgm/model/mgm_arch.py `unified_resampler`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def regions(high: Tensor, side: int) -> Tensor:
+    """Cuts a map into side x side regions: (B, C, H, W) -> (B, side², (H/side)(W/side), C), row-major.
+
+    Raises:
+        ValueError: the map's sides are not multiples of `side`.
+    """
+    batch, channels, height, width = high.shape
+    if height % side or width % side:
+        raise ValueError(
+            f"A high-resolution map of {height} x {width} cannot be cut into {side} x {side} regions: "
+            f"image_size_aux / 4 must be a multiple of the CLIP tower's {side} patches a side."
+        )
+    h, w = height // side, width // side
+    high = high.permute(0, 2, 3, 1).reshape(batch, side, h, side, w, channels)
+    return high.permute(0, 1, 3, 2, 4, 5).reshape(batch, side * side, h * w, channels)
+
+
+def mine(low: Tensor, high: Tensor, query: nn.Module, aux: nn.Module, val: nn.Module) -> Tensor:
+    """Attention of each patch over its own region, added by the caller to `low` before the projector.
+
+    `mined = softmax(Q Kᵀ / sqrt(C)) V` with Q = query(low) and K = aux(high), V = val(high) of the same region.
+
+    Args:
+        low: (B, n², C) patch features of the CLIP tower.
+        high: (B, C', H, W) map of the ConvNeXt tower; H and W multiples of n.
+        query, aux, val: LayerNorm and Linear into C.
+
+    Returns:
+        (B, n², C).
+    """
+    side = round(low.shape[1] ** 0.5)
+    high = regions(high, side)  # (B, n², k², C')
+    q = query(low)[:, :, None]  # (B, n², 1, C)
+    k = aux(high)  # (B, n², k², C)
+    v = val(high)
+    attention = torch.nan_to_num(q @ (k.transpose(-1, -2) / (q.shape[-1] ** 0.5)))
+    return (attention.softmax(-1) @ v).mean(2)
