@@ -1,0 +1,386 @@
+"""The story of one run: curate -> align -> instruct -> evaluate -> record.
+
+Every stage goes through the store: what was made before under the same key is reused, what was interrupted continues
+from inside, and two processes that need the same stage make it once. Read :meth:`Experiment.story` first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgm_exp import stages
+from mgm_exp.config import AdapterKind, ExperimentConfig, plain
+from mgm_exp.errors import Interrupted, MgmError
+from mgm_exp.preflight import Preflight, check
+from mgm_exp.record import Recorder, explain, open_recorder, redact
+from mgm_exp.signals import stop_on_signals
+from mgm_exp.store import Lease, StageOutput, Store, hard_link_or_copy, link_tree, write_atomic, write_json_atomic
+
+SCHEMA_VERSION = 1
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    command: list[str],
+    overrides: list[str],
+    sweep: str | None = None,
+) -> dict[str, Any]:
+    """Runs one experiment in its folder and records it, whatever happens.
+
+    Args:
+        config: The checked configuration.
+        run_dir: The run's folder; an unfinished run of the same configuration in it is continued.
+        command: The command line, for the manifest.
+        overrides: What the command line changes, for the tracker's tags.
+        sweep: Name of the sweep that this run belongs to.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        Interrupted: a signal stopped the run; its state is saved.
+        MgmError: the run failed; ``result.json`` says why.
+    """
+    run_dir = Path(run_dir).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lease = Lease(run_dir / ".lease")
+    lease.acquire(wait=False)
+    try:
+        with stop_on_signals():
+            return Experiment(config, run_dir, command, overrides, sweep).run()
+    finally:
+        lease.release()
+
+
+class Experiment:
+    """One run: its configuration, its folder, and what became of its stages."""
+
+    def __init__(
+        self, config: ExperimentConfig, run_dir: Path, command: list[str], overrides: list[str], sweep: str | None
+    ) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.store = Store(Path(config.paths.store))
+        self.started = time.time()
+        self.outputs: dict[str, StageOutput] = {}
+        self.metrics: dict[str, float] = {}
+        self.eval_keys: dict[str, Any] = {}
+        self.trained: dict[str, Any] = {}
+        self.manifest: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": f"{run_dir.parent.name}-{run_dir.name}-{stages.config_hash(config)[:8]}",
+            "config_hash": stages.config_hash(config),
+            "command": redact(command),
+            "seed": config.seed,
+            "stages": [],
+            "data": {"name": config.data.name, "fingerprint": None, "n_train": None},
+            "model": {"name": config.model.name, "fingerprint": None, "n_parameters": None},
+            "trainable": {"n_lora": 0, "n_other": 0, "n_total": 0, "patterns": []},
+            "started_at": _now(),
+            "ended_at": None,
+        }
+        write_atomic(run_dir / "config.yaml", yaml.safe_dump(redact(plain(config)), sort_keys=False))
+        self.recorder: Recorder = open_recorder(
+            config, run_dir, run_id=self.manifest["run_id"], overrides=overrides, sweep=sweep
+        )
+
+    def run(self) -> dict[str, Any]:
+        """The story, and its record: a run that fails leaves a ``result.json`` with cause and advice."""
+        try:
+            with self.recorder:
+                try:
+                    self.story()
+                except BaseException as error:
+                    interrupted = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
+                    self._finish("interrupted" if interrupted else "failed", error)
+                    raise
+                return self._finish("completed", None)
+        except KeyboardInterrupt as error:
+            raise Interrupted("Stopped by Ctrl-C; the same command continues.") from error
+
+    def story(self) -> None:
+        """Curate -> align -> instruct -> evaluate; what each one needs is what the one before it left."""
+        found = check(self.config)
+        self._note_environment(found)
+        curated = self._curate(found)
+        aligned = self._align(found, curated)
+        tuned = self._instruct(found, curated, aligned)
+        self._keep_model(tuned)
+        for name in self.config.eval.benchmarks:
+            self._evaluate(found, name, curated, aligned, tuned)
+
+    # -- stages ------------------------------------------------------------------------------------------------
+
+    def _curate(self, found: Preflight) -> StageOutput:
+        """Usable rows of both stages, from the user's files or the generated demo data."""
+        from mgm_exp import curate
+
+        config, sources = self.config, found.sources
+        demo = None
+        if found.needs_demo:
+            demo = self._produce(
+                "demo", stages.demo_payload(config), lambda work: curate.make_demo(config, work, self.recorder)
+            )
+        recaption = None
+        if config.data.recaption and not config.data.recaptioned_path:
+            payload = stages.recaption_payload(config, sources, demo and demo.key)
+            recaption = self._produce(
+                "recaption", payload, lambda work: curate.recaption(config, work, demo and demo.path, self.recorder)
+            )
+        payload = stages.curate_payload(config, sources, demo and demo.key, recaption and recaption.key)
+        curated = self._produce(
+            "curate",
+            payload,
+            lambda work: curate.curate(
+                config, work, demo and demo.path, recaption and recaption.path, found.model_folder, self.recorder
+            ),
+        )
+        report = curated.meta
+        self.manifest["data"].update(fingerprint=report["fingerprint"], n_train=report["instruct"]["kept"])
+        self.recorder.say(curate.in_words(report))
+        return curated
+
+    def _align(self, found: Preflight, curated: StageOutput) -> StageOutput | None:
+        """Stage 1: projector and mining learn to speak to the LLM, on captions."""
+        if self.config.train.align.max_steps == 0:
+            self.recorder.say("align: skipped (train.align.max_steps=0); the checkpoint's connector is used as it is")
+            return None
+        payload = stages.align_payload(self.config, found.sources, curated.key)
+        return self._train("align", payload, found, curated, None, None)
+
+    def _instruct(self, found: Preflight, curated: StageOutput, aligned: StageOutput | None) -> StageOutput:
+        """Stage 2: the adapter (or the whole LLM) learns to answer, on conversations."""
+        from mgm_exp import train
+
+        config = self.config
+        align_key = aligned and aligned.key
+        features = None
+        if config.train.cache_visual_tokens:
+            self.recorder.say(
+                "instruct: the connector is frozen and visual tokens are computed once "
+                "(train.freeze_connector, train.cache_visual_tokens); the official recipe trains it here too"
+            )
+            job = self._job("features", found, curated, aligned, None)
+            features = self._produce(
+                "features",
+                stages.features_payload(config, found.sources, align_key, curated.key),
+                lambda work: train.encode_images_once(job(work), on_progress=self.recorder.progress),
+            )
+        payload = stages.instruct_payload(config, found.sources, align_key, curated.key)
+        tuned = self._train("instruct", payload, found, curated, aligned, features)
+        summary = tuned.meta
+        self.trained = summary
+        self.manifest["trainable"] = summary["trainable"]
+        self.manifest["model"]["n_parameters"] = summary["n_parameters"]
+        return tuned
+
+    def _evaluate(
+        self,
+        found: Preflight,
+        name: str,
+        curated: StageOutput,
+        aligned: StageOutput | None,
+        tuned: StageOutput,
+    ) -> None:
+        """One benchmark on the trained model; the demo also on what came before it, and without eyes."""
+        from mgm_exp import evaluation
+
+        config, run_dir = self.config, self.run_dir
+        demo = self.outputs.get("demo")
+        benchmark = evaluation.open_benchmark(name, config, demo and demo.path)
+        arms: list[tuple[str | None, str, StageOutput | None]] = [(None, "the trained model", tuned)]
+        if evaluation.wants_baselines(name, config):
+            arms.append(("baseline_aligned", "aligned only", aligned))
+            arms.append(("baseline_base", "untouched base", None))
+        for metric, label, weights in arms:
+            if metric == "baseline_aligned" and weights is None:
+                continue
+            payload = stages.evaluate_payload(config, found.sources, weights and weights.key, benchmark.fingerprint())
+            scored = self._produce(
+                "evaluate",
+                payload,
+                lambda work, weights=weights, label=label: evaluation.evaluate_weights(  # type: ignore[misc]
+                    config, benchmark, weights and weights.path, found, work, label, self.recorder
+                ),
+                label=f"evaluate[{name}] {label}",
+            )
+            if metric is None:
+                self.metrics.update(scored.meta["metrics"])
+                self.eval_keys[name] = scored.meta["eval_key"]
+                (run_dir / "predictions").mkdir(exist_ok=True)
+                hard_link_or_copy(scored.path / "predictions.jsonl", run_dir / "predictions" / f"{name}.jsonl")
+                self.recorder.predictions(
+                    name, run_dir / "predictions" / f"{name}.jsonl", benchmark.image_root, scored.meta["metrics"]
+                )
+            else:
+                self.metrics[f"{name}/{metric}"] = scored.meta["metrics"][f"{name}/accuracy"]
+        if evaluation.wants_baselines(name, config):
+            guess = evaluation.question_only_accuracy(benchmark, curated.path / "instruct.jsonl")
+            self.metrics[f"{name}/baseline_question_only"] = guess
+
+    # -- how a stage is made, shared and recorded -------------------------------------------------------------
+
+    def _produce(
+        self, stage: str, payload: stages.Payload, make: Callable[[Path], dict[str, Any]], *, label: str = ""
+    ) -> StageOutput:
+        """Takes the stage from the store, or makes it; says which, and notes it in the manifest."""
+        name = label or stage
+        self.recorder.stage(name)
+        output = self.store.produce(
+            stage,
+            stages.key_of(stage, payload),
+            make,
+            inputs=payload,
+            on_wait=lambda why: self.recorder.say(f"{name}: waiting, {why}"),
+        )
+        self.outputs.setdefault(stage, output)
+        self.manifest["stages"].append(
+            {"name": name, "key": output.key, "reused": output.reused, "seconds": round(output.seconds, 3)}
+        )
+        self.recorder.say(
+            f"{name}: reused {output.key} ({output.seconds:.1f} s saved)"
+            if output.reused
+            else f"{name}: made {output.key} in {output.seconds:.1f} s"
+        )
+        self._write_manifest()
+        return output
+
+    def _job(
+        self,
+        stage: str,
+        found: Preflight,
+        curated: StageOutput,
+        aligned: StageOutput | None,
+        features: StageOutput | None,
+    ) -> Callable[[Path], Any]:
+        from mgm_exp.train import TrainJob
+
+        rows = "align" if stage == "align" else "instruct"
+        return lambda work: TrainJob(
+            stage=stage,
+            config=plain(self.config),
+            records=curated.path / f"{rows}.jsonl",
+            image_root=Path(curated.meta[rows]["image_root"]),
+            connector=aligned.path / "connector.safetensors" if aligned else None,
+            visual_tokens=features.path if features else None,
+            work=work,
+        )
+
+    def _train(
+        self,
+        stage: str,
+        payload: stages.Payload,
+        found: Preflight,
+        curated: StageOutput,
+        aligned: StageOutput | None,
+        features: StageOutput | None,
+    ) -> StageOutput:
+        """One trained stage: its rows appear in the run's ``metrics.jsonl`` while it runs, or when it is reused."""
+        from mgm_exp import train
+
+        job = self._job(stage, found, curated, aligned, features)
+
+        def make(work: Path) -> dict[str, Any]:
+            summary = train.run_stage(
+                job(work),
+                on_start=lambda total, rows: self.recorder.stage_started(stage, total, rows),
+                on_row=self.recorder.row,
+                on_checkpoint=lambda folder: self._keep_checkpoint(stage, folder),
+                say=self.recorder.say,
+            )
+            return summary.to_dict()
+
+        output = self._produce(stage, payload, make)
+        if output.reused:
+            rows = _json_lines(output.path / "metrics.jsonl")
+            self.recorder.stage_started(stage, int(output.meta["steps"]), rows)
+        self.recorder.stage_finished(stage, output.meta, reused=output.reused)
+        return output
+
+    # -- what the run folder keeps ----------------------------------------------------------------------------
+
+    def _keep_checkpoint(self, stage: str, folder: Path) -> None:
+        """Hard-links a finished checkpoint into the run folder and drops links to those that were pruned."""
+        kept = self.run_dir / "checkpoints" / stage
+        link_tree(folder, kept / folder.name)
+        alive = {path.name for path in folder.parent.iterdir()}
+        for old in kept.iterdir():
+            if old.name not in alive:
+                _remove(old)
+
+    def _keep_model(self, tuned: StageOutput) -> None:
+        """The trained model lies in the run folder itself, so that the folder can be moved or archived alone."""
+        kind = "model" if self.config.adapter.kind is AdapterKind.full else "adapter"
+        target = self.run_dir / kind
+        if not target.exists():
+            link_tree(tuned.path / kind, target)
+
+    def _note_environment(self, found: Preflight) -> None:
+        from mgm_exp.record import collect_environment
+
+        self.manifest.update(collect_environment())
+        self.manifest["device"] = {**_mapping(self.manifest.get("device")), "type": found.sources.device}
+        self.manifest["model"].update(fingerprint=found.sources.model)
+        self._write_manifest()
+        for line in found.notes:
+            self.recorder.say(line)
+
+    def _write_manifest(self) -> None:
+        write_json_atomic(self.run_dir / "manifest.json", self.manifest)
+
+    def _finish(self, status: str, error: BaseException | None) -> dict[str, Any]:
+        """Writes ``manifest.json`` and ``result.json`` and closes the tracker."""
+        config = self.config
+        self.manifest["ended_at"] = _now()
+        if "git" not in self.manifest:
+            from mgm_exp.record import collect_environment
+
+            self.manifest.update(collect_environment())
+        self._write_manifest()
+        objective = config.sweep.objective or f"{config.eval.benchmarks[0]}/accuracy"
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.manifest["run_id"],
+            "status": status,
+            "metrics": self.metrics,
+            "eval_keys": self.eval_keys,
+            "objective": self.metrics.get(objective),
+            "steps": self.trained.get("steps", 0),
+            "wall_s": round(time.time() - self.started, 3),
+            "train_tokens_per_s": self.trained.get("train_tokens_per_s"),
+            "peak_memory_gib": self.trained.get("peak_memory_gib"),
+            "trainable_parameters": self.manifest["trainable"]["n_total"] or None,
+            "error": explain(error) if error is not None and status == "failed" else None,
+        }
+        if status == "interrupted" and isinstance(error, MgmError):
+            result["error"] = explain(error)
+        write_json_atomic(self.run_dir / "result.json", result)
+        self.recorder.finish(result)
+        return result
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {} if value is None else {"name": value}
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

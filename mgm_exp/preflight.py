@@ -1,0 +1,275 @@
+"""Looks before the run leaps: everything that can be found wrong in a second is found before anything is computed.
+
+Checks the device, the packages that the configuration needs, the model folder, the data files and the benchmark files,
+and takes the fingerprints that the keys of the stages are made of.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgm_exp.config import Attention, Device, ExperimentConfig, Precision
+from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, ModelError
+from mgm_exp.stages import Sources
+from mgm_exp.store import cached_tree_fingerprint, file_sha256
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found.
+
+    Args:
+        sources: Fingerprints of everything that enters from outside, device and attention that will be used.
+        model_folder: The checkpoint folder, resolved.
+        needs_demo: Whether the generated demo data is used for training or evaluation.
+        notes: Sentences for the log.
+    """
+
+    sources: Sources
+    model_folder: Path
+    needs_demo: bool
+    notes: tuple[str, ...]
+
+
+def check(config: ExperimentConfig) -> Preflight:
+    """Checks everything that can be checked without computing.
+
+    Raises:
+        UserError: naming what is missing, what was looked for, and what to do.
+    """
+    device = resolve_device(config.device, config.devices)
+    _check_packages(config)
+    _check_precision(config, device)
+    folder = model_folder(config)
+    data = config.data
+    align = _source_file(data.path, "data.path") if data.path else None
+    align_root = _root(data.image_root, align, "data.image_root")
+    instruct_path = data.instruct.path or data.path
+    instruct = _source_file(instruct_path, "data.instruct.path") if instruct_path else None
+    instruct_root = instruct_image_root(config)
+    _check_benchmarks(config)
+    recaptioned = _source_file(data.recaptioned_path, "data.recaptioned_path") if data.recaptioned_path else None
+    needs_demo = align is None or instruct is None or "demo" in config.eval.benchmarks
+    captioner = None
+    if data.recaption and recaptioned is None:
+        captioner = _captioner_fingerprint(config)
+    notes = [f"device: {device}, {config.devices} process(es)", f"model: {config.model.name} from {folder.name}/"]
+    if config.model.path is None and config.model.name == "tiny":
+        notes.append("this is a demo: the tiny model and its data are generated; its scores say nothing of MGM-2B")
+    if needs_demo and align is not None and "demo" in config.eval.benchmarks:
+        notes.append(
+            "evaluation uses the generated demo questions (eval.benchmarks=[demo]), which your own data does not "
+            "teach; give eval=textvqa and its files for a real score"
+        )
+    return Preflight(
+        sources=Sources(
+            model=_model_fingerprint(config, folder),
+            align=_data_fingerprint(align, align_root),
+            instruct=_data_fingerprint(instruct, instruct_root),
+            captioner=captioner,
+            recaptioned=_data_fingerprint(recaptioned, align_root),
+            device=device,
+            attention=_attention(config, device),
+        ),
+        model_folder=folder,
+        needs_demo=needs_demo,
+        notes=tuple(notes),
+    )
+
+
+def resolve_device(wanted: Device, devices: int) -> str:
+    """``cpu`` or ``cuda``; asking for a GPU that is not there is an error, not a slow run.
+
+    Raises:
+        MissingDependencyError: no GPU, or fewer than ``devices``.
+    """
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is Device.cpu or (wanted is Device.auto and not there):
+        return "cpu"
+    if not there:
+        raise MissingDependencyError(
+            f"device=cuda was given, but torch {torch.__version__} sees no GPU.",
+            advice="Use device=cpu (or auto), or install a CUDA build of torch and check nvidia-smi.",
+        )
+    if devices > there:
+        raise MissingDependencyError(
+            f"devices={devices} was given, but torch sees {there} GPU(s).", advice=f"Use devices={there} or fewer."
+        )
+    return "cuda"
+
+
+def model_folder(config: ExperimentConfig) -> Path:
+    """The checkpoint folder: ``model.path``, or the tiny base that is shipped.
+
+    Raises:
+        ModelError: the folder is not there or holds no config.json.
+    """
+    if config.model.path is None:
+        if config.model.name != "tiny":
+            raise ModelError(
+                f"model={config.model.name} needs a checkpoint folder and model.path is not set.",
+                advice=f"Give model.path=/folder/of/{config.model.name} (config.json and safetensors files).",
+            )
+        return Path(__file__).parent / "model" / "tiny"
+    folder = Path(config.model.path).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"model.path={config.model.path} is not a folder.", advice="Check the path.")
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.path={config.model.path} holds no config.json, so it is not a checkpoint folder.",
+            advice="Give the folder with config.json, the tokenizer and the safetensors files.",
+        )
+    return folder.resolve()
+
+
+def align_image_root(config: ExperimentConfig) -> Path | None:
+    """Folder that the image paths of ``data.path`` are relative to; None for the demo data."""
+    if config.data.path is None:
+        return None
+    return _root(config.data.image_root, Path(config.data.path), "data.image_root")
+
+
+def instruct_image_root(config: ExperimentConfig) -> Path | None:
+    """Folder that the image paths of the instruct rows are relative to; None for the demo data."""
+    instruct = config.data.instruct
+    if instruct.path is None:
+        return align_image_root(config) if instruct.image_root is None else Path(instruct.image_root).expanduser()
+    return _root(instruct.image_root, Path(instruct.path), "data.instruct.image_root")
+
+
+def _source_file(path: str, key: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        kind = "is a folder" if file.is_dir() else "is not there"
+        raise DataError(
+            f"{key}={path} {kind}; a file of rows is needed (LLaVA/MGM .json or Data-Juicer .jsonl).",
+            advice=f"Check the path, or leave {key} out to use the generated demo data.",
+        )
+    if file.stat().st_size == 0:
+        raise DataError(f"{key}={path} is empty (0 bytes).", advice="Give a file that holds rows.")
+    return file
+
+
+def _root(given: str | None, rows: Path | None, key: str) -> Path | None:
+    if rows is None:
+        return None
+    root = Path(given).expanduser() if given else rows.parent
+    if not root.is_dir():
+        raise DataError(
+            f"{key}={root} is not a folder.", advice="It is the folder that the rows' image paths are relative to."
+        )
+    return root.resolve()
+
+
+def _check_packages(config: ExperimentConfig) -> None:
+    if config.zero.stage and importlib.util.find_spec("deepspeed") is None:
+        raise MissingDependencyError(
+            f"zero={config.zero.stage} needs DeepSpeed, which is not installed in this environment.",
+            advice="pip install deepspeed, or use zero=none (plain PyTorch).",
+        )
+    if config.model.attn_implementation is Attention.flash_attention_2 and importlib.util.find_spec("flash_attn") is None:
+        raise MissingDependencyError(
+            "model.attn_implementation=flash_attention_2 needs the package flash-attn, which is not installed.",
+            advice="pip install 'mgm-exp[cuda]' on a machine with CUDA, or use sdpa (or auto).",
+        )
+
+
+def _check_precision(config: ExperimentConfig, device: str) -> None:
+    if device == "cpu" and config.train.precision is Precision.fp16:
+        raise ConfigError("train.precision=fp16 needs a GPU, and none is used here; use fp32 or bf16 on the CPU.")
+    if device == "cpu" and config.model.attn_implementation is Attention.flash_attention_2:
+        raise MissingDependencyError(
+            "model.attn_implementation=flash_attention_2 runs on GPUs only, and this run uses the CPU.",
+            advice="Use sdpa, eager or auto.",
+        )
+
+
+def _attention(config: ExperimentConfig, device: str) -> str:
+    if config.model.attn_implementation is not Attention.auto:
+        return config.model.attn_implementation.value
+    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    return "flash_attention_2" if flash and config.train.precision is not Precision.fp32 else "sdpa"
+
+
+def _check_benchmarks(config: ExperimentConfig) -> None:
+    if "textvqa" not in config.eval.benchmarks:
+        return
+    files = config.eval.textvqa
+    needed = {"questions": files.questions, "annotations": files.annotations, "images": files.images}
+    unset = [f"eval.textvqa.{key}" for key, value in needed.items() if value is None]
+    if unset:
+        raise ConfigError(
+            f"eval.benchmarks holds textvqa, but {', '.join(unset)} is not set; they are the LLaVA question JSONL, "
+            "TextVQA_0.5.1_val.json and the folder of images. Give them, or use eval=demo."
+        )
+    for key, value in needed.items():
+        path = Path(str(value)).expanduser()
+        if not (path.is_dir() if key == "images" else path.is_file()):
+            raise DataError(
+                f"eval.textvqa.{key}={value} is not a {'folder' if key == 'images' else 'file'}.",
+                advice="docs/evaluation.md says which files these are and where they come from.",
+            )
+
+
+def _model_fingerprint(config: ExperimentConfig, folder: Path) -> str:
+    """Hash of the checkpoint folder and of the towers given beside it (files that a loader may read, no others)."""
+    folders = [folder]
+    for key in ("vision_tower", "vision_tower_aux"):
+        given = getattr(config.model, key)
+        if given is None:
+            continue
+        tower = Path(given).expanduser()
+        if not tower.is_dir():
+            raise ModelError(f"model.{key}={given} is not a folder.", advice="Give the folder of the tower's files.")
+        folders.append(tower)
+    cache = Path(config.paths.store) / "fingerprints.json"
+    return cached_tree_fingerprint(folders, cache)
+
+
+def _captioner_fingerprint(config: ExperimentConfig) -> str:
+    from mgm_exp.data.captioner import DEMO_CAPTIONER
+
+    path = config.data.captioner.path
+    if path is None and config.data.path is not None:
+        raise ConfigError(
+            "data=blip2 with your own data.path needs data.captioner.path=/folder/of/blip2 (the demo captioner knows "
+            "generated scenes only), or data.recaptioned_path=FILE with captions made elsewhere."
+        )
+    folder = DEMO_CAPTIONER if path is None else Path(path).expanduser()
+    if not folder.is_dir() or not (folder / "config.json").is_file():
+        raise ModelError(
+            f"data.captioner.path={path} is not a model folder (no config.json in it).",
+            advice="Give a local BLIP-2 folder in transformers format.",
+        )
+    return cached_tree_fingerprint([folder], Path(config.paths.store) / "fingerprints.json")
+
+
+def _data_fingerprint(file: Path | None, root: Path | None) -> str | None:
+    """The rows' bytes and, for each image they name, its size and modification time."""
+    if file is None or root is None:
+        return None
+    from mgm_exp.data import source_fingerprint
+
+    return source_fingerprint(file, root)
+
+
+def writable(folder: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"paths.root={folder} cannot be made: {error.strerror}. Give a folder you may write.") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"paths.root={folder} cannot be written by this user. Give a folder you may write.")
+
+
+__all__ = ["Preflight", "align_image_root", "check", "file_sha256", "instruct_image_root", "model_folder", "writable"]

@@ -1,0 +1,43 @@
+"""Turns the signals that ask a run to stop into an exception, so that every stage can leave its state in order.
+
+Training installs handlers of its own while it runs (it finishes the step and saves first); everywhere else the work at
+hand is safe to break off, because whatever is written is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mgm_exp.errors import Interrupted
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raises :class:`Interrupted` in the main thread on the first stop signal; a second one ends the process at once.
+
+    Outside the main thread (notebooks, servers) Python cannot install handlers: nothing is changed there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for stop_signal in STOP_SIGNALS:
+            signal.signal(stop_signal, signal.SIG_DFL)
+        raise Interrupted(
+            f"Stopped by {signal.Signals(number).name}; what was finished is saved.",
+            advice="The same command continues from there.",
+        )
+
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,183 @@
+"""What determines the output of each stage.
+
+The key of a stage is the hash of its payload: the keys of its inputs, its own settings, the seed and the engine. Two
+runs whose payloads are equal share the stage. What stands in no payload (names, paths, tracker, checkpoint intervals,
+loader workers) must not change an output; ``tests/test_stages.py`` says for each config key which stages it belongs to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mgm_exp.config import ExperimentConfig, plain
+from mgm_exp.store import fingerprint, stage_key
+
+# Bumped by hand when the code of a stage changes what it writes.
+STAGE_VERSION = {"demo": 1, "recaption": 1, "curate": 1, "align": 1, "features": 1, "instruct": 1, "evaluate": 1}
+
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Fingerprints (SHA-256, hex) of everything that enters an experiment from outside.
+
+    Args:
+        model: Checkpoint folder with towers and tokenizer.
+        align: Pairs of the align stage, images included; None: the demo data.
+        instruct: Conversations of the instruct stage, images included; None: the demo data.
+        captioner: Folder of the captioner; None where nothing is recaptioned.
+        recaptioned: A recaptioned file given by path.
+        device: ``cpu`` or ``cuda``.
+        attention: The attention implementation that will run.
+    """
+
+    model: str
+    align: str | None
+    instruct: str | None
+    captioner: str | None
+    recaptioned: str | None
+    device: str
+    attention: str
+
+
+def config_hash(config: ExperimentConfig) -> str:
+    """Hash of all that defines the experiment: two runs with equal hashes are the same experiment."""
+    values = plain(config)
+    for key in ("name", "paths", "tracker", "sweep", "trial"):
+        values.pop(key, None)
+    values["train"].pop("checkpoint", None)
+    return fingerprint(values)[:16]
+
+
+def key_of(stage: str, payload: Payload) -> str:
+    """The key under which the output of ``stage`` lies in the store."""
+    return stage_key(stage, STAGE_VERSION[stage], payload)
+
+
+def demo_payload(config: ExperimentConfig) -> Payload:
+    """The generated demo data: number of images and seed; the generator's version is the stage version."""
+    return {"images": config.data.demo_images, "seed": config.data.demo_seed}
+
+
+def recaption_payload(config: ExperimentConfig, sources: Sources, demo: str | None) -> Payload:
+    """New captions: only the source and the captioner, so that another model does not recaption."""
+    return {
+        "source": sources.align or demo,
+        "captioner": sources.captioner,
+        "batch_size": config.data.captioner.batch_size,
+        "max_megapixels": config.data.max_megapixels,
+        "max_samples": config.data.max_samples,
+        "device": sources.device,
+    }
+
+
+def curate_payload(config: ExperimentConfig, sources: Sources, demo: str | None, recaption: str | None) -> Payload:
+    """Usable rows of both stages: sources, policies, and what decides whether a label remains."""
+    data = config.data
+    return {
+        "align": recaption or sources.recaptioned or sources.align or demo,
+        "align_images": sources.align or demo,
+        "instruct": sources.instruct or demo,
+        "bad_rows": data.bad_rows.value,
+        "max_bad_share": data.max_bad_share,
+        "max_megapixels": data.max_megapixels,
+        "max_samples": data.max_samples,
+        "max_length": [config.train.align.max_length, config.train.max_length],
+        "model": sources.model,
+    }
+
+
+def align_payload(config: ExperimentConfig, sources: Sources, curate: str) -> Payload:
+    """Stage 1: its own section, the optimizer settings it shares with stage 2, seed and engine."""
+    return {
+        "curate": curate,
+        "section": _length_of_training(plain(config.train.align)),
+        "optimizer": _shared_optimizer(config),
+        **_run(config, sources),
+    }
+
+
+def features_payload(config: ExperimentConfig, sources: Sources, align: str | None, curate: str) -> Payload:
+    """Visual tokens of the training images under a frozen connector; the batch size belongs to the bits."""
+    return {
+        "align": align,
+        "curate": curate,
+        "aspect": config.train.image_aspect.value,
+        "batch_size": config.train.micro_batch_size,
+        **_run(config, sources),
+    }
+
+
+def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | None, curate: str) -> Payload:
+    """Stage 2: the adapter, its training settings, seed and engine."""
+    section = plain(config.train)
+    for key in ("name", "align", "default_lr", "checkpoint", "workers"):
+        section.pop(key)
+    if config.train.freeze_connector:
+        section.pop("projector_lr")
+    adapter = plain(config.adapter)
+    adapter.pop("name")
+    adapter["target_modules"] = sorted(adapter["target_modules"])
+    return {
+        "align": align,
+        "curate": curate,
+        "adapter": adapter,
+        "section": _length_of_training(section),
+        **_run(config, sources),
+    }
+
+
+def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | None, benchmark: str) -> Payload:
+    """One benchmark on one set of weights.
+
+    Args:
+        weights: Key of the stage that made the weights; None: the untouched base.
+        benchmark: The benchmark's own fingerprint (files, prompts, metric version).
+    """
+    return {
+        "weights": weights,
+        "benchmark": benchmark,
+        "max_questions": config.eval.max_questions,
+        "max_megapixels": config.data.max_megapixels,
+        "precision": config.train.precision.value,
+        "model": sources.model,
+        "hidden_activation": config.model.hidden_activation,
+        "attention": sources.attention,
+        "device": sources.device,
+    }
+
+
+def _run(config: ExperimentConfig, sources: Sources) -> Payload:
+    """What every trained stage depends on: weights, numerics, seed, engine."""
+    return {
+        "model": sources.model,
+        "hidden_activation": config.model.hidden_activation,
+        "seed": config.seed,
+        "precision": config.train.precision.value,
+        "engine": {
+            "zero": plain(config.zero) if config.zero.stage else None,
+            "world_size": config.devices,
+            "device": sources.device,
+            "attention": sources.attention,
+            "gradient_checkpointing": config.model.gradient_checkpointing,
+        },
+    }
+
+
+def _shared_optimizer(config: ExperimentConfig) -> Payload:
+    train = config.train
+    return {
+        "beta1": train.beta1,
+        "beta2": train.beta2,
+        "max_grad_norm": train.max_grad_norm,
+        "loss_norm": train.loss_norm.value,
+    }
+
+
+def _length_of_training(section: Payload) -> Payload:
+    """Steps override epochs: where steps are given, epochs change nothing."""
+    if section["max_steps"] is not None:
+        section = {key: value for key, value in section.items() if key != "epochs"}
+    return section

@@ -1,0 +1,289 @@
+"""For each config key: which stages it changes. A key that is in no stage must not change any output."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from mgm_exp import stages
+from mgm_exp.config import (
+    AdapterConfig,
+    AdapterKind,
+    DataConfig,
+    EvalConfig,
+    ExperimentConfig,
+    ModelConfig,
+    PathsConfig,
+    Precision,
+    TrackerConfig,
+    TrainConfig,
+    ZeroConfig,
+    from_plain,
+    plain,
+)
+
+SOURCES = stages.Sources(
+    model="m", align="a", instruct="i", captioner="c", recaptioned=None, device="cpu", attention="sdpa"
+)
+TRAINED = {"align", "features", "instruct"}
+NOTHING: set[str] = set()
+
+# Direct effects: a stage further down changes through the key of its input. What enters as a fingerprint of files
+# (paths, benchmark files) is tested with the sources below.
+AFFECTS: dict[str, set[str]] = {
+    "model.name": NOTHING,
+    "model.path": NOTHING,
+    "model.vision_tower": NOTHING,
+    "model.vision_tower_aux": NOTHING,
+    "model.attn_implementation": NOTHING,
+    "model.hidden_activation": TRAINED | {"evaluate"},
+    "model.gradient_checkpointing": TRAINED,
+    "data.name": NOTHING,
+    "data.path": NOTHING,
+    "data.image_root": NOTHING,
+    "data.recaptioned_path": NOTHING,
+    "data.instruct.path": NOTHING,
+    "data.instruct.image_root": NOTHING,
+    "data.recaption": NOTHING,
+    "data.captioner.path": NOTHING,
+    "data.captioner.batch_size": {"recaption"},
+    "data.bad_rows": {"curate"},
+    "data.max_bad_share": {"curate"},
+    "data.max_samples": {"recaption", "curate"},
+    "data.max_megapixels": {"recaption", "curate", "evaluate"},
+    "data.demo_images": {"demo"},
+    "data.demo_seed": {"demo"},
+    "adapter.name": NOTHING,
+    "adapter.kind": {"instruct"},
+    "adapter.rank": {"instruct"},
+    "adapter.alpha": {"instruct"},
+    "adapter.dropout": {"instruct"},
+    "adapter.target_modules": {"instruct"},
+    "zero.stage": TRAINED,
+    "zero.offload_optimizer": NOTHING,
+    "zero.reduce_bucket_size": NOTHING,
+    "zero.overlap_comm": NOTHING,
+    "train.name": NOTHING,
+    "train.align.lr": {"align"},
+    "train.align.epochs": {"align"},
+    "train.align.max_steps": {"align"},
+    "train.align.global_batch_size": {"align"},
+    "train.align.micro_batch_size": {"align"},
+    "train.align.warmup_ratio": {"align"},
+    "train.align.weight_decay": {"align"},
+    "train.align.max_length": {"curate", "align"},
+    "train.align.image_aspect": {"align"},
+    "train.align.group_by": {"align"},
+    "train.align.reset": {"align"},
+    "train.default_lr.full": NOTHING,
+    "train.default_lr.lora": NOTHING,
+    "train.lr": {"instruct"},
+    "train.projector_lr": {"instruct"},
+    "train.epochs": {"instruct"},
+    "train.max_steps": {"instruct"},
+    "train.global_batch_size": {"instruct"},
+    "train.micro_batch_size": {"features", "instruct"},
+    "train.warmup_ratio": {"instruct"},
+    "train.weight_decay": {"instruct"},
+    "train.beta1": {"align", "instruct"},
+    "train.beta2": {"align", "instruct"},
+    "train.max_grad_norm": {"align", "instruct"},
+    "train.max_length": {"curate", "instruct"},
+    "train.precision": TRAINED | {"evaluate"},
+    "train.image_aspect": {"features", "instruct"},
+    "train.group_by": {"instruct"},
+    "train.loss_norm": {"align", "instruct"},
+    "train.freeze_connector": {"instruct"},
+    "train.cache_visual_tokens": {"instruct"},
+    "train.workers": NOTHING,
+    "train.checkpoint.every_steps": NOTHING,
+    "train.checkpoint.every_minutes": NOTHING,
+    "train.checkpoint.keep": NOTHING,
+    "eval.name": NOTHING,
+    "eval.benchmarks": NOTHING,
+    "eval.max_questions": {"evaluate"},
+    "eval.textvqa.questions": NOTHING,
+    "eval.textvqa.annotations": NOTHING,
+    "eval.textvqa.images": NOTHING,
+    "eval.textvqa.ocr_tokens": NOTHING,
+    "eval.textvqa.batch_size": NOTHING,
+    "eval.textvqa.max_new_tokens": NOTHING,
+    "eval.demo.split": NOTHING,
+    "eval.demo.batch_size": NOTHING,
+    "eval.demo.max_new_tokens": NOTHING,
+    "eval.demo.baselines": NOTHING,
+    "tracker.mode": NOTHING,
+    "tracker.project": NOTHING,
+    "tracker.entity": NOTHING,
+    "tracker.table_rows": NOTHING,
+    "tracker.base_url": NOTHING,
+    "paths.root": NOTHING,
+    "paths.store": NOTHING,
+    "sweep.name": NOTHING,
+    "sweep.objective": NOTHING,
+    "sweep.direction": NOTHING,
+    "sweep.rerun": NOTHING,
+    "seed": TRAINED,
+    "name": NOTHING,
+    "devices": TRAINED,
+    "device": NOTHING,
+    "trial": NOTHING,
+}
+
+
+def base() -> ExperimentConfig:
+    return ExperimentConfig(
+        model=ModelConfig(name="tiny"),
+        data=DataConfig(name="raw"),
+        adapter=AdapterConfig("lora_r8", AdapterKind.lora, rank=8, alpha=16, target_modules=["q_proj", "v_proj"]),
+        zero=ZeroConfig(),
+        train=TrainConfig(name="demo", lr=1e-3, projector_lr=1e-3, precision=Precision.fp32),
+        eval=EvalConfig(name="demo", benchmarks=["demo"]),
+        tracker=TrackerConfig(),
+        paths=PathsConfig(store="outputs/store"),
+        name="run",
+    )
+
+
+def keys(config: ExperimentConfig, sources: stages.Sources = SOURCES) -> dict[str, str]:
+    """Every stage's key with the keys of its inputs held fixed: direct effects only."""
+    payloads = {
+        "demo": stages.demo_payload(config),
+        "recaption": stages.recaption_payload(config, sources, None),
+        "curate": stages.curate_payload(config, sources, None, None),
+        "align": stages.align_payload(config, sources, "curated"),
+        "features": stages.features_payload(config, sources, "aligned", "curated"),
+        "instruct": stages.instruct_payload(config, sources, "aligned", "curated"),
+        "evaluate": stages.evaluate_payload(config, sources, "tuned", "benchmark"),
+    }
+    return {stage: stages.key_of(stage, payload) for stage, payload in payloads.items()}
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+OTHER = {
+    "adapter.kind": "full",
+    "adapter.target_modules": ["q_proj"],
+    "data.bad_rows": "fail",
+    "device": "cpu",
+    "eval.benchmarks": ["textvqa"],
+    "eval.demo.split": "val",
+    "model.attn_implementation": "eager",
+    "sweep.direction": "minimize",
+    "sweep.rerun": "all",
+    "tracker.mode": "offline",
+    "train.align.group_by": "length",
+    "train.align.image_aspect": "pad",
+    "train.align.reset": "connector",
+    "train.freeze_connector": True,
+    "train.group_by": "none",
+    "train.image_aspect": "square",
+    "train.loss_norm": "official",
+    "train.precision": "bf16",
+    "train.cache_visual_tokens": True,
+    "train.warmup_ratio": 0.5,
+    "train.align.warmup_ratio": 0.5,
+    "train.beta1": 0.5,
+    "train.beta2": 0.5,
+    "adapter.dropout": 0.5,
+    "data.max_bad_share": 0.5,
+    "zero.offload_optimizer": "cpu",
+    "zero.stage": 2,
+}
+
+
+def changed(key: str, value: Any) -> Any:
+    if key in OTHER:
+        return OTHER[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value * 2 or 1
+    return "other" if isinstance(value, str) or value is None and not key.endswith(NUMERIC) else 3
+
+
+NUMERIC = ("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes")
+
+
+@pytest.mark.parametrize("key", sorted(leaves(plain(base()))))
+def test_each_config_key_changes_exactly_the_stages_it_is_declared_for(key: str) -> None:
+    assert key in AFFECTS, f"{key} is new: say in AFFECTS which stages it changes"
+    values = plain(base())
+    node = values
+    *path, last = key.split(".")
+    for part in path:
+        node = node[part]
+    node[last] = changed(key, node[last])
+    assert node[last] != leaves(plain(base()))[key]
+    other = _unchecked(values)
+    before, after = keys(base()), keys(other)
+    assert {stage for stage in before if before[stage] != after[stage]} == AFFECTS[key]
+
+
+def _unchecked(values: dict[str, Any]) -> ExperimentConfig:
+    """Typed, but not validated: single keys are changed here that only make sense together with others."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ExperimentConfig), values))
+    assert isinstance(config, ExperimentConfig)
+    return config
+
+
+def test_no_declared_key_is_gone() -> None:
+    assert set(AFFECTS) == set(leaves(plain(base())))
+
+
+@pytest.mark.parametrize(
+    ("field", "affected"),
+    [
+        ("model", {"curate", "evaluate"} | TRAINED),
+        ("align", {"recaption", "curate"}),
+        ("instruct", {"curate"}),
+        ("captioner", {"recaption"}),
+        ("recaptioned", {"curate"}),
+        ("device", {"recaption", "evaluate"} | TRAINED),
+        ("attention", {"evaluate"} | TRAINED),
+    ],
+)
+def test_each_source_changes_its_stages(field: str, affected: set[str]) -> None:
+    from dataclasses import replace
+
+    sources = replace(SOURCES, **{field: "another"})
+    before, after = keys(base()), keys(base(), sources)
+    assert {stage for stage in before if before[stage] != after[stage]} == affected
+
+
+def test_offload_is_part_of_the_engine_once_zero_is_on() -> None:
+    values = plain(base())
+    values["zero"]["stage"] = 2
+    on = copy.deepcopy(values)
+    on["zero"]["offload_optimizer"] = "cpu"
+    before, after = keys(from_plain(values)), keys(from_plain(on))
+    assert {stage for stage in before if before[stage] != after[stage]} == TRAINED
+
+
+def test_epochs_do_not_matter_where_steps_are_given() -> None:
+    values = plain(base())
+    values["train"]["max_steps"] = 10
+    more = copy.deepcopy(values)
+    more["train"]["epochs"] = 7.0
+    assert keys(from_plain(values)) == keys(from_plain(more))
+
+
+def test_config_hash_ignores_names_paths_tracker_and_checkpoint_intervals() -> None:
+    values = plain(base())
+    other = copy.deepcopy(values)
+    other["name"] = "another"
+    other["paths"]["root"] = "elsewhere"
+    other["tracker"]["project"] = "p"
+    other["train"]["checkpoint"]["keep"] = 9
+    assert stages.config_hash(from_plain(values)) == stages.config_hash(from_plain(other))
+    other["seed"] = 5
+    assert stages.config_hash(from_plain(values)) != stages.config_hash(from_plain(other))
