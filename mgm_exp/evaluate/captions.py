@@ -26,8 +26,8 @@ def _ngrams(words: Sequence[str]) -> list[NGrams]:
 def _corpus(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[list[str], list[list[str]]]]:
     if len(predictions) != len(references) or not predictions:
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} lists of references were given: a corpus score needs "
-            "as many lists as predictions, and at least one"
+            f"{len(predictions)} predictions and {len(references)} lists of references were given: a corpus score "
+            "needs as many lists as predictions, and at least one"
         )
     corpus = []
     for place, (prediction, texts) in enumerate(zip(predictions, references, strict=True)):

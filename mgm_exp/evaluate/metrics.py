@@ -48,10 +48,10 @@ _CONTRACTIONS_IN_FULL = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 _CONTRACTIONS = {
     full[:place] + full[place + 1 :]: full
-    for full in _CONTRACTIONS_IN_FULL
+    for full in _CONTRACTIONS_IN_FULL.split()
     for place, character in enumerate(full)
     if character == "'"
 } | {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
