@@ -1,0 +1,423 @@
+"""Is B better than A, by how much, and how surely? Paired statistics over per-question scores.
+
+Two runs that answered the same questions are compared question by question: most of what makes a question easy or
+hard cancels, and the same data decide gaps that an unpaired test cannot see. Questions about one image are not
+independent, so standard errors and resampling can be clustered by image.
+
+Everywhere ``a`` is the baseline, ``b`` the candidate, and a difference is mean(b) - mean(a): positive means that b is
+better. Scores are numbers in 0..1, one for each question, in the same order. Everything random is seeded.
+
+Only numpy and the standard library; no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Labels = Sequence[Hashable] | NDArray[np.generic]
+
+_NORMAL = NormalDist()
+_CHUNK_ELEMENTS = 4_000_000
+"""Random draws held at once: bounds memory to some 64 MB whatever the number of questions."""
+
+
+class Interval(NamedTuple):
+    """Both ends of a confidence interval."""
+
+    low: float
+    high: float
+
+
+class PairedDifference(NamedTuple):
+    """mean(b) - mean(a) over paired questions.
+
+    Args:
+        difference: Mean paired difference.
+        standard_error: Of the difference; clustered where clusters were given.
+        ci_low, ci_high: Normal 95 % interval.
+        n: Questions.
+        n_clusters: Clusters (images); n without clusters.
+    """
+
+    difference: float
+    standard_error: float
+    ci_low: float
+    ci_high: float
+    n: int
+    n_clusters: int
+
+
+def z_value(confidence: float) -> float:
+    """Two-sided normal quantile: 1.96 for a confidence of 0.95."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} must lie between 0 and 1, both excluded")
+    return _NORMAL.inv_cdf((1 + confidence) / 2)
+
+
+# -- one rate -------------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(k: float, n: float, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a rate; never leaves 0..1 and has a width even at 0 % and 100 %.
+
+    Args:
+        k: Right answers; may be fractional (mean score times n, which gives an interval that is rather too wide).
+        n: Questions; may be fractional (an effective number).
+
+    Raises:
+        ValueError: unless 0 <= k <= n and n > 0.
+
+    Source: Wilson 1927.
+    """
+    if not (n > 0 and 0 <= k <= n):
+        raise ValueError(f"wilson_interval(k={k}, n={n}): needs 0 <= k <= n and n above 0")
+    z = z_value(confidence)
+    rate = k / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return Interval(0.0 if k == 0 else max(0.0, centre - half), 1.0 if k == n else min(1.0, centre + half))
+
+
+# -- paired tests ----------------------------------------------------------------------------------------------------
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided exact McNemar test: the binomial test on the questions that only one of two runs got right.
+
+    Args:
+        b: Questions that only the first run got right.
+        c: Questions that only the second run got right.
+
+    Returns:
+        p; 1.0 where the runs never disagree.
+
+    Raises:
+        ValueError: a count is negative or not whole.
+
+    Source: McNemar 1947.
+    """
+    if b < 0 or c < 0 or b != int(b) or c != int(c):
+        raise ValueError(f"mcnemar_exact(b={b}, c={c}): counts must be whole numbers, 0 or above")
+    n, fewer = int(b) + int(c), int(min(b, c))
+    if n == 0:
+        return 1.0
+    # log C(n, k) + n log(1/2), summed from the largest term down for accuracy with large counts.
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(fewer + 1)
+    ]
+    largest = logs[-1]
+    tail = math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs)
+    return min(1.0, 2 * tail)
+
+
+def sign_flip_permutation(a: ArrayLike, b: ArrayLike, n: int, seed: int, clusters: Labels | None = None) -> float:
+    """Two-sided paired permutation test of mean(b) - mean(a): under no difference each difference may change its sign.
+
+    All sign patterns are gone through where there are no more than ``n`` of them; else ``n`` are drawn.
+
+    Args:
+        a, b: Scores of baseline and candidate, (questions,).
+        n: Sign patterns that are drawn.
+        seed: Of the draws.
+        clusters: Label of each question (its image): all differences of a cluster flip together. None: each by itself.
+
+    Returns:
+        p, never 0: (patterns at least as extreme + 1) / (n + 1).
+
+    Raises:
+        ValueError: scores are not finite or of unequal length, or n is below 1.
+    """
+    first, second = _paired(a, b)
+    return float(sign_flip_p_values((second - first)[:, None], n, seed, clusters)[0])
+
+
+def sign_flip_p_values(differences: ArrayLike, n: int, seed: int, clusters: Labels | None = None) -> Floats:
+    """:func:`sign_flip_permutation` for many candidates against one baseline, with the same sign patterns for all.
+
+    Args:
+        differences: (questions, candidates).
+
+    Returns:
+        p of each candidate, (candidates,).
+    """
+    values = _cluster_sums(_matrix(differences), clusters)[0]
+    if n < 1:
+        raise ValueError(f"n={n} permutations were asked for; at least 1 is needed")
+    return (
+        np.array([_exact_sign_flip(column, n) for column in values.T])
+        if _all_small(values, n)
+        else _drawn_sign_flip(values, n, seed)
+    )
+
+
+def _all_small(values: Floats, n: int) -> bool:
+    return all(2 ** min(62, int(np.count_nonzero(column))) <= n for column in values.T)
+
+
+def _exact_sign_flip(column: Floats, n: int) -> float:
+    moved = np.abs(column[column != 0])
+    if moved.size == 0:
+        return 1.0
+    signs = 1 - 2 * ((np.arange(2**moved.size)[:, None] >> np.arange(moved.size)) & 1)
+    sums = np.abs(signs @ moved)
+    observed = abs(float(column.sum()))
+    return float(np.mean(sums >= observed - _tolerance(moved)))
+
+
+def _drawn_sign_flip(values: Floats, n: int, seed: int) -> Floats:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    observed = np.abs(values.sum(axis=0))  # (candidates,)
+    slack = np.array([_tolerance(column) for column in values.T])
+    extreme = np.zeros(values.shape[1], dtype=np.int64)
+    for size in _chunks(n, len(values)):
+        bits = generator.integers(0, 2, size=(size, len(values)), dtype=np.int8)
+        sums = values.sum(axis=0) - 2 * (bits.astype(np.float64) @ values)  # (size, candidates)
+        extreme += (np.abs(sums) >= observed - slack).sum(axis=0)
+    return (extreme + 1) / (n + 1)
+
+
+def _tolerance(column: Floats) -> float:
+    """Sums that are equal on paper (0.3 + 0.6 and 0.9) must count as equal."""
+    return 1e-9 * max(1.0, float(np.abs(column).sum()))
+
+
+# -- differences and their intervals ---------------------------------------------------------------------------------
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, clusters: Labels | None = None) -> PairedDifference:
+    """Mean difference b - a with its standard error and a normal 95 % interval.
+
+    The clustered standard error is sqrt(sum over clusters of (sum of deviations in it)^2) / n.
+
+    Args:
+        a, b: Scores of baseline and candidate, (questions,).
+        clusters: Label of each question (its image). None: questions are independent.
+
+    Raises:
+        ValueError: scores are not finite, of unequal length, or none.
+
+    Source: Miller 2024, "Adding error bars to evals" (arXiv 2411.00640).
+    """
+    first, second = _paired(a, b)
+    d = second - first
+    n = len(d)
+    mean = float(d.mean())
+    if clusters is None:
+        error, n_clusters = (float(d.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf), n
+    else:
+        sums, _ = _cluster_sums((d - mean)[:, None], clusters)
+        error, n_clusters = float(np.sqrt((sums**2).sum())) / n, len(sums)
+        if n_clusters == 1:
+            error = math.inf
+    half = z_value(0.95) * error
+    return PairedDifference(mean, error, mean - half, mean + half, n, n_clusters)
+
+
+def paired_bootstrap(
+    a: ArrayLike, b: ArrayLike, n: int, seed: int, clusters: Labels | None = None, confidence: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of mean(b) - mean(a): questions (or whole clusters) are drawn with replacement.
+
+    Args:
+        a, b: Scores of baseline and candidate, (questions,).
+        n: Resamples.
+        seed: Of PCG64, so that the interval can be reproduced.
+        clusters: Label of each question (its image): a cluster is drawn with all its questions.
+
+    Raises:
+        ValueError: scores are not finite, of unequal length, or none; or n is below 1.
+
+    Source: Efron 1979.
+    """
+    first, second = _paired(a, b)
+    low, high = bootstrap_intervals((second - first)[:, None], n, seed, clusters, confidence)
+    return Interval(float(low[0]), float(high[0]))
+
+
+def bootstrap_intervals(
+    values: ArrayLike, n: int, seed: int, clusters: Labels | None = None, confidence: float = 0.95
+) -> tuple[Floats, Floats]:
+    """Percentile bootstrap intervals of column means, with the same resamples for every column.
+
+    Args:
+        values: (questions, columns): scores of runs, or differences.
+
+    Returns:
+        Lower and upper ends, (columns,) each.
+    """
+    matrix = _matrix(values)
+    if n < 1:
+        raise ValueError(f"n={n} resamples were asked for; at least 1 is needed")
+    sums, sizes = _cluster_sums(matrix, clusters)
+    drawn = len(sums)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    with_sizes = np.column_stack([sums, sizes])  # the last column counts the questions of each resample
+    means = np.empty((n, matrix.shape[1]))
+    done = 0
+    for size in _chunks(n, drawn):
+        rows = generator.integers(0, drawn, size=(size, drawn))
+        rows += np.arange(size)[:, None] * drawn
+        times_drawn = np.bincount(rows.ravel(), minlength=size * drawn).reshape(size, drawn)
+        totals = times_drawn.astype(np.float64) @ with_sizes  # (size, columns + 1)
+        means[done : done + size] = totals[:, :-1] / totals[:, -1:]
+        done += size
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def design_effect(scores: ArrayLike, clusters: Labels) -> float:
+    """Variance of the mean with clustering over the variance without; 1.0 where all scores are equal."""
+    values = _vector(scores)
+    deviations = values - values.mean()
+    plain = float((deviations**2).sum())
+    if plain <= 1e-12:
+        return 1.0
+    sums, _ = _cluster_sums(deviations[:, None], clusters)
+    return float((sums**2).sum()) / plain
+
+
+# -- many comparisons ------------------------------------------------------------------------------------------------
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm-adjusted p-values: all claims with an adjusted p below alpha are true together with probability 1 - alpha.
+
+    Source: Holm 1979.
+    """
+    values = _p_values(p)
+    adjusted = np.empty_like(values)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return [float(value) for value in adjusted]
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Benjamini-Hochberg adjusted p-values: of the claims below alpha, a share of at most alpha is expected wrong.
+
+    Source: Benjamini and Hochberg 1995.
+    """
+    values = _p_values(p)
+    adjusted = np.empty_like(values)
+    order = np.argsort(values, kind="stable")[::-1]
+    factors = len(values) / np.arange(len(values), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.minimum.accumulate(values[order] * factors))
+    return [float(value) for value in adjusted]
+
+
+# -- power -----------------------------------------------------------------------------------------------------------
+
+
+def minimum_detectable_difference(standard_error: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true difference that a two-sided test at ``alpha`` finds with probability ``power``."""
+    return (z_value(1 - alpha) + _NORMAL.inv_cdf(power)) * standard_error
+
+
+def questions_needed(
+    delta: float,
+    omega2: float,
+    sigma2_a: float = 0.0,
+    sigma2_b: float = 0.0,
+    samples: int = 1,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> float:
+    """Questions needed to find a true paired difference.
+
+    Args:
+        delta: The difference, 0.01 for one point.
+        omega2: Variance of the paired differences between questions.
+        sigma2_a, sigma2_b: Variance between answers of one run to the same question (0 for greedy decoding).
+        samples: Answers (or seeds) that are averaged for each question.
+
+    Source: Miller 2024 (arXiv 2411.00640), section 5.
+    """
+    if delta == 0:
+        raise ValueError("delta=0: no number of questions finds a difference of zero")
+    quantiles = z_value(1 - alpha) + _NORMAL.inv_cdf(power)
+    return quantiles**2 * (omega2 + sigma2_a / samples + sigma2_b / samples) / delta**2
+
+
+# -- several seeds and tasks ------------------------------------------------------------------------------------------
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of the middle half, a quarter cut off at both ends (Agarwal et al. 2021, rliable)."""
+    ordered = np.sort(np.asarray(values, dtype=np.float64).ravel())
+    cut = int(0.25 * ordered.size)
+    return float(ordered[cut : ordered.size - cut].mean())
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
+    """Mean over tasks of P(b > a) + P(b = a) / 2 over pairs of seeds; both (seeds, tasks) (Agarwal et al. 2021)."""
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    higher = second[:, None, :] > first[None, :, :]
+    equal = second[:, None, :] == first[None, :, :]
+    return float((higher + 0.5 * equal).mean(axis=(0, 1)).mean())
+
+
+# -- shapes and checks -------------------------------------------------------------------------------------------------
+
+
+def _matrix(values: ArrayLike) -> Floats:
+    matrix = np.asarray(values, dtype=np.float64)
+    if matrix.ndim != 2 or len(matrix) == 0:
+        raise ValueError(f"scores of shape {matrix.shape} were given; (questions, columns) with at least one is needed")
+    if not np.isfinite(matrix).all():
+        raise ValueError("scores hold NaN or infinite values; every question needs a finite score")
+    return matrix
+
+
+def _vector(values: ArrayLike) -> Floats:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"scores of shape {vector.shape} were given; one number a question is needed")
+    return _matrix(vector[:, None])[:, 0]
+
+
+def _paired(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    first, second = _vector(a), _vector(b)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} scores cannot be paired: the questions must be the same")
+    return first, second
+
+
+def _cluster_sums(matrix: Floats, clusters: Labels | None) -> tuple[Floats, Floats]:
+    """Sum of each cluster's rows and its number of rows: (clusters, columns), (clusters,)."""
+    if clusters is None:
+        return matrix, np.ones(len(matrix))
+    labels = np.asarray(clusters) if isinstance(clusters, np.ndarray) else np.array(list(clusters), dtype=object)
+    if labels.shape != (len(matrix),):
+        raise ValueError(f"{labels.size} cluster labels were given for {len(matrix)} questions")
+    codes = _codes(labels)
+    sums = np.zeros((int(codes.max()) + 1, matrix.shape[1]))
+    np.add.at(sums, codes, matrix)
+    return sums, np.bincount(codes).astype(np.float64)
+
+
+def _codes(labels: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Labels numbered from 0 in order of appearance."""
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(label, len(seen)) for label in labels.tolist()], dtype=np.int64)
+
+
+def _p_values(p: Sequence[float]) -> Floats:
+    values = np.asarray(p, dtype=np.float64)
+    if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"p-values must be a list of numbers in 0..1, not {p!r}")
+    return values
+
+
+def _chunks(total: int, width: int) -> Iterator[int]:
+    """Sizes of the blocks in which ``total`` rows of ``width`` draws are made."""
+    block = max(1, _CHUNK_ELEMENTS // max(1, width))
+    for start in range(0, total, block):
+        yield min(block, total - start)
