@@ -109,9 +109,8 @@ def mcnemar_exact(b: int, c: int) -> float:
     if n == 0:
         return 1.0
     # log C(n, k) + n log(1/2), summed from the largest term down for accuracy with large counts.
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(fewer + 1)
-    ]
+    all_orders = math.lgamma(n + 1) - n * math.log(2)
+    logs = [all_orders - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(fewer + 1)]
     largest = logs[-1]
     tail = math.exp(largest) * math.fsum(math.exp(value - largest) for value in logs)
     return min(1.0, 2 * tail)
@@ -150,15 +149,12 @@ def sign_flip_p_values(differences: ArrayLike, n: int, seed: int, clusters: Labe
     values = _cluster_sums(_matrix(differences), clusters)[0]
     if n < 1:
         raise ValueError(f"n={n} permutations were asked for; at least 1 is needed")
-    return (
-        np.array([_exact_sign_flip(column, n) for column in values.T])
-        if _all_small(values, n)
-        else _drawn_sign_flip(values, n, seed)
-    )
-
-
-def _all_small(values: Floats, n: int) -> bool:
-    return all(2 ** min(62, int(np.count_nonzero(column))) <= n for column in values.T)
+    few = np.array([2 ** min(62, int(np.count_nonzero(column))) <= n for column in values.T], dtype=bool)
+    p = np.empty(values.shape[1])
+    p[few] = [_exact_sign_flip(values[:, place], n) for place in np.flatnonzero(few)]
+    if not few.all():
+        p[~few] = _drawn_sign_flip(values[:, ~few], n, seed)
+    return p
 
 
 def _exact_sign_flip(column: Floats, n: int) -> float:
