@@ -1,0 +1,309 @@
+"""Prompts, label masks and pixels, exactly as the official training and evaluation code makes them.
+
+Text: mgm/conversation.py (template "gemma"), mgm/mm_utils.py, mgm/train/train.py `preprocess`. Pixels:
+transformers' CLIPImageProcessor on the high resolution, then a bilinear copy for the low one. `encode` never refuses:
+a sample with nothing left to learn comes back fully masked, and it is the caller who counts and names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from mgm_exp.errors import DataError, ModelError
+from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from mgm_exp.model.folders import ModelSource, find_source, find_tower, read_json
+from mgm_exp.model.resolve import resolve_config
+
+TURN = "<start_of_turn>"
+END_OF_TURN = "<end_of_turn>"
+ANSWER_START = f"{TURN}model\n"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """How an image becomes two tensors; sides in pixels."""
+
+    image_size: int
+    image_size_aux: int
+    image_grid: int = 1
+    image_global: bool = False
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    @property
+    def n_views(self) -> int:
+        return self.image_grid**2 + int(self.image_global) if self.image_grid > 1 else 1
+
+
+@dataclass
+class MGMProcessor:
+    """Text and pixels of one model folder. Made by `load_processor`.
+
+    Attributes:
+        tokenizer: the folder's fast tokenizer.
+        model_max_length: text-only rows are cut to it here; rows with an image after the merge, by the model.
+        n_visual_tokens: embeddings that replace one image placeholder.
+    """
+
+    tokenizer: Any
+    settings: PixelSettings
+    patch_size: int
+    model_max_length: int
+    _table: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Every 8-bit value's normalised float, per channel: what the official arithmetic gives, looked up
+        scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+        mean, std = np.array(self.settings.mean, np.float32), np.array(self.settings.std, np.float32)
+        self._table = torch.from_numpy((scaled[None] - mean[:, None]) / std[:, None])  # (3, 256)
+
+    @property
+    def n_visual_tokens(self) -> int:
+        return (self.settings.image_size // self.patch_size) ** 2 * self.settings.n_views
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens that end an answer: `<eos>`, and `<end_of_turn>` where the tokenizer has it."""
+        end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        ids = [self.tokenizer.eos_token_id, end if end != self.tokenizer.unk_token_id else None]
+        return [int(i) for i in ids if i is not None]
+
+    def prompt(self, conversations: Sequence[Mapping[str, str]], has_image: bool = True) -> str:
+        """The training text of a conversation; with `has_image` placeholders move to the front of their turn.
+
+        Raises:
+            DataError: turns that do not alternate between human and gpt.
+        """
+        turns = [dict(turn) for turn in conversations]
+        if turns and turns[0]["from"] != "human":
+            turns = turns[1:]  # the official code skips a leading answer
+        text = ""
+        for i, turn in enumerate(turns):
+            speaker, value = turn["from"], turn["value"]
+            if speaker != ("human", "gpt")[i % 2]:
+                raise DataError(
+                    f"Turn {i + 1} of a conversation is from {speaker!r}, expected {('human', 'gpt')[i % 2]!r}: "
+                    "turns alternate between 'human' and 'gpt'."
+                )
+            if has_image:
+                value = front_image(value)
+            if value:
+                text += f"{TURN}{('user', 'model')[i % 2]}\n{value}{END_OF_TURN}\n" + ("", self._eos)[i % 2]
+            else:
+                text += f"{TURN}{('user', 'model')[i % 2]}\n"
+        return text
+
+    def encode(self, conversations: Sequence[Mapping[str, str]], has_image: bool = True) -> dict[str, list[int]]:
+        """Token ids and labels of a conversation for training.
+
+        Args:
+            conversations: `[{"from": "human"|"gpt", "value": str}, ...]`.
+            has_image: `<image>` marks an image; without it the word is plain text and the row is cut to
+                `model_max_length`.
+
+        Returns:
+            `input_ids` with `IMAGE_TOKEN_INDEX` for an image, and `labels`: answers, `<end_of_turn>`, newline and
+            `<eos>`; everything `IGNORE_INDEX` where the official mask gives up.
+        """
+        prompt = self.prompt(conversations, has_image)
+        tokenize = self._tokenize_with_image if has_image else self._tokenize
+        input_ids = tokenize(prompt)
+        if not has_image:
+            input_ids = input_ids[: self.model_max_length]
+
+        labels = list(input_ids)
+        n_real = sum(i != self.pad_token_id for i in input_ids)
+        place = 1
+        _mask(labels, 0, place)
+        for round_text in prompt.split(self._eos):
+            if not round_text:
+                break
+            parts = round_text.split(ANSWER_START)
+            if len(parts) != 2:
+                break
+            # Each round is tokenised with a <bos> of its own, which stands for the <eos> that was split off
+            _mask(labels, place, place + len(tokenize(parts[0] + ANSWER_START)) - 1)
+            place += len(tokenize(round_text))
+        _mask(labels, place, len(labels))
+        if place < self.model_max_length and place != n_real:
+            _mask(labels, 0, len(labels))
+        return {"input_ids": input_ids, "labels": labels}
+
+    def encode_prompt(self, question: str, has_image: bool = True) -> list[int]:
+        """Token ids that ask one question and end where the answer begins."""
+        if has_image:
+            question = front_image(question) if IMAGE_TOKEN in question else f"{IMAGE_TOKEN}\n{question}"
+        text = f"{TURN}user\n{question}{END_OF_TURN}\n{ANSWER_START}"
+        return self._tokenize_with_image(text) if has_image else self._tokenize(text)
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of an answer, without special tokens, turn marks and outer white space."""
+        kept = [int(i) for i in ids if int(i) >= 0]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text.replace(END_OF_TURN, "").replace(TURN, "").strip()
+
+    def pixels(self, image: Image.Image, aspect: str = "pad") -> tuple[Tensor, Tensor]:
+        """Both resolutions of an image.
+
+        Args:
+            image: any mode; converted to RGB.
+            aspect: "pad" (to a square in the mean colour; stage 2 and evaluation) or "square" (centre crop; stage 1).
+
+        Returns:
+            image (3, h, h), or with a grid (views, 3, h, h): crops row by row, global view last; and
+            image_aux (3, H, H). float32, normalised.
+        """
+        if aspect not in ("pad", "square"):
+            raise DataError(f"Image aspect {aspect!r} is not known: allowed are 'pad' and 'square'.")
+        s = self.settings
+        image = image.convert("RGB")
+        if aspect == "pad":
+            image = _pad_to_square(image, tuple(int(m * 255) for m in s.mean))
+        image = _resize_shortest(image, s.image_size_aux, s.resample)
+        values = torch.from_numpy(np.asarray(image, dtype=np.uint8).copy()).permute(2, 0, 1).long()
+        image_aux = torch.stack([table[channel] for table, channel in zip(self._table, values, strict=True)])
+        return self._low(image_aux), image_aux
+
+    def no_pixels(self) -> tuple[Tensor, Tensor]:
+        """The zeros that a text-only row carries; shapes as from `pixels`."""
+        s = self.settings
+        shape = (3, s.image_size, s.image_size)
+        image = torch.zeros(shape if s.image_grid <= 1 else (s.n_views, *shape))
+        return image, torch.zeros(3, s.image_size_aux, s.image_size_aux)
+
+    def _low(self, image_aux: Tensor) -> Tensor:
+        s = self.settings
+        g, side = max(s.image_grid, 1), s.image_size
+        low = _bilinear(image_aux[None], side * g)
+        if g == 1:
+            return low[0]
+        crops = low.reshape(3, g, side, g, side).permute(1, 3, 0, 2, 4).reshape(g * g, 3, side, side)
+        return torch.cat([crops, _bilinear(low, side)]) if s.image_global else crops
+
+    @property
+    def _eos(self) -> str:
+        return str(self.tokenizer.eos_token)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"])
+
+    def _tokenize_with_image(self, text: str) -> list[int]:
+        # The parts around a placeholder are tokenised by themselves; only the first keeps its <bos>
+        first, *rest = (self._tokenize(part) for part in text.split(IMAGE_TOKEN))
+        ids = list(first)
+        has_bos = bool(first) and first[0] == self.tokenizer.bos_token_id
+        for part in rest:
+            ids += [IMAGE_TOKEN_INDEX, *part[int(has_bos) :]]
+        return ids
+
+
+def front_image(value: str) -> str:
+    """Moves `<image>` to the front of a turn; several become one, as in the official code."""
+    if IMAGE_TOKEN not in value:
+        return value
+    return f"{IMAGE_TOKEN}\n{value.replace(IMAGE_TOKEN, '').strip()}".strip()
+
+
+def load_processor(path: str | Path, model_max_length: int | None = None) -> MGMProcessor:
+    """The processor of a model folder or of a run.
+
+    Args:
+        path: as for `load_model`.
+        model_max_length: tokens of a row; None: `tokenizer_model_max_length` of the folder.
+
+    Raises:
+        ModelError: no tokenizer, or no description of the CLIP tower.
+    """
+    return processor_of(find_source(path), model_max_length)
+
+
+def processor_of(source: ModelSource, model_max_length: int | None = None) -> MGMProcessor:
+    """As `load_processor`, for a source that is known already."""
+    config = resolve_config(source)
+    clip = config.vision_config or {}
+    settings: dict[str, Any] = {}
+    clip_folder = find_tower(source, source.vision_tower, config.mm_vision_tower)
+    for folder in (source.folder, clip_folder):
+        if folder is not None and (folder / "preprocessor_config.json").is_file():
+            stated = read_json(folder / "preprocessor_config.json")
+            names = {"image_mean": "mean", "image_std": "std"}
+            settings = {new: tuple(stated[old]) for old, new in names.items() if old in stated}
+            if "resample" in stated:
+                settings["resample"] = int(stated["resample"])
+            break
+    return MGMProcessor(
+        tokenizer=_load_tokenizer(source.folder),
+        settings=PixelSettings(
+            image_size=int(clip["image_size"]),
+            image_size_aux=config.image_size_aux,
+            image_grid=config.image_grid,
+            image_global=config.image_global,
+            **settings,
+        ),
+        patch_size=int(clip["patch_size"]),
+        model_max_length=model_max_length or config.tokenizer_model_max_length or config.max_position_embeddings,
+    )
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder} has no tokenizer.json.",
+            advice="Copy the tokenizer of the LLM (tokenizer.json, tokenizer_config.json) into the model folder.",
+        )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the Rust parser raises bare Exception
+        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}") from error
+    missing = [n for n in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, n) is None]
+    if missing:
+        raise ModelError(f"The tokenizer in {folder} defines no {', '.join(missing)}; MGM's template needs them.")
+    return tokenizer
+
+
+def _mask(labels: list[int], start: int, stop: int) -> None:
+    for i in range(start, min(stop, len(labels))):
+        labels[i] = IGNORE_INDEX
+
+
+def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    canvas = Image.new("RGB", (side, side), colour)  # type: ignore[arg-type]
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def _resize_shortest(image: Image.Image, side: int, resample: int) -> Image.Image:
+    """Shortest edge to `side`, then the central side x side square."""
+    width, height = image.size
+    short, long = sorted((width, height))
+    other = int(side * long / short)
+    new = (side, other) if width <= height else (other, side)
+    image = image.resize(new, resample=Image.Resampling(resample))
+    left, top = (new[0] - side) // 2, (new[1] - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _bilinear(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False)

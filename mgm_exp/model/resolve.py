@@ -1,0 +1,119 @@
+"""From a folder's `config.json` (and the towers' own) to a complete `MGMConfig`. Reads no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.errors import ModelError
+from mgm_exp.model.configuration import CLIP_VIT_L_14_336, CONVNEXT_LARGE, MGMConfig
+from mgm_exp.model.folders import ModelSource, find_tower, read_json, stated_clip_size
+from mgm_exp.model.tensors import convnext_shape, tensor_map
+
+MODEL_TYPES = ("mgm_gemma", "gemma")
+_CLIP_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "projection_dim",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+)
+
+
+def resolve_config(source: ModelSource) -> MGMConfig:
+    """The full configuration of a model: the folder's own, plus what it leaves to the tower folders.
+
+    Raises:
+        ModelError: another architecture, a field that does not fit, or a tower that cannot be described.
+    """
+    path = source.folder / "config.json"
+    fields = read_json(path)
+    model_type = fields.pop("model_type", None)
+    if model_type not in MODEL_TYPES:
+        raise ModelError(
+            f"{path} is of architecture {model_type!r}; allowed are {', '.join(map(repr, MODEL_TYPES))}.",
+            advice="Give an MGM-2B folder, or a Gemma-2B folder to start stage 1 from.",
+        )
+    is_plain_gemma = model_type == "gemma"
+    for key in ("architectures", "transformers_version", "auto_map", "_name_or_path"):
+        fields.pop(key, None)
+    if source.hidden_activation is not None:
+        fields["hidden_activation"] = source.hidden_activation
+    try:
+        config = MGMConfig(**fields)
+    except Exception as error:  # the strict dataclass raises its own validation errors
+        raise ModelError(f"{path} has a field that does not fit: {error}") from error
+    if config.tokenizer_padding_side not in ("left", "right"):
+        raise ModelError(f"{path}: tokenizer_padding_side {config.tokenizer_padding_side!r} is neither left nor right.")
+    _check_activation(config, path)
+    config.vision_config = config.vision_config or _clip_config(source, config, is_plain_gemma)
+    config.vision_aux_config = config.vision_aux_config or _convnext_config(source, config, is_plain_gemma)
+    if is_plain_gemma:
+        config.mm_hidden_size = int(config.vision_config["hidden_size"])
+        config.mm_hidden_size_aux = sum(config.vision_aux_config["dims"])
+    return config
+
+
+def _check_activation(config: MGMConfig, path: Path) -> None:
+    from transformers.activations import ACT2FN
+
+    if config.activation not in ACT2FN:
+        raise ModelError(
+            f"{path}: activation {config.activation!r} is not known.",
+            advice="Gemma uses 'gelu_pytorch_tanh' or 'gelu' (the erf form); set model.hidden_activation.",
+        )
+
+
+def _clip_config(source: ModelSource, config: MGMConfig, is_plain_gemma: bool) -> dict[str, Any]:
+    folder = find_tower(source, source.vision_tower, config.mm_vision_tower)
+    stated = None if is_plain_gemma else stated_clip_size(config.mm_vision_tower)
+    if folder is not None:
+        fields = read_json(folder / "config.json")
+        fields = {**fields, **fields.get("vision_config", {})}  # a whole CLIP keeps its vision half one level down
+        clip = {k: fields[k] for k in _CLIP_FIELDS if k in fields}
+        needed = {"hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size"}
+        if missing := sorted(needed - set(clip)):
+            raise ModelError(f"{folder / 'config.json'} is not a CLIP vision config: {', '.join(missing)} missing.")
+        found = (clip["patch_size"], clip["image_size"])
+        if stated is not None and found != stated:
+            raise ModelError(
+                f"The CLIP tower in {folder} takes {found[1]} px images in patches of {found[0]}, but this checkpoint "
+                f"was trained with {config.mm_vision_tower!r}: {stated[1]} px, patches of {stated[0]}.",
+                advice="Give the tower that the name states (openai/clip-vit-large-patch14-336 for MGM-2B).",
+            )
+        return clip
+    if stated == (14, 336) and "large" in str(config.mm_vision_tower):
+        return dict(CLIP_VIT_L_14_336)  # the towers may lie inside the checkpoint
+    raise ModelError(
+        f"The CLIP tower of {source.folder} is not described: its config.json names {config.mm_vision_tower!r}, and no "
+        "folder of that name lies in the model folder, beside it or in towers/ beside it.",
+        advice="Set model.vision_tower to the folder of openai/clip-vit-large-patch14-336.",
+    )
+
+
+def _convnext_config(source: ModelSource, config: MGMConfig, is_plain_gemma: bool) -> dict[str, Any]:
+    inside = {} if is_plain_gemma else convnext_shape(tensor_map(source.folder))
+    if inside:
+        return inside
+    folder = find_tower(source, source.vision_tower_aux, config.mm_vision_tower_aux)
+    if folder is not None:
+        found = convnext_shape(tensor_map(folder))
+        if not found:
+            raise ModelError(
+                f"{folder} holds no ConvNeXt tower: no tensor is named visual.trunk.stem.* or vision_stem.*.",
+                advice="Give the folder of laion/CLIP-convnext_large_d_320 (open_clip format).",
+            )
+        return found
+    if "convnext-large" in str(config.mm_vision_tower_aux) and config.mm_hidden_size_aux == 2880:
+        return dict(CONVNEXT_LARGE)
+    raise ModelError(
+        f"The ConvNeXt tower of {source.folder} is not described: its config.json names "
+        f"{config.mm_vision_tower_aux!r}, and no folder of that name lies in the model folder, beside it or in towers/ "
+        "beside it.",
+        advice="Set model.vision_tower_aux to the folder of laion/CLIP-convnext_large_d_320.",
+    )

@@ -1,0 +1,196 @@
+"""Tensors of model folders by their official names: where each one lies, and reading it.
+
+safetensors are read lazily, one tensor at a time. Pickled files (`.bin`) are read only where the official release has
+no other form (towers, connector), and only by torch's restricted unpickler, which builds tensors and nothing else.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mgm_exp.errors import ModelError
+from mgm_exp.model.folders import read_json
+
+CLIP_PREFIX = "model.vision_tower.vision_tower.vision_model."
+CONVNEXT_PREFIX = "model.vision_tower_aux."
+CONNECTOR = re.compile(
+    r"model\.(mm_projector\.[02]|vlm_uni_(?:query|aux|val)_projector\.[01])\.(?:weight|bias)"
+)
+_WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.)|_orig_mod\.|model\.(?=model\.|lm_head\.))")
+
+
+def official_name(name: str) -> str:
+    """A parameter's official name, whatever wrapped the model (DDP, PEFT, `LossModule`).
+
+    A weight under LoRA keeps its own name (`.base_layer` is dropped), an adapter's tensor loses the adapter's name.
+    """
+    while found := _WRAPPERS.match(name):
+        name = name[found.end() :]
+    return name.replace(".base_layer.", ".").replace(".default.weight", ".weight")
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor in a file; `shape` and `dtype` as stored."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def tensor_map(folder: Path) -> dict[str, TensorPlace]:
+    """All tensors of a folder, by the names in its files.
+
+    Looks for `model.safetensors.index.json`, then `*.safetensors`, then `*.bin`.
+
+    Raises:
+        ModelError: no weights, a missing or damaged file, or an index that points out of the folder.
+    """
+    files = _weight_files(folder)
+    places: dict[str, TensorPlace] = {}
+    for file in files:
+        if file.suffix == ".bin":
+            for key, tensor in read_pickled(file).items():
+                places[key] = TensorPlace(file, key, tuple(tensor.shape), str(tensor.dtype))
+            continue
+        with _opened(file) as handle:
+            for key in handle.keys():  # noqa: SIM118 - not a dict
+                part = handle.get_slice(key)
+                places[key] = TensorPlace(file, key, tuple(part.get_shape()), str(part.get_dtype()))
+    return places
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{index} has no weight_map.")
+        names = sorted(set(map(str, weight_map.values())))
+        outside = [n for n in names if Path(n).name != n]
+        if outside:
+            raise ModelError(f"{index} points outside its folder ({outside[0]!r}); only plain file names are allowed.")
+        missing = [n for n in names if not (folder / n).is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder} lacks {', '.join(missing)}, which model.safetensors.index.json lists.",
+                advice="The download is incomplete; fetch the missing files.",
+            )
+        return [folder / n for n in names]
+    for name in ("model.safetensors", "open_clip_model.safetensors"):
+        if (folder / name).is_file():
+            return [folder / name]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        files = [folder / n for n in ("open_clip_pytorch_model.bin", "pytorch_model.bin") if (folder / n).is_file()]
+    if not files:
+        raise ModelError(
+            f"{folder} holds no weights: no model.safetensors(.index.json), no open_clip_pytorch_model.bin.",
+            advice="Sharded pickles (pytorch_model-0000x.bin) are not read; convert them to safetensors.",
+        )
+    return files[:1] if files[0].suffix == ".bin" else files
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{file} is damaged or not a safetensors file: {error}", advice="Copy the file again."
+        ) from error
+
+
+def read_pickled(file: Path) -> dict[str, Tensor]:
+    """A flat dict of tensors from a `.bin`, by the restricted unpickler.
+
+    Raises:
+        ModelError: damaged, or it holds anything but tensors.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{file} holds objects other than tensors and was refused: {str(error).splitlines()[0]}",
+            advice="Use the file of the official release, or convert it to safetensors where it was made.",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{file} is damaged: {error}", advice="Copy the file again.") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"{file} does not hold a dict of tensors.")
+    return content
+
+
+def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor]]:
+    """Reads (name, tensor) file by file, one tensor in memory at a time (a `.bin` as a whole).
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    by_file: dict[Path, list[tuple[str, str]]] = {}
+    for name, place in places.items():
+        by_file.setdefault(place.file, []).append((name, place.key))
+    for file, entries in by_file.items():
+        if file.suffix == ".bin":
+            tensors = read_pickled(file)
+            for name, key in entries:
+                yield name, tensors[key]
+            continue
+        with _opened(file) as handle:
+            for name, key in entries:
+                yield name, handle.get_tensor(key)
+
+
+def convnext_shape(names: Mapping[str, TensorPlace]) -> dict[str, Any]:
+    """`vision_aux_config` read from the tensors of a ConvNeXt tower; empty if there is none."""
+    tower = {convnext_name(name): place for name, place in names.items()}
+    tower.pop(None, None)
+    dims: dict[int, int] = {}
+    depths: dict[int, int] = {}
+    for name, place in tower.items():
+        found = re.fullmatch(rf"{re.escape(CONVNEXT_PREFIX)}vision_stages\.(\d+)\.blocks\.(\d+)\.gamma", str(name))
+        if found:
+            stage, block = int(found[1]), int(found[2])
+            dims[stage] = place.shape[0]
+            depths[stage] = max(depths.get(stage, 0), block + 1)
+    if not dims or sorted(dims) != list(range(len(dims))):
+        return {}
+    return {"dims": [dims[i] for i in range(len(dims))], "depths": [depths[i] for i in range(len(dims))]}
+
+
+def convnext_name(name: str) -> str | None:
+    """Official name of an open_clip or official tensor of the ConvNeXt tower; None for everything else."""
+    if name.startswith(CONVNEXT_PREFIX):
+        return name
+    for prefix in ("visual.trunk.", "trunk."):
+        if name.startswith(prefix):
+            name = name[len(prefix) :]
+            if name.startswith(("stem.", "stages.")):
+                return f"{CONVNEXT_PREFIX}vision_{name}"
+            return None
+    return CONVNEXT_PREFIX + name if name.startswith(("vision_stem.", "vision_stages.")) else None
+
+
+def clip_name(name: str) -> str | None:
+    """Official name of a tensor of CLIP's vision half, with or without its `vision_model.` level; None else."""
+    if name.startswith(CLIP_PREFIX):
+        return name
+    if name.startswith("vision_model."):
+        name = name[len("vision_model.") :]
+    if name.endswith("position_ids"):  # a buffer that old files hold
+        return None
+    known = ("embeddings.class_embedding", "embeddings.patch_", "embeddings.position_embedding")
+    if name.startswith((*known, "pre_layrnorm.", "encoder.layers.", "post_layernorm.")):
+        return CLIP_PREFIX + name
+    return None
