@@ -1,0 +1,55 @@
+"""The store: keys, atomic files, sealed folders, leases, and stage outputs that are made once and shared."""
+
+from mgm_exp.errors import DiskFullError, LeaseLost
+
+from .entries import Dropped, Entry, StageOutput, Store, lease_of
+from .files import (
+    disk_full_named,
+    encode_json,
+    fsync_folder,
+    hard_link_or_copy,
+    link_tree,
+    read_json,
+    write_atomic,
+    write_json_atomic,
+)
+from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
+from .lease import Lease, LeaseHeld
+from .processes import Process, die_with_parent
+from .sealed import MARK, newest_whole, prune, publish_folder, remove_folder, seal, verify
+from .workers import WorkerHold, hold_shared
+
+__all__ = [
+    "MARK",
+    "DiskFullError",
+    "Dropped",
+    "Entry",
+    "Lease",
+    "LeaseHeld",
+    "LeaseLost",
+    "Process",
+    "StageOutput",
+    "Store",
+    "WorkerHold",
+    "die_with_parent",
+    "disk_full_named",
+    "encode_json",
+    "file_sha256",
+    "fingerprint",
+    "fsync_folder",
+    "hard_link_or_copy",
+    "hold_shared",
+    "lease_of",
+    "link_tree",
+    "newest_whole",
+    "prune",
+    "publish_folder",
+    "read_json",
+    "remove_folder",
+    "seal",
+    "stage_key",
+    "tree_fingerprint",
+    "verify",
+    "write_atomic",
+    "write_json_atomic",
+]
