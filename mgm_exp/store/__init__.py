@@ -13,6 +13,7 @@ from .files import (
     write_atomic,
     write_json_atomic,
 )
+from .hash_cache import cached_tree_fingerprint
 from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
 from .lease import Lease, LeaseHeld
 from .processes import Process, die_with_parent
@@ -31,6 +32,7 @@ __all__ = [
     "StageOutput",
     "Store",
     "WorkerHold",
+    "cached_tree_fingerprint",
     "die_with_parent",
     "disk_full_named",
     "encode_json",

@@ -223,16 +223,29 @@ def fsync_file(path: PathLike) -> None:
 def link_tree(source: PathLike, target: PathLike) -> None:
     """``hard_link_or_copy`` of every file below the folder ``source`` to the same place below ``target``.
 
-    Folders are created as needed; files that are only in ``target`` stay.
+    A ``target`` that does not exist appears at once, whole (it is built in ``<target>.tmp``). Into an existing one the
+    files are linked one by one; files that are only there stay.
 
     Raises:
         ValueError: There is a symbolic link or a special file below ``source``.
     """
     source, target = Path(source), Path(target)
+    if target.exists():
+        _link_files(source, target)
+        return
+    unfinished = target.with_name(target.name + ".tmp")
+    if unfinished.exists():  # of an attempt that was killed
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True)
+    _link_files(source, unfinished)
+    os.rename(unfinished, target)
+    fsync_folder(target.parent)
+
+
+def _link_files(source: Path, target: Path) -> None:
     for relative in regular_files(source):
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         hard_link_or_copy(source / relative, target / relative)
-    target.mkdir(parents=True, exist_ok=True)
 
 
 def regular_files(folder: PathLike) -> list[str]:

@@ -99,10 +99,15 @@ def tree_fingerprint(folder: str | os.PathLike[str]) -> str:
         NotADirectoryError: ``folder`` is not a folder.
         ValueError: A link leads in a circle, or something is neither a file nor a folder.
     """
+    return fingerprint({relative: file_sha256(path) for relative, path in files_below(folder)})
+
+
+def files_below(folder: str | os.PathLike[str]) -> Iterator[tuple[str, Path]]:
+    """(relative POSIX path, path) of every file below ``folder``, links followed. Raises as ``tree_fingerprint``."""
     root = Path(folder)
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder, so it has no tree fingerprint.")
-    return fingerprint({relative: file_sha256(path) for relative, path in _files_below(root, "", ())})
+    yield from _files_below(root, "", ())
 
 
 def _files_below(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, Path]]:
