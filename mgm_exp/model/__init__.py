@@ -15,8 +15,34 @@ _HOMES = {
     "mgm_2b_config": "configuration",
     "MGMForConditionalGeneration": "mgm",
     "LossModule": "mgm",
+    "LoadReport": "loading",
+    "load_model": "loading",
+    "build_model": "loading",
+    "meta_model": "loading",
+    "MGMProcessor": "processor",
+    "load_processor": "processor",
+    "TrainableSet": "trainable",
+    "set_trainable": "trainable",
+    "assert_trainable": "trainable",
+    "digests": "trainable",
+    "moved_names": "trainable",
+    "verify_moved": "trainable",
+    "lora_targets": "trainable",
+    "apply_adapter": "adapters",
+    "adapter_state": "adapters",
+    "connector_state": "adapters",
+    "save_adapter": "adapters",
+    "load_adapter": "adapters",
+    "put_adapter": "adapters",
+    "save_connector": "adapters",
+    "load_connector": "adapters",
+    "reset_connector": "adapters",
+    "save_full": "adapters",
+    "model_fingerprint": "fingerprint",
+    "section_fingerprint": "fingerprint",
+    "official_name": "tensors",
 }
-__all__ = ["IMAGE_TOKEN_INDEX", *_HOMES]  # noqa: PLE0604
+__all__ = ["IMAGE_TOKEN_INDEX", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

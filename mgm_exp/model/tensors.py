@@ -182,6 +182,12 @@ def convnext_name(name: str) -> str | None:
     return CONVNEXT_PREFIX + name if name.startswith(("vision_stem.", "vision_stages.")) else None
 
 
+def checkpoint_name(name: str) -> str:
+    """Official name of a tensor of an MGM checkpoint: puts back CLIP's `vision_model.` level where a file lacks it."""
+    outer = "model.vision_tower.vision_tower."
+    return clip_name(name[len(outer) :]) or name if name.startswith(outer) else name
+
+
 def clip_name(name: str) -> str | None:
     """Official name of a tensor of CLIP's vision half, with or without its `vision_model.` level; None else."""
     if name.startswith(CLIP_PREFIX):
