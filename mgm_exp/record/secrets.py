@@ -1,0 +1,100 @@
+"""Keeps secrets out of everything that is written: configs, manifests, diffs, logs, tracker.
+
+A secret is recognised by what holds it (a key such as ``api_key``), by its value (what a secret environment variable
+of this process holds) or by its shape (``token=<20 or more characters>``, ``https://user:password@host``). Only text is
+ever replaced: ``use_cls_token: true``, ``num_memory_tokens: 8`` and ``max_new_tokens: 12`` stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+MASK = "***"
+
+# Names whose text is a secret whatever it looks like. A bare "token" counts, "pad_token" or "image_token" do not.
+_SECRET_NAME = re.compile(
+    r"(?:^|[._\-/])(?:"
+    r"(?:[a-z0-9]+[_-])*(?:api|access|secret|private|auth|encryption|signing)[_-]?key(?:[_-]?id)?|apikey"
+    r"|(?:(?:[a-z0-9]+[_-])*(?:auth|access|api|hf|hub|huggingface|github|gh|gitlab|slack|bot|bearer|refresh|session|secret"
+    r"|wandb|openai|user|login|registry|pypi)[_-])?token"
+    r"|(?:[a-z0-9]+[_-])*(?:secret|password|passwd|passphrase|credentials?|authorization)"
+    r")$",
+    re.IGNORECASE,
+)
+_SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
+# Shorter values of secret variables would match ordinary words of a log.
+_SHORTEST_VALUE = 8
+_SHAPES = (
+    # --api-key=..., token: ..., "password": "...". Twenty characters and more, as real keys have.
+    (
+        re.compile(r"(?i)((?:api[_-]?key|token|secret|password|passwd)\W{1,4})[A-Za-z0-9_\-]{20,}[A-Za-z0-9_\-.=/+]*"),
+        rf"\g<1>{MASK}",
+    ),
+    (re.compile(r"(?i)(\b[a-z][a-z0-9+.\-]*://)[^\s/@:]+(?::[^\s/@]*)?@"), rf"\g<1>{MASK}@"),
+    (re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9_\-.=/+]{16,}"), rf"\g<1>{MASK}"),
+    (re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abprs]-|AKIA)[A-Za-z0-9_\-]{16,}"), MASK),
+)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key, an option or a header of this name holds a secret."""
+    return _SECRET_NAME.search(name.strip()) is not None
+
+
+def secret_values() -> tuple[str, ...]:
+    """The values of this process's secret environment variables, longest first."""
+    values = {
+        value
+        for name, value in os.environ.items()
+        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_VALUE and not value.startswith(("/", "~"))
+    }
+    return tuple(sorted(values, key=len, reverse=True))
+
+
+def redact_text(text: str, values: tuple[str, ...] | None = None) -> str:
+    """The text with every secret replaced by ``***``.
+
+    Args:
+        text: Any text: a log line, a diff, a command.
+        values: What :func:`secret_values` gave, where many texts are redacted in a row.
+    """
+    for value in secret_values() if values is None else values:
+        if value in text:
+            text = text.replace(value, MASK)
+    for shape, replacement in _SHAPES:
+        text = shape.sub(replacement, text)
+    return text
+
+
+def redact(obj: Any) -> Any:
+    """A copy of plain data (dicts, lists, scalars) without secrets; paths become text, other types stay.
+
+    Command-line overrides are text of the form ``key=value``: one with a secret key loses its value.
+    """
+    return _redact(obj, secret_values())
+
+
+def _redact(obj: Any, values: tuple[str, ...]) -> Any:
+    if isinstance(obj, str):
+        return _redact_override(redact_text(obj, values))
+    if isinstance(obj, PurePath):
+        return redact_text(str(obj), values)
+    if isinstance(obj, Mapping):
+        return {
+            key: MASK if isinstance(value, str) and value and is_secret_name(str(key)) else _redact(value, values)
+            for key, value in obj.items()
+        }
+    if isinstance(obj, (list, tuple)):
+        return [_redact(item, values) for item in obj]
+    return obj
+
+
+def _redact_override(text: str) -> str:
+    name, equals, value = text.partition("=")
+    if equals and value and not any(mark in name for mark in " \n\t") and is_secret_name(name.lstrip("+~-")):
+        return f"{name}={MASK}"
+    return text
