@@ -1,0 +1,191 @@
+"""What every benchmark has in common: questions from the user's files, a score for one answer, a key for the result."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mgm_exp.errors import DataError
+from mgm_exp.evaluate.metrics import anls, textvqa_accuracy
+
+_NAMED = 5
+"""Faults that an error message names before it only counts."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a benchmark.
+
+    Args:
+        question_id: Unique in the benchmark.
+        image_id: The image's own name; several questions may share an image.
+        image: Path of the image below the benchmark's ``image_root``.
+        question: The bare question.
+        prompt: What the model is asked: the question with all that the benchmark puts around it, no chat template.
+        question_type: For the breakdown.
+        answers: Reference answers.
+    """
+
+    question_id: int | str
+    image_id: str
+    image: str
+    question: str
+    prompt: str
+    question_type: str
+    answers: tuple[str, ...] = field(repr=False)
+
+    @property
+    def prompt_hash(self) -> str:
+        """First 16 hex digits of the prompt's SHA-256."""
+        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark is run.
+
+    Args:
+        batch_size: Questions in one forward pass.
+        max_new_tokens: Longest answer, in tokens.
+        max_questions: Only the first N questions; None: all.
+        max_megapixels: Images above it are refused before they are decoded.
+    """
+
+    batch_size: int = 8
+    max_new_tokens: int = 128
+    max_questions: int | None = None
+    max_megapixels: float = 50.0
+
+
+class Benchmark(ABC):
+    """Questions, images and a scorer. A benchmark is one file that says where its questions come from.
+
+    Args:
+        image_root: Folder that the questions' image paths are relative to.
+        settings: Batch size and limits.
+
+    Example:
+        >>> benchmark = load_benchmark("textvqa", config)
+        >>> question = benchmark.questions[0]
+        >>> benchmark.score("nokia", question)
+        1.0
+    """
+
+    name: str
+    split: str
+    metric_version: str
+    ocr_tokens: bool = False
+
+    def __init__(self, image_root: Path, settings: Settings) -> None:
+        self.image_root = Path(image_root)
+        self.settings = settings
+
+    @abstractmethod
+    def read(self) -> list[Question]:
+        """All questions, in the order of the benchmark's file.
+
+        Raises:
+            DataError: a file, a row, a join or an image is missing or wrong; faults are counted and named.
+        """
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions that are asked, in the order of the benchmark's file; every image file is there.
+
+        Raises:
+            DataError: see :meth:`read`.
+        """
+        questions = self.read()
+        if not questions:
+            raise DataError(f"{self.name}: its files hold no question.")
+        seen: dict[int | str, Question] = {}
+        repeated = [q.question_id for q in questions if seen.setdefault(q.question_id, q) is not q]
+        refuse(repeated, f"{self.name}: question_id is not unique:", "Every question needs an id of its own.")
+        questions = questions[: self.settings.max_questions]
+        images = sorted({q.image for q in questions})
+        refuse(
+            [image for image in images if not self._has(image)],
+            f"{self.name}: images that {self.image_root} does not hold (of {len(images)}):",
+            "Give the folder that holds them; a question without its image is never skipped in silence.",
+        )
+        return questions
+
+    def _has(self, image: str) -> bool:
+        path = PurePosixPath(image)
+        inside = not path.is_absolute() and ".." not in path.parts
+        return inside and (self.image_root / path).is_file()
+
+    def score(self, prediction: str, question: Question) -> float:
+        """Score of one answer in 0..1; the benchmark's accuracy is the mean over its questions."""
+        return textvqa_accuracy(prediction, question.answers)
+
+    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Metrics of a finished evaluation.
+
+        Args:
+            rows: The lines of ``predictions.jsonl``.
+
+        Returns:
+            ``<name>/accuracy`` (mean score), ``<name>/accuracy[<type>]`` for each question type, and ``<name>/anls``,
+            a softer measure that still moves where one wrong letter makes an answer worth nothing.
+        """
+        by_type: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            by_type[row["question_type"]].append(row["score"])
+        metrics = {f"{self.name}/accuracy": mean(row["score"] for row in rows)}
+        for kind in sorted(by_type):
+            metrics[f"{self.name}/accuracy[{kind}]"] = mean(by_type[kind])
+        metrics[f"{self.name}/anls"] = mean(anls(row["prediction"], row["answers"]) for row in rows)
+        return metrics
+
+    def eval_key(self) -> dict[str, Any]:
+        """What must be equal before two results may be compared."""
+        prompts = hashlib.sha256()
+        for question in sorted(self.questions, key=lambda q: str(q.question_id)):
+            prompts.update(f"{question.question_id}\0{question.prompt}\0".encode())
+        return {
+            "split": self.split,
+            "prompt_hash": prompts.hexdigest()[:16],
+            "n": len(self.questions),
+            "ocr_tokens": self.ocr_tokens,
+            "metric_version": self.metric_version,
+            "max_new_tokens": self.settings.max_new_tokens,
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the result depends on, apart from the model: questions, images, decoding."""
+        from mgm_exp.store import file_sha256, fingerprint
+
+        images = sorted({q.image for q in self.questions})
+        return fingerprint(
+            {
+                "benchmark": self.name,
+                "eval_key": self.eval_key(),
+                "questions": [
+                    [q.question_id, q.image, q.question_type, q.prompt_hash, list(q.answers)] for q in self.questions
+                ],
+                "images": {image: file_sha256(self.image_root / image) for image in images},
+                "batch_size": self.settings.batch_size,
+            }
+        )
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of scores; the order of the rows does not matter to the last bit."""
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
+
+
+def refuse(faults: Sequence[Any], what: str, advice: str) -> None:
+    """Raises a DataError that counts the faults and names the first ones; does nothing where there is none."""
+    if faults:
+        named = ", ".join(str(fault) for fault in faults[:_NAMED])
+        more = f", and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise DataError(f"{what} {len(faults)} ({named}{more}).", advice=advice)
