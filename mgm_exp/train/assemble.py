@@ -1,0 +1,228 @@
+"""Puts together what a stage trains with: model, adapter, data, optimizer, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.config import CheckpointConfig, ExperimentConfig, Precision, plain
+from mgm_exp.errors import DataError
+from mgm_exp.store import file_sha256
+from mgm_exp.train.job import StageSettings, TrainJob, derived_seed, stage_settings
+from mgm_exp.train.ranks import Ranks
+from mgm_exp.train.step import CountedBatch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mgm_exp.data import BatchPlan, ImageTextDataset
+    from mgm_exp.model import MGMForConditionalGeneration, MGMProcessor, TrainableSet
+    from mgm_exp.train.engine import Engine
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is ready to run.
+
+    Args:
+        module: What the engine was given; its forward is the loss.
+        model: The MGM inside.
+        belongs_to: What a checkpoint must share with this stage to be continued.
+    """
+
+    config: ExperimentConfig
+    settings: StageSettings
+    model: MGMForConditionalGeneration
+    module: nn.Module
+    engine: Engine
+    trainable: TrainableSet
+    dataset: ImageTextDataset
+    plan: BatchPlan
+    processor: MGMProcessor
+    load_report: dict[str, Any]
+    n_parameters: int
+    belongs_to: dict[str, Any]
+
+    @property
+    def n_steps(self) -> int:
+        return self.plan.n_steps
+
+    @property
+    def n_train(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def checkpointing(self) -> CheckpointConfig:
+        return self.config.train.checkpoint
+
+    def steps_from(self, step: int) -> Iterator[list[CountedBatch]]:
+        """This process's counted micro-batches of each optimizer step, from ``step`` on."""
+        from mgm_exp.data import StepLoader
+
+        loader = StepLoader(
+            self.dataset, self.plan, step, self.config.train.workers, self.processor.pad_token_id
+        )
+        for micro_batches in loader:
+            yield [self._counted(batch) for batch in micro_batches]
+
+    def _counted(self, batch: dict[str, Any]) -> CountedBatch:
+        return count(batch, self.processor.n_visual_tokens, self.settings.max_length)
+
+
+def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch:
+    """Counts what a collated micro-batch holds, as the model will merge and cut it."""
+    from mgm_exp.data import merged_length, supervised_tokens
+    from mgm_exp.model import IMAGE_TOKEN_INDEX
+
+    supervised = tokens = images = 0
+    for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        kept, learnt = ids[mask].tolist(), labels[mask].tolist()
+        supervised += supervised_tokens(kept, learnt, n_visual, max_length)
+        tokens += min(merged_length(kept, n_visual), max_length)
+        images += kept.count(IMAGE_TOKEN_INDEX)
+    return CountedBatch(batch, supervised, tokens, len(batch["input_ids"]), images)
+
+
+def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
+    """Everything a stage needs, on this process.
+
+    Raises:
+        UserError: The model or the data cannot be used.
+    """
+    from mgm_exp.model import LossModule, load_processor
+
+    config = job.experiment()
+    settings = stage_settings(config, job.stage)
+    model, load_report = prepare_model(job, config, settings, ranks)
+    trainable = make_trainable(model, job.stage, config, settings)
+    say(_in_words(job.stage, trainable))
+    processor = load_processor(config.model, settings.max_length)
+    dataset = open_dataset(job, config, settings, processor)
+    plan = open_plan(dataset, settings, ranks)
+    module = LossModule(model)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    engine = make_engine(module, trainable, config, settings, ranks)
+    return Stage(
+        config=config,
+        settings=settings,
+        model=model,
+        module=module,
+        engine=engine,
+        trainable=trainable,
+        dataset=dataset,
+        plan=plan,
+        processor=processor,
+        load_report=load_report,
+        n_parameters=n_parameters,
+        belongs_to={
+            "stage": job.stage,
+            "settings": {key: plain(value) for key, value in vars(settings).items()},
+            "engine": engine.describe()["name"],
+            "records": file_sha256(job.records),
+            "n_steps": plan.n_steps,
+        },
+    )
+
+
+def prepare_model(
+    job: TrainJob, config: ExperimentConfig, settings: StageSettings, ranks: Ranks
+) -> tuple[MGMForConditionalGeneration, dict[str, Any]]:
+    """The base model with the connector this stage starts from."""
+    from mgm_exp.model import build_model, load_connector, reset_connector
+    from mgm_exp.train.engine import COMPUTE_DTYPE
+
+    seed = derived_seed(config.seed, "new weights")
+    model, report = build_model(
+        config.model, device=ranks.device, dtype=COMPUTE_DTYPE[settings.precision], seed=seed
+    )
+    model.config.tokenizer_model_max_length = settings.max_length
+    if job.connector is not None:
+        load_connector(model, job.connector)
+    if job.stage == "align":
+        reset_connector(model, config.train.align.reset.value, seed)
+    return model, report.to_dict()
+
+
+def make_trainable(
+    model: MGMForConditionalGeneration, stage: str, config: ExperimentConfig, settings: StageSettings
+) -> TrainableSet:
+    """Puts the adapter on, declares what is trained and switches to training mode."""
+    from mgm_exp.model import apply_adapter, set_trainable
+
+    if stage == "instruct":
+        apply_adapter(model, config.adapter, derived_seed(config.seed, "adapter"))
+    trainable = set_trainable(model, stage, config.adapter, config.train.freeze_connector)
+    model.train()
+    if settings.zero_stage == 0 and settings.precision is not Precision.fp32:
+        # Plain PyTorch trains in fp32 and computes under autocast; DeepSpeed keeps fp32 masters of its own
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return trainable
+
+
+def make_engine(
+    module: nn.Module, trainable: TrainableSet, config: ExperimentConfig, settings: StageSettings, ranks: Ranks
+) -> Engine:
+    """The engine that the configuration asks for, around the loss."""
+    from mgm_exp.model import official_name
+    from mgm_exp.train.optimizer import build_optimizer, parameter_groups
+
+    named = {official_name(name): p for name, p in module.model.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
+    groups = parameter_groups(named, trainable.connector_names, settings)
+    if settings.zero_stage:
+        from mgm_exp.train.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(module, named, groups, settings, config.zero, ranks)
+    from mgm_exp.train.engine import PlainEngine
+
+    return PlainEngine(module, named, build_optimizer(groups, settings), settings, ranks)
+
+
+def open_dataset(
+    job: TrainJob, config: ExperimentConfig, settings: StageSettings, processor: MGMProcessor
+) -> ImageTextDataset:
+    """The stage's curated rows with their images, or with cached visual tokens."""
+    from mgm_exp.data import ImageTextDataset, VisualTokens, read_records
+
+    records = list(read_records(job.records))
+    if not records:
+        raise DataError(
+            f"{job.records} holds no usable row for the {job.stage} stage.",
+            advice="See the curation report for what was rejected and why.",
+        )
+    return ImageTextDataset(
+        records,
+        job.image_root,
+        processor,
+        settings.image_aspect.value,
+        config.data.max_megapixels,
+        VisualTokens(job.visual_tokens) if job.visual_tokens else None,
+    )
+
+
+def open_plan(dataset: ImageTextDataset, settings: StageSettings, ranks: Ranks) -> BatchPlan:
+    """Which samples go into which step, on this process."""
+    from mgm_exp.data import BatchPlan
+
+    return BatchPlan(
+        dataset.lengths(),
+        dataset.modality(),
+        global_batch_size=settings.global_batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        world_size=ranks.world_size,
+        rank=ranks.rank,
+        seed=derived_seed(settings.seed, "data order"),
+        group_by=settings.group_by.value,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+    )
+
+
+def _in_words(stage: str, trainable: TrainableSet) -> str:
+    counts = trainable.counts()
+    return (
+        f"{stage}: trains {counts['n_total']:,} parameters in {len(trainable.names)} tensors (LoRA {counts['n_lora']:,}, "
+        f"others {counts['n_other']:,}): {', '.join(trainable.patterns)}"
+    )

@@ -1,0 +1,175 @@
+"""The state of a running stage on disk: whole or not there, sealed with SHA-256, and enough to go on bit for bit.
+
+    checkpoints/step-000050/
+        trainable.safetensors, optimizer.safetensors      plain PyTorch
+        deepspeed/                                        ZeRO: DeepSpeed's own shards, opened only after the manifest
+        rng-0.json, rng-1.json, ...                       python, numpy and torch generators of each process, as lists
+        state.json                                        step, counters, loss scaler, what the checkpoint belongs to
+        MANIFEST.json                                     written last by the store room
+
+Everything is written into ``step-000050.tmp`` and renamed when all processes are done.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.errors import TrainingFailed
+from mgm_exp.store import disk_full_named, newest_whole, prune, publish_folder, read_json, remove_folder, write_json_atomic
+from mgm_exp.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+    from mgm_exp.train.engine import Engine
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a stage is. The data position is the step: the batch plan is a pure function of it.
+
+    Args:
+        step: Optimizer steps done, skipped ones included.
+        updates: Steps that changed the weights.
+        skipped_in_a_row: Steps without an update since the last one with.
+        tokens: Non-padding merged tokens so far, all processes.
+        seconds: Wall time of the steps so far.
+        last_loss: Loss of the last step that was applied.
+        verified: What the trainable-set check has found so far.
+    """
+
+    step: int = 0
+    updates: int = 0
+    skipped_in_a_row: int = 0
+    tokens: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    peak_memory_gib: float = 0.0
+    last_loss: float | None = None
+    resumed_from: list[int] = field(default_factory=list)
+    verified: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    root: Path, engine: Engine, progress: Progress, belongs_to: dict[str, Any], ranks: Ranks, *, keep: int
+) -> Path:
+    """Saves the state after ``progress.step``; called by all processes at the same step.
+
+    Args:
+        root: The stage's ``checkpoints/``.
+        belongs_to: Settings that a run must share to continue from it.
+        keep: Newest checkpoints that stay.
+
+    Raises:
+        DiskFullError: Nothing half-written is taken for a checkpoint later.
+    """
+    final = root / f"step-{progress.step:06d}"
+    unfinished = final.with_name(final.name + ".tmp")
+    if ranks.is_first:
+        remove_folder(unfinished)
+        unfinished.mkdir(parents=True)
+    ranks.barrier()
+    with disk_full_named(unfinished):
+        extra = engine.save(unfinished)
+        write_json_atomic(unfinished / f"rng-{ranks.rank}.json", generator_states(ranks.device), indent=None)
+    ranks.barrier()
+    if ranks.is_first:
+        state = {
+            "schema_version": SCHEMA_VERSION,
+            "progress": asdict(progress),
+            "belongs_to": belongs_to,
+            "engine": extra,
+        }
+        write_json_atomic(unfinished / "state.json", state)
+        publish_folder(unfinished, final)
+        prune(root, keep)
+    ranks.barrier()
+    return final
+
+
+def load_newest(
+    root: Path, engine: Engine, belongs_to: dict[str, Any], ranks: Ranks
+) -> tuple[Progress | None, list[str]]:
+    """Continues from the newest checkpoint that verifies in full; called by all processes.
+
+    Returns:
+        Its progress (None: there is none) and why newer ones were passed over.
+
+    Raises:
+        TrainingFailed: There are checkpoints and none is whole, or it belongs to other settings.
+    """
+    folder, passed_over = newest_whole(root) if ranks.is_first else (None, [])
+    passed_over = ranks.gather_texts(passed_over)
+    name = ranks.gather_texts([folder.name] if folder else [])
+    if not name:
+        if passed_over:
+            raise TrainingFailed(
+                f"No checkpoint in {root} is whole: {'; '.join(passed_over)}.",
+                advice="Delete that folder to train the stage from its beginning.",
+            )
+        return None, []
+    folder = root / name[0]
+    state = read_json(folder / "state.json")
+    differing = {key for key in belongs_to.keys() | state["belongs_to"].keys()} - {
+        key for key in belongs_to if state["belongs_to"].get(key) == belongs_to[key]
+    }
+    if differing:
+        raise TrainingFailed(
+            f"The checkpoint {folder} was made with other settings: "
+            + ", ".join(f"{key}={state['belongs_to'].get(key)!r} (now {belongs_to.get(key)!r})" for key in sorted(differing))
+            + ".",
+            advice="Give the settings it was made with, or delete it to train the stage from its beginning.",
+        )
+    engine.load(folder, state["engine"])
+    set_generator_states(read_json(folder / f"rng-{ranks.rank}.json"), ranks.device)
+    return Progress(**state["progress"]), passed_over
+
+
+def generator_states(device: torch.device) -> dict[str, Any]:
+    """The states of python's, numpy's and torch's global generators, as plain lists and hexadecimal digits."""
+    import numpy as np
+    import torch
+
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    states: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": {
+            "bit_generator": numpy_state["bit_generator"],
+            "key": [int(word) for word in numpy_state["state"]["key"]],
+            "pos": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "torch": bytes(torch.get_rng_state().tolist()).hex(),
+    }
+    if device.type == "cuda":
+        states["cuda"] = bytes(torch.cuda.get_rng_state(device).tolist()).hex()
+    return states
+
+
+def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
+    """Puts back what :func:`generator_states` gave."""
+    import numpy as np
+    import torch
+
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    saved = states["numpy"]
+    np.random.set_state(
+        {
+            "bit_generator": saved["bit_generator"],
+            "state": {"key": np.array(saved["key"], dtype=np.uint32), "pos": saved["pos"]},
+            "has_gauss": saved["has_gauss"],
+            "gauss": saved["gauss"],
+        }
+    )
+    torch.set_rng_state(torch.tensor(list(bytes.fromhex(states["torch"])), dtype=torch.uint8))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(states["cuda"])), dtype=torch.uint8), device)

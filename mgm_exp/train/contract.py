@@ -1,0 +1,127 @@
+"""Checks while training that what was declared trainable moves, and that nothing else does.
+
+The set itself is declared and asserted by the model room. Here the tensors are compared before and after real updates:
+frozen ones after the first, trained ones after the first that can move them. That is not always the first step: a
+warm-up begins with a learning rate of 0; LoRA's A has no gradient while B is still zero; projector and mining have
+none in a batch without images; the bias in front of mining's keys shifts all scores of a window alike and has a true
+gradient of zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgm_exp.errors import TrainingFailed
+from mgm_exp.train.engine import Engine
+from mgm_exp.train.ranks import Ranks
+
+# Above this many frozen parameters each tensor is sampled (SAMPLE elements, evenly spaced) instead of read in full.
+FULL_CHECK_PARAMETERS = 1_000_000_000
+SAMPLE = 65_536
+_HASHED_ELEMENTS = 1 << 22
+_NEVER_CERTAIN = re.compile(r"(^|\.)vlm_uni_aux_projector\.[01]\.bias$")
+_LORA_A = re.compile(r"\.lora_A\.")
+
+
+class MovementCheck:
+    """Compares checksums of all parameters around the first updates.
+
+    Args:
+        module: The whole model.
+        engine: Around it.
+        connector: Names of the trained projector and mining tensors.
+        ranks: This process (each one checks what it holds).
+    """
+
+    def __init__(self, module: nn.Module, engine: Engine, connector: Iterable[str], ranks: Ranks) -> None:
+        self._engine, self._ranks = engine, ranks
+        self._connector = set(connector)
+        trained = {id(parameter) for parameter in engine.trainable.values()}
+        self._frozen = {name: p for name, p in module.named_parameters() if id(p) not in trained}
+        self._is_sampled = sum(_elements(p) for p in self._frozen.values()) > FULL_CHECK_PARAMETERS
+        self._before_frozen: dict[str, str] = {}
+        self._before: dict[str, str] = {}
+        self._waiting: set[str] = set(engine.trainable)
+        self._b_has_moved = not any(_LORA_A.search(name) for name in engine.trainable)
+
+    @property
+    def is_done(self) -> bool:
+        return not any(self._is_certain(name) for name in self._waiting)
+
+    def _is_certain(self, name: str) -> bool:
+        return _NEVER_CERTAIN.search(name) is None
+
+    def before_update(self) -> None:
+        """Takes checksums; called by all processes before a step that will change weights."""
+        if not self._before:
+            self._before_frozen = {name: self._frozen_sum(parameter) for name, parameter in self._frozen.items()}
+            self._before = {name: checksum(self._engine.master(name)) for name in sorted(self._waiting)}
+
+    def after_update(self, *, has_images: bool) -> None:
+        """Compares; called by all processes after a step that was applied with a learning rate above 0.
+
+        Raises:
+            TrainingFailed: A frozen tensor moved, or a trained one did not although it had to.
+        """
+        assert self._before, "before_update() comes first"
+        moved_frozen = [name for name, parameter in self._frozen.items() if self._frozen_sum(parameter) != self._before_frozen[name]]
+        still = {name for name in sorted(self._waiting) if checksum(self._engine.master(name)) == self._before[name]}
+        expected = {name for name in self._waiting if self._must_move(name, has_images)}
+        self._waiting = still
+        self._b_has_moved = True
+        stuck = sorted(still & expected)
+        # A shard may be frozen here and moved there: all processes agree before anyone raises
+        faults = self._ranks.gather_texts(
+            [f"{name} is frozen and moved" for name in moved_frozen] + [f"{name} is trained and did not move" for name in stuck]
+        )
+        if faults:
+            shown = "; ".join(sorted(set(faults))[:5])
+            raise TrainingFailed(
+                f"The trainable set is not what was declared: {shown} ({len(set(faults))} tensors in all).",
+                advice="This is a fault of the model or the adapter, not of the data: report it with the run folder.",
+            )
+
+    def _must_move(self, name: str, has_images: bool) -> bool:
+        if not self._is_certain(name):
+            return False
+        if _LORA_A.search(name) and not self._b_has_moved:
+            return False
+        return has_images or name not in self._connector
+
+    def _frozen_sum(self, parameter: nn.Parameter) -> str:
+        return checksum(self._engine.resident(parameter), sampled=self._is_sampled)
+
+    def report(self) -> dict[str, Any]:
+        """For the record: how it was checked, and what has not moved (yet)."""
+        return {
+            "frozen_tensors": len(self._frozen),
+            "frozen_check": f"{SAMPLE} elements of each tensor" if self._is_sampled else "every element",
+            "moved": len(self._engine.trainable) - len(self._waiting),
+            "not_moved": sorted(self._waiting),
+            "is_complete": self.is_done,
+        }
+
+
+def checksum(tensor: Tensor, *, sampled: bool = False) -> str:
+    """A digest of a tensor's bits that any change of an element changes.
+
+    Small tensors are hashed; large ones are summed as integers on their own device (a change is missed only where
+    several elements change so that the sums of their bit patterns cancel).
+    """
+    flat = tensor.detach().reshape(-1)
+    if sampled and flat.numel() > SAMPLE:
+        flat = flat[:: flat.numel() // SAMPLE]
+    bits = flat.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    if bits.numel() <= _HASHED_ELEMENTS:
+        return hashlib.blake2b(bits.cpu().numpy().tobytes(), digest_size=16).hexdigest()
+    return f"{int(bits.sum(dtype=torch.int64))}:{int(bits[::2].sum(dtype=torch.int64))}"
+
+
+def _elements(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,39 @@
+"""``metrics.jsonl``: one flushed line an optimizer step, cut back to the checkpoint's step on resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.store import write_atomic
+
+
+class MetricsFile:
+    """Appends rows; a row that is not an optimizer step carries the key ``event``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def cut_back(self, step: int) -> list[dict[str, Any]]:
+        """Drops everything after ``step`` (and a torn last line); returns the rows that stay."""
+        kept = [row for row in read_rows(self.path) if row["step"] <= step]
+        write_atomic(self.path, "".join(_line(row) for row in kept))
+        return kept
+
+    def append(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file; a torn last line (a kill in mid-write) is left out."""
+    if not path.exists():
+        return []
+    *lines, torn = path.read_text(encoding="utf-8").split("\n")
+    del torn
+    return [json.loads(line) for line in lines]
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

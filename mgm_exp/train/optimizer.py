@@ -1,0 +1,65 @@
+"""AdamW over two groups: what the LLM learns (adapter or weights), and the connector with a learning rate of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.train.job import StageSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import AdamW
+
+
+def parameter_groups(
+    trainable: Mapping[str, nn.Parameter], connector: Collection[str], settings: StageSettings
+) -> list[dict[str, Any]]:
+    """Optimizer groups in a fixed order, each with its ``group`` name and ``peak_lr``.
+
+    Norms and biases (tensors with fewer than two dimensions) are not decayed, as in transformers' Trainer; without
+    weight decay that distinction makes no groups.
+
+    Args:
+        trainable: Name -> parameter of all that is trained.
+        connector: Names among them of projector and mining.
+        settings: Learning rates and weight decay.
+    """
+    groups: list[dict[str, Any]] = []
+    for group, lr, names in (
+        ("llm", settings.lr, [name for name in trainable if name not in connector]),
+        ("connector", settings.connector_lr, [name for name in trainable if name in connector]),
+    ):
+        is_split = settings.weight_decay > 0
+        decayed = [name for name in names if not is_split or trainable[name].dim() >= 2]
+        plain = [name for name in names if is_split and trainable[name].dim() < 2]
+        for part, decay in ((decayed, settings.weight_decay), (plain, 0.0)):
+            if part:
+                groups.append(
+                    {
+                        "params": [trainable[name] for name in part],
+                        "lr": lr,
+                        "peak_lr": lr,
+                        "group": group,
+                        "weight_decay": decay,
+                    }
+                )
+    return groups
+
+
+def build_optimizer(groups: list[dict[str, Any]], settings: StageSettings) -> AdamW:
+    """torch's AdamW (Loshchilov & Hutter, arXiv 1711.05101); epsilon 1e-8."""
+    from torch.optim import AdamW
+
+    return AdamW(groups, betas=settings.betas, eps=1e-8)
+
+
+def set_learning_rates(groups: list[dict[str, Any]], factor: float) -> None:
+    """Sets every group's rate to ``factor`` of its peak."""
+    for group in groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def learning_rates(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """Group name -> learning rate."""
+    return {group["group"]: group["lr"] for group in groups}

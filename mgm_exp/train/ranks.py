@@ -1,0 +1,114 @@
+"""The processes of one stage, as seen by one of them: which one am I, and how do we agree on a few numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from mgm_exp.config import Device
+from mgm_exp.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import torch
+
+# A collective that takes longer than this means that a process hangs.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among ``world_size``.
+
+    Args:
+        rank: 0 writes files, prints and decides where one has to.
+        world_size: Processes that train together.
+        device: Where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @classmethod
+    def alone(cls, device: Device) -> Ranks:
+        """The only process."""
+        return cls(0, 1, compute_device(device, 0))
+
+    @classmethod
+    def join(cls, device: Device) -> Ranks:
+        """Joins the process group that torch's elastic launcher described in the environment."""
+        import torch.distributed as dist
+
+        where = compute_device(device, int(os.environ["LOCAL_RANK"]))
+        on_gpu = where.type == "cuda"
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=where if on_gpu else None
+        )
+        return cls(dist.get_rank(), dist.get_world_size(), where)
+
+    def leave(self) -> None:
+        """Dissolves the process group."""
+        if self.world_size > 1 or _in_group():
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
+
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """The same few numbers of every process, by rank (float64); every process gets the same answer."""
+        if self.world_size == 1:
+            return [list(values)]
+        import torch
+        import torch.distributed as dist
+
+        table = torch.zeros(self.world_size, len(values), dtype=torch.float64, device=self.device)
+        table[self.rank] = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(table)
+        return [[float(value) for value in row] for row in table.tolist()]
+
+    def gather_texts(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all processes, by rank."""
+        if self.world_size == 1:
+            return list(texts)
+        import torch.distributed as dist
+
+        everyone: list[list[str]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(everyone, list(texts))
+        return [text for part in everyone for text in part]
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        self.gather([0.0])
+
+
+def _in_group() -> bool:
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def compute_device(device: Device, local_rank: int) -> torch.device:
+    """The device that a process computes on.
+
+    Raises:
+        MissingDependencyError: A GPU is asked for and torch sees none (or fewer than processes).
+    """
+    import torch
+
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is Device.cpu or (device is Device.auto and available == 0):
+        return torch.device("cpu")
+    if local_rank >= available:
+        build = torch.version.cuda or "none: this is a CPU build"
+        raise MissingDependencyError(
+            f"device={device.value} needs a GPU for process {local_rank}, but torch {torch.__version__} sees "
+            f"{available} (its CUDA version: {build}).",
+            advice="Use device=cpu, fewer devices, or install the CUDA build of torch and check nvidia-smi.",
+        )
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,91 @@
+"""One process of a stage that runs in several: ``python -m mgm_exp.train.worker LAUNCH_FOLDER``.
+
+Started by :mod:`mgm_exp.train.launch` through torch's elastic launcher, which sets RANK, WORLD_SIZE and the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.errors import Interrupted, MgmError
+from mgm_exp.store import die_with_parent, hold_shared, write_json_atomic
+from mgm_exp.train.job import TrainJob
+from mgm_exp.train.launch import LaunchFolder
+from mgm_exp.train.listener import Listener
+from mgm_exp.train.stop import StopRequest
+
+
+def main(folder: Path) -> int:
+    """Trains as one of the processes; how it ended is written to ``outcome-<rank>.json``.
+
+    Returns:
+        The exit code: 0 also after an interruption, which all processes take part in.
+    """
+    faulthandler.enable()
+    launch = LaunchFolder(folder)
+    facts = json.loads(launch.facts.read_text(encoding="utf-8"))
+    die_with_parent(parent_pid=facts["parent"])
+    if facts["lease"]:
+        hold_shared(facts["lease"])
+    job = TrainJob.from_json(launch.job.read_text(encoding="utf-8"))
+    rank = int(os.environ["RANK"])
+    outcome, code = _train(job, launch, rank)
+    write_json_atomic(launch.outcome(rank), {**outcome, "time": time.time()})
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, Any], int]:
+    try:
+        with StopRequest(file=launch.stop if rank == 0 else None).listening() as stop:
+            from mgm_exp.train.loop import train_stage
+            from mgm_exp.train.ranks import Ranks
+
+            ranks = Ranks.join(job.experiment().device)
+            listener = _to_file(launch.events) if rank == 0 else Listener()
+            summary = train_stage(job, ranks, listener, stop)
+            ranks.leave()
+    except Interrupted as error:
+        return {"kind": "interrupted", "message": error.message, "advice": error.advice}, 0
+    except Exception as error:  # whatever it is, the parent shows it
+        traceback.print_exc()
+        is_ours = isinstance(error, MgmError)
+        return {
+            "kind": "error",
+            "type": type(error).__name__,
+            "message": error.message if is_ours else str(error),
+            "advice": error.advice if is_ours else "",
+            "traceback": traceback.format_exc(),
+        }, 1
+    return {"kind": "done", "summary": summary.to_dict()}, 0
+
+
+def _to_file(path: Path) -> Listener:
+    """A listener that writes one line an event, for the parent to follow."""
+
+    def tell(kind: str, value: Any) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "value": value}) + "\n")
+
+    return Listener(
+        on_start=lambda total, rows: tell("start", {"total": total, "rows": len(rows)}),
+        on_row=lambda row: tell("row", row),
+        on_checkpoint=lambda folder: tell("checkpoint", str(folder)),
+        say=lambda text: tell("say", text),
+    )
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        code = main(Path(sys.argv[1]))
+    # DeepSpeed and gloo leave threads behind that may crash at interpreter shutdown; everything is written
+    os._exit(code)
