@@ -79,8 +79,8 @@ FAULTS = (
     ),
     Fault(
         "the disk is full",
-        "Free some space (`mgm-exp gc` drops unused store entries), or put paths.root on a larger disk; files that were "
-        f"complete are still complete and {CONTINUES}.",
+        "Free some space (`mgm-exp gc` drops unused store entries), or put paths.root on a larger disk; files that "
+        f"were complete are still complete and {CONTINUES}.",
         numbers=(errno.ENOSPC, errno.EDQUOT),
         words=r"no space left on device|disk quota exceeded|database or disk is full",
     ),
@@ -174,7 +174,8 @@ FAULTS = (
     ),
     Fault(
         "a process of the run failed",
-        f"The first traceback in log.txt is the cause; the others were stopped because of it. {CONTINUES.capitalize()}.",
+        "The first traceback in log.txt is the cause; the others were stopped because of it. "
+        f"{CONTINUES.capitalize()}.",
         types=("ChildFailedError", "ProcessRaisedException", "ProcessExitedException"),
     ),
 )
@@ -202,7 +203,8 @@ def explain(error: BaseException) -> dict[str, str]:
         error: What ended the run; what it was raised from is looked at too.
 
     Returns:
-        ``type`` (class name), ``message`` (without secrets, at most ``MESSAGE_LIMIT`` characters), ``cause``, ``advice``.
+        ``type`` (class name), ``message`` (without secrets, at most ``MESSAGE_LIMIT`` characters), ``cause`` and
+        ``advice``.
     """
     message = error.message if isinstance(error, MgmError) else str(error)
     cause, advice = _own(error) if isinstance(error, MgmError) else _foreign(error)

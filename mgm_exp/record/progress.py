@@ -121,7 +121,9 @@ class Pace:
         if not self.unit_s:
             return ""
         left = round(max(self.total - self.done, 0) * self.unit_s)
-        speed = f"{1 / self.unit_s:.1f} {unit}/s".replace(" /s", "/s") if self.unit_s < 1 else f"{self.unit_s:.1f} s each"
+        speed = (
+            f"{1 / self.unit_s:.1f} {unit}/s".replace(" /s", "/s") if self.unit_s < 1 else f"{self.unit_s:.1f} s each"
+        )
         return f"{speed}  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 

@@ -1,7 +1,7 @@
 """The process that owns a W&B run: reads what happened as JSON lines and calls the W&B client.
 
-It answers on standard output with JSON lines: ``offline_dir``, ``warning``, ``failure``, ``finished``. It ends when it
-has finished, when it fails, and with the process that started it.
+It answers on standard output with JSON lines: ``run_dir`` and ``is_offline``, ``warning``, ``failure``, ``finished``.
+It ends when it has finished, when it fails, and with the process that started it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -65,11 +66,14 @@ class WandbRun:
         mode = self._mode()
         if mode == "online":
             try:
-                return self._init("online")
+                run = self._init("online")
+                self._reply(run_dir=str(Path(run.dir).parent), is_offline=False)
+                return run
             except Exception as error:  # noqa: BLE001 - CommError, UsageError, AuthenticationError, what a network does
                 self._reply(warning=f"W&B cannot be reached ({first_line(error)}); this run is recorded offline")
+                _forget_run()
         run = self._init("offline")
-        self._reply(offline_dir=str(Path(run.dir).parent))
+        self._reply(run_dir=str(Path(run.dir).parent), is_offline=True)
         return run
 
     def _mode(self) -> str:
@@ -98,6 +102,9 @@ class WandbRun:
             init_timeout=10,
             login_timeout=5,
             finish_timeout=30,
+            finish_timeout_raises=True,
+            # A run folder can be moved and archived: no links.
+            symlink=False,
             # log.txt has what is printed.
             console="off",
             silent=True,
@@ -199,6 +206,16 @@ class WandbRun:
             raise OSError(f"only {free:,} bytes are free on the disk of {self._info['run_dir']}")
 
 
+def _forget_run() -> None:
+    """Ends W&B's helper process, which would refuse the id of a run that it could not begin as being in use."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except SystemExit:  # how the client passes the helper's exit code on
+        return
+
+
 def run_id(text: str) -> str:
     """A W&B id: at most 64 characters, none that W&B refuses; a changed one keeps a hash of the whole."""
     plain = re.sub(r"[^A-Za-z0-9._=+,-]", "-", text)
@@ -253,9 +270,9 @@ def serve(calls: BinaryIO, reply: Reply) -> int:
     """Carries out what the lines say until ``finish`` or their end. Returns the exit code."""
     run: WandbRun | None = None
     for line in calls:
-        message = json.loads(line)
-        call = message.pop("call")
         try:
+            message = json.loads(line)
+            call = message.pop("call")
             if run is None:
                 run = WandbRun(message["run"], message["tracker"], reply)
             else:
@@ -273,6 +290,9 @@ def serve(calls: BinaryIO, reply: Reply) -> int:
 def main() -> None:
     """Serves the process whose id is the first argument."""
     die_with_parent(parent_pid=int(sys.argv[1]))
+    # Batch systems send these to every process of a job; what becomes of the run comes through the pipe.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     # What libraries print goes to the client's log; the way back is ours alone.
     with os.fdopen(os.dup(1), "wb", buffering=0) as back:
         os.dup2(2, 1)

@@ -38,7 +38,7 @@ class WandbSink(Sink):
 
     Args:
         tracker: Mode, project, entity, server, size of the predictions table.
-        finish_s: Seconds that :meth:`finish` waits at most; what was not sent lies in the run folder for ``wandb sync``.
+        finish_s: Seconds that :meth:`finish` waits at most; what was not sent stays in the run folder for ``wandb sync``.
         backlog: Bytes that may wait for the client.
     """
 
@@ -51,7 +51,8 @@ class WandbSink(Sink):
         self._waiting_bytes = 0
         self._left_out = 0
         self._replies = b""
-        self._offline_dir: str | None = None
+        self._run_dir: str | None = None
+        self._is_offline = False
         self._is_finished = False
 
     @property
@@ -119,8 +120,8 @@ class WandbSink(Sink):
         self._end_client()
         if self._left_out:
             log.warning("W&B was too slow: %d rows are in metrics.jsonl only", self._left_out)
-        if self._is_finished and self._offline_dir is not None:
-            print(f"W&B: recorded offline; to send it: wandb sync {self._offline_dir}", flush=True)
+        if self._run_dir is not None and (self._is_offline or not self._is_finished):
+            print(f"W&B: recorded in the run folder; to send it: wandb sync {self._run_dir}", flush=True)
 
     def _send(self, call: str, **arguments: Any) -> None:
         if self._client is None:
@@ -164,13 +165,14 @@ class WandbSink(Sink):
             *lines, self._replies = (self._replies + chunk).split(b"\n")
             for line in lines:
                 self._heard(json.loads(line))
-            if not chunk:
-                if not self._is_finished:
-                    self._switch_off("its process ended unexpectedly")
+            if not chunk and not self._is_finished:
+                self._switch_off("its process ended unexpectedly")
+            if not chunk or self._client is None:
                 return
 
     def _heard(self, reply: Mapping[str, Any]) -> None:
-        self._offline_dir = reply.get("offline_dir", self._offline_dir)
+        self._run_dir = reply.get("run_dir", self._run_dir)
+        self._is_offline = reply.get("is_offline", self._is_offline)
         if "warning" in reply:
             log.warning("%s", reply["warning"])
         if "failure" in reply:
