@@ -21,7 +21,16 @@ from mgm_exp.errors import Interrupted, MgmError
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.record import Recorder, explain, open_recorder, redact
 from mgm_exp.signals import stop_on_signals
-from mgm_exp.store import Lease, StageOutput, Store, hard_link_or_copy, link_tree, write_atomic, write_json_atomic
+from mgm_exp.store import (
+    Lease,
+    StageOutput,
+    Store,
+    fingerprint,
+    hard_link_or_copy,
+    link_tree,
+    write_atomic,
+    write_json_atomic,
+)
 
 SCHEMA_VERSION = 1
 
@@ -71,7 +80,8 @@ class Experiment:
         self.run_dir = run_dir
         self.store = Store(Path(config.paths.store))
         self.started = time.time()
-        self.outputs: dict[str, StageOutput] = {}
+        self.demo: Path | None = None
+        self.origins: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.eval_keys: dict[str, Any] = {}
         self.trained: dict[str, Any] = {}
@@ -122,32 +132,38 @@ class Experiment:
 
     def _curate(self, found: Preflight) -> StageOutput:
         """Usable rows of both stages, from the user's files or the generated demo data."""
-        from mgm_exp import curate
+        from mgm_exp import model
+        from mgm_exp.data import stages as data
 
-        config, sources = self.config, found.sources
-        demo = None
+        config, sources, tell = self.config, found.sources, self.recorder.progress
+        demo = captions = None
         if found.needs_demo:
-            demo = self._produce(
-                "demo", stages.demo_payload(config), lambda work: curate.make_demo(config, work, self.recorder)
+            demo = self._produce("demo", stages.demo_payload(config), lambda work: data.make_demo(config, work, tell))
+        self.demo = demo.path if demo else None
+        if config.data.recaption and config.data.recaptioned_path is None:
+            captions = self._produce(
+                "recaption",
+                stages.recaption_payload(config, sources, demo and demo.key),
+                lambda work: data.make_captions(config, self._captioner(sources.device), work, self.demo, tell),
             )
-        recaption = None
-        if config.data.recaption and not config.data.recaptioned_path:
-            payload = stages.recaption_payload(config, sources, demo and demo.key)
-            recaption = self._produce(
-                "recaption", payload, lambda work: curate.recaption(config, work, demo and demo.path, self.recorder)
-            )
-        payload = stages.curate_payload(config, sources, demo and demo.key, recaption and recaption.key)
-        curated = self._produce(
-            "curate",
-            payload,
-            lambda work: curate.curate(
-                config, work, demo and demo.path, recaption and recaption.path, found.model_folder, self.recorder
-            ),
-        )
-        report = curated.meta
-        self.manifest["data"].update(fingerprint=report["fingerprint"], n_train=report["instruct"]["kept"])
-        self.recorder.say(curate.in_words(report))
+        self.origins = data.origins(config, self.demo, captions and captions.path)
+        lengths = {"align": config.train.align.max_length, "instruct": config.train.max_length}
+
+        def make(work: Path) -> dict[str, Any]:
+            processors = {stage: model.load_processor(found.model_folder, length) for stage, length in lengths.items()}
+            return data.make_curated(config, processors, work, self.demo, captions and captions.path, tell)
+
+        payload = stages.curate_payload(config, sources, demo and demo.key, captions and captions.key)
+        curated = self._produce("curate", payload, make)
+        self.manifest["data"].update(fingerprint=curated.meta["fingerprint"], n_train=curated.meta["instruct"]["kept"])
+        for sentence in data.in_words(curated.meta):
+            self.recorder.say(sentence)
         return curated
+
+    def _captioner(self, device: str) -> Any:
+        from mgm_exp.data.captioner import open_captioner
+
+        return open_captioner(self.config.data.captioner, device=device, cache=Path(self.config.paths.store))
 
     def _align(self, found: Preflight, curated: StageOutput) -> StageOutput | None:
         """Stage 1: projector and mining learn to speak to the LLM, on captions."""
@@ -173,7 +189,7 @@ class Experiment:
             features = self._produce(
                 "features",
                 stages.features_payload(config, found.sources, align_key, curated.key),
-                lambda work: train.encode_images_once(job(work), on_progress=self.recorder.progress),
+                lambda work: train.encode_images_once(job(work), on_progress=self._visual_tokens_done),
             )
         payload = stages.instruct_payload(config, found.sources, align_key, curated.key)
         tuned = self._train("instruct", payload, found, curated, aligned, features)
@@ -192,40 +208,49 @@ class Experiment:
         tuned: StageOutput,
     ) -> None:
         """One benchmark on the trained model; the demo also on what came before it, and without eyes."""
-        from mgm_exp import evaluation
+        from mgm_exp import evaluate
 
-        config, run_dir = self.config, self.run_dir
-        demo = self.outputs.get("demo")
-        benchmark = evaluation.open_benchmark(name, config, demo and demo.path)
-        arms: list[tuple[str | None, str, StageOutput | None]] = [(None, "the trained model", tuned)]
-        if evaluation.wants_baselines(name, config):
-            arms.append(("baseline_aligned", "aligned only", aligned))
-            arms.append(("baseline_base", "untouched base", None))
-        for metric, label, weights in arms:
-            if metric == "baseline_aligned" and weights is None:
-                continue
-            payload = stages.evaluate_payload(config, found.sources, weights and weights.key, benchmark.fingerprint())
-            scored = self._produce(
-                "evaluate",
-                payload,
-                lambda work, weights=weights, label=label: evaluation.evaluate_weights(  # type: ignore[misc]
-                    config, benchmark, weights and weights.path, found, work, label, self.recorder
-                ),
-                label=f"evaluate[{name}] {label}",
-            )
-            if metric is None:
-                self.metrics.update(scored.meta["metrics"])
-                self.eval_keys[name] = scored.meta["eval_key"]
-                (run_dir / "predictions").mkdir(exist_ok=True)
-                hard_link_or_copy(scored.path / "predictions.jsonl", run_dir / "predictions" / f"{name}.jsonl")
-                self.recorder.predictions(
-                    name, run_dir / "predictions" / f"{name}.jsonl", benchmark.image_root, scored.meta["metrics"]
-                )
-            else:
-                self.metrics[f"{name}/{metric}"] = scored.meta["metrics"][f"{name}/accuracy"]
-        if evaluation.wants_baselines(name, config):
-            guess = evaluation.question_only_accuracy(benchmark, curated.path / "instruct.jsonl")
-            self.metrics[f"{name}/baseline_question_only"] = guess
+        benchmark = evaluate.load_benchmark(name, self.config, self.demo)
+        scored = self._score(found, benchmark, tuned, "the trained model")
+        self.metrics.update(scored.meta["metrics"])
+        self.eval_keys[name] = scored.meta["eval_key"]
+        kept = self.run_dir / "predictions" / f"{name}.jsonl"
+        kept.parent.mkdir(exist_ok=True)
+        hard_link_or_copy(scored.path / "predictions.jsonl", kept)
+        self.recorder.predictions(name, kept, benchmark.image_root, scored.meta["metrics"])
+        if name != "demo" or not self.config.eval.demo.baselines:
+            return
+        base = self._score(found, benchmark, None, "untouched base")
+        self.metrics[f"{name}/baseline_base"] = base.meta["metrics"][f"{name}/accuracy"]
+        if aligned is not None:
+            before = self._score(found, benchmark, aligned, "aligned only")
+            self.metrics[f"{name}/baseline_aligned"] = before.meta["metrics"][f"{name}/accuracy"]
+        guess = evaluate.question_only_accuracy(benchmark, curated.path / "instruct.jsonl")
+        self.metrics[f"{name}/baseline_question_only"] = guess
+
+    def _score(self, found: Preflight, benchmark: Any, weights: StageOutput | None, label: str) -> StageOutput:
+        """One benchmark on one set of weights; the store scores each pair once."""
+        from mgm_exp import evaluate
+
+        key = weights and weights.key
+        name = f"evaluate[{benchmark.name}] {label}"
+        return self._produce(
+            "evaluate",
+            stages.evaluate_payload(self.config, found.sources, key, benchmark.fingerprint()),
+            lambda work: evaluate.evaluate_weights(
+                self.config,
+                benchmark,
+                weights and weights.path,
+                work / "out",
+                device=found.sources.device,
+                model_fingerprint=fingerprint({"weights": key, "base": found.sources.model}),
+                on_progress=lambda done, total: self.recorder.progress(name, done, total),
+            ),
+            label=name,
+        )
+
+    def _visual_tokens_done(self, done: int, total: int) -> None:
+        self.recorder.progress("visual tokens", done, total)
 
     # -- how a stage is made, shared and recorded -------------------------------------------------------------
 
@@ -242,7 +267,6 @@ class Experiment:
             inputs=payload,
             on_wait=lambda why: self.recorder.say(f"{name}: waiting, {why}"),
         )
-        self.outputs.setdefault(stage, output)
         self.manifest["stages"].append(
             {"name": name, "key": output.key, "reused": output.reused, "seconds": round(output.seconds, 3)}
         )
@@ -269,7 +293,7 @@ class Experiment:
             stage=stage,
             config=plain(self.config),
             records=curated.path / f"{rows}.jsonl",
-            image_root=Path(curated.meta[rows]["image_root"]),
+            image_root=self.origins[rows].image_root,
             connector=aligned.path / "connector.safetensors" if aligned else None,
             visual_tokens=features.path if features else None,
             work=work,

@@ -7,11 +7,12 @@ and takes the fingerprints that the keys of the stages are made of.
 from __future__ import annotations
 
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from mgm_exp.config import Attention, Device, ExperimentConfig, Precision
+from mgm_exp.data import source_fingerprint
+from mgm_exp.data.stages import Origin, user_origins
 from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, ModelError
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256
@@ -45,21 +46,16 @@ def check(config: ExperimentConfig) -> Preflight:
     _check_precision(config, device)
     folder = model_folder(config)
     data = config.data
-    align = _source_file(data.path, "data.path") if data.path else None
-    align_root = _root(data.image_root, align, "data.image_root")
-    instruct_path = data.instruct.path or data.path
-    instruct = _source_file(instruct_path, "data.instruct.path") if instruct_path else None
-    instruct_root = instruct_image_root(config)
+    own = user_origins(config)
     _check_benchmarks(config)
-    recaptioned = _source_file(data.recaptioned_path, "data.recaptioned_path") if data.recaptioned_path else None
-    needs_demo = align is None or instruct is None or "demo" in config.eval.benchmarks
+    needs_demo = len(own) < 2 or "demo" in config.eval.benchmarks
     captioner = None
-    if data.recaption and recaptioned is None:
+    if data.recaption and data.recaptioned_path is None:
         captioner = _captioner_fingerprint(config)
     notes = [f"device: {device}, {config.devices} process(es)", f"model: {config.model.name} from {folder.name}/"]
     if config.model.path is None and config.model.name == "tiny":
         notes.append("this is a demo: the tiny model and its data are generated; its scores say nothing of MGM-2B")
-    if needs_demo and align is not None and "demo" in config.eval.benchmarks:
+    if own and "demo" in config.eval.benchmarks:
         notes.append(
             "evaluation uses the generated demo questions (eval.benchmarks=[demo]), which your own data does not "
             "teach; give eval=textvqa and its files for a real score"
@@ -67,10 +63,10 @@ def check(config: ExperimentConfig) -> Preflight:
     return Preflight(
         sources=Sources(
             model=_model_fingerprint(config, folder),
-            align=_data_fingerprint(align, align_root),
-            instruct=_data_fingerprint(instruct, instruct_root),
+            align=_data_fingerprint(own.get("align")),
+            instruct=_data_fingerprint(own.get("instruct")),
             captioner=captioner,
-            recaptioned=_data_fingerprint(recaptioned, align_root),
+            recaptioned=_recaptioned_fingerprint(config),
             device=device,
             attention=_attention(config, device),
         ),
@@ -127,52 +123,14 @@ def model_folder(config: ExperimentConfig) -> Path:
     return folder.resolve()
 
 
-def align_image_root(config: ExperimentConfig) -> Path | None:
-    """Folder that the image paths of ``data.path`` are relative to; None for the demo data."""
-    if config.data.path is None:
-        return None
-    return _root(config.data.image_root, Path(config.data.path), "data.image_root")
-
-
-def instruct_image_root(config: ExperimentConfig) -> Path | None:
-    """Folder that the image paths of the instruct rows are relative to; None for the demo data."""
-    instruct = config.data.instruct
-    if instruct.path is None:
-        return align_image_root(config) if instruct.image_root is None else Path(instruct.image_root).expanduser()
-    return _root(instruct.image_root, Path(instruct.path), "data.instruct.image_root")
-
-
-def _source_file(path: str, key: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "is not there"
-        raise DataError(
-            f"{key}={path} {kind}; a file of rows is needed (LLaVA/MGM .json or Data-Juicer .jsonl).",
-            advice=f"Check the path, or leave {key} out to use the generated demo data.",
-        )
-    if file.stat().st_size == 0:
-        raise DataError(f"{key}={path} is empty (0 bytes).", advice="Give a file that holds rows.")
-    return file
-
-
-def _root(given: str | None, rows: Path | None, key: str) -> Path | None:
-    if rows is None:
-        return None
-    root = Path(given).expanduser() if given else rows.parent
-    if not root.is_dir():
-        raise DataError(
-            f"{key}={root} is not a folder.", advice="It is the folder that the rows' image paths are relative to."
-        )
-    return root.resolve()
-
-
 def _check_packages(config: ExperimentConfig) -> None:
     if config.zero.stage and importlib.util.find_spec("deepspeed") is None:
         raise MissingDependencyError(
             f"zero={config.zero.stage} needs DeepSpeed, which is not installed in this environment.",
             advice="pip install deepspeed, or use zero=none (plain PyTorch).",
         )
-    if config.model.attn_implementation is Attention.flash_attention_2 and importlib.util.find_spec("flash_attn") is None:
+    wants_flash = config.model.attn_implementation is Attention.flash_attention_2
+    if wants_flash and importlib.util.find_spec("flash_attn") is None:
         raise MissingDependencyError(
             "model.attn_implementation=flash_attention_2 needs the package flash-attn, which is not installed.",
             advice="pip install 'mgm-exp[cuda]' on a machine with CUDA, or use sdpa (or auto).",
@@ -249,27 +207,18 @@ def _captioner_fingerprint(config: ExperimentConfig) -> str:
     return cached_tree_fingerprint([folder], Path(config.paths.store) / "fingerprints.json")
 
 
-def _data_fingerprint(file: Path | None, root: Path | None) -> str | None:
+def _data_fingerprint(origin: Origin | None) -> str | None:
     """The rows' bytes and, for each image they name, its size and modification time."""
-    if file is None or root is None:
+    return None if origin is None else source_fingerprint(origin.path, origin.image_root)
+
+
+def _recaptioned_fingerprint(config: ExperimentConfig) -> str | None:
+    path = config.data.recaptioned_path
+    if path is None:
         return None
-    from mgm_exp.data import source_fingerprint
-
-    return source_fingerprint(file, root)
-
-
-def writable(folder: Path) -> None:
-    """Makes the folder.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"paths.root={folder} cannot be made: {error.strerror}. Give a folder you may write.") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"paths.root={folder} cannot be written by this user. Give a folder you may write.")
-
-
-__all__ = ["Preflight", "align_image_root", "check", "file_sha256", "instruct_image_root", "model_folder", "writable"]
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(
+            f"data.recaptioned_path={path} is not a file.", advice="Give the recaptioned rows (.json or .jsonl)."
+        )
+    return file_sha256(file)

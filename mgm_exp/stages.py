@@ -104,9 +104,12 @@ def features_payload(config: ExperimentConfig, sources: Sources, align: str | No
     return {
         "align": align,
         "curate": curate,
+        "model": sources.model,
         "aspect": config.train.image_aspect.value,
         "batch_size": config.train.micro_batch_size,
-        **_run(config, sources),
+        "precision": config.train.precision.value,
+        "device": sources.device,
+        "attention": sources.attention,
     }
 
 

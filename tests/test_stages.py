@@ -27,7 +27,7 @@ from mgm_exp.config import (
 SOURCES = stages.Sources(
     model="m", align="a", instruct="i", captioner="c", recaptioned=None, device="cpu", attention="sdpa"
 )
-TRAINED = {"align", "features", "instruct"}
+TRAINED = {"align", "instruct"}
 NOTHING: set[str] = set()
 
 # Direct effects: a stage further down changes through the key of its input. What enters as a fingerprint of files
@@ -91,7 +91,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.beta2": {"align", "instruct"},
     "train.max_grad_norm": {"align", "instruct"},
     "train.max_length": {"curate", "instruct"},
-    "train.precision": TRAINED | {"evaluate"},
+    "train.precision": TRAINED | {"features", "evaluate"},
     "train.image_aspect": {"features", "instruct"},
     "train.group_by": {"instruct"},
     "train.loss_norm": {"align", "instruct"},
@@ -243,13 +243,13 @@ def test_no_declared_key_is_gone() -> None:
 @pytest.mark.parametrize(
     ("field", "affected"),
     [
-        ("model", {"curate", "evaluate"} | TRAINED),
+        ("model", {"curate", "features", "evaluate"} | TRAINED),
         ("align", {"recaption", "curate"}),
         ("instruct", {"curate"}),
         ("captioner", {"recaption"}),
         ("recaptioned", {"curate"}),
-        ("device", {"recaption", "evaluate"} | TRAINED),
-        ("attention", {"evaluate"} | TRAINED),
+        ("device", {"recaption", "features", "evaluate"} | TRAINED),
+        ("attention", {"features", "evaluate"} | TRAINED),
     ],
 )
 def test_each_source_changes_its_stages(field: str, affected: set[str]) -> None:

@@ -1,0 +1,174 @@
+"""The stages before training: where rows come from, and demo, recaption and curate as the store runs them.
+
+    origins(config, demo)["instruct"].image_root
+
+Each ``make_*`` function fills ``work/out`` and returns the meta data of its store entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.data.curation import Policy, Source, curate
+from mgm_exp.data.formats import read_rows
+from mgm_exp.data.recaptioning import CAPTIONS, Captioner, recaption
+from mgm_exp.data.recaptioning import REJECTED as REJECTED_CAPTIONS
+from mgm_exp.errors import DataError
+
+# Held-out images of the demo: one question each. Fixed, so that scores of different training sizes compare.
+DEMO_VAL, DEMO_TEST = 400, 600
+
+
+class Progress(Protocol):
+    """Told how far a stage is: ``done`` of ``total`` units of ``what``."""
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file of rows and the folder that its image paths are relative to."""
+
+    path: Path
+    image_root: Path
+
+
+def user_origins(config: ExperimentConfig) -> dict[str, Origin]:
+    """The files that the configuration names; a stage that is missing here uses the generated demo data.
+
+    Raises:
+        DataError: a file or a folder is not there, or the file is empty.
+    """
+    data, found = config.data, {}
+    if data.path is not None:
+        found["align"] = _origin("data", data.path, data.image_root)
+    if data.instruct.path is not None:
+        found["instruct"] = _origin("data.instruct", data.instruct.path, data.instruct.image_root)
+    elif "align" in found:
+        found["instruct"] = found["align"]
+    return found
+
+
+def origins(config: ExperimentConfig, demo: Path | None, captions: Path | None = None) -> dict[str, Origin]:
+    """Where the rows of ``align`` and ``instruct`` are read from.
+
+    Args:
+        config: Names the user's files.
+        demo: Folder of the generated demo data, for the stages that the user gave no file for.
+        captions: Folder of the recaption stage: its rows take the place of the align rows.
+    """
+    found = user_origins(config)
+    if demo is not None:
+        found.setdefault("align", Origin(demo / "captions_raw.jsonl", demo))
+        found.setdefault("instruct", Origin(demo / "instruct.json", demo))
+    align = found["align"]
+    if captions is not None:
+        found["align"] = Origin(captions / CAPTIONS, align.image_root)
+    elif config.data.recaptioned_path is not None:
+        given = _origin("data.recaptioned", config.data.recaptioned_path, str(align.image_root))
+        found["align"] = Origin(given.path, align.image_root)
+    return {"align": found["align"], "instruct": found["instruct"]}
+
+
+def make_demo(config: ExperimentConfig, work: Path, on_progress: Progress) -> dict[str, Any]:
+    """Generates the demo's scenes, captions and questions."""
+    from dataclasses import asdict
+
+    from mgm_exp.data.demo import write_demo
+
+    manifest = write_demo(
+        work / "out",
+        n_train=config.data.demo_images,
+        n_val=DEMO_VAL,
+        n_test=DEMO_TEST,
+        seed=config.data.demo_seed,
+        progress=lambda done, total: on_progress("generated images", done, total),
+    )
+    return {key: value for key, value in asdict(manifest).items() if key != "folder"}
+
+
+def make_captions(
+    config: ExperimentConfig, captioner: Captioner, work: Path, demo: Path | None, on_progress: Progress
+) -> dict[str, Any]:
+    """Writes a new caption for every image of the align stage; an interrupted pass goes on at its last batch."""
+    origin = origins(config, demo)["align"]
+    total = _count_rows(origin.path, config.data.max_samples)
+    report = recaption(
+        read_rows(origin.path),
+        captioner,
+        image_root=origin.image_root,
+        work=work,
+        out=work / "out",
+        batch_size=config.data.captioner.batch_size,
+        max_megapixels=config.data.max_megapixels,
+        max_samples=config.data.max_samples,
+        total=total,
+        on_progress=on_progress,
+    )
+    return report.to_json()
+
+
+def make_curated(
+    config: ExperimentConfig,
+    processors: dict[str, Any],
+    work: Path,
+    demo: Path | None,
+    captions: Path | None,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """Checks every row and image of both stages; what cannot be used is counted, named and left out (or fatal).
+
+    Args:
+        processors: The model's processor for ``align`` and ``instruct``, each with its ``model_max_length``.
+    """
+    data = config.data
+    sources = {
+        stage: Source(
+            origin.path,
+            origin.image_root,
+            processors[stage],
+            rejected_before=captions / REJECTED_CAPTIONS if captions is not None and stage == "align" else None,
+        )
+        for stage, origin in origins(config, demo, captions).items()
+    }
+    policy = Policy(data.bad_rows.value, data.max_bad_share, data.max_samples, data.max_megapixels)
+    return curate(sources, work / "out", policy=policy, on_progress=on_progress).to_json()
+
+
+def in_words(report: dict[str, Any]) -> list[str]:
+    """What curation did, one sentence a stage."""
+    sentences = []
+    for stage in ("align", "instruct"):
+        found = report[stage]
+        rejected = ", ".join(f"{count} {kind}" for kind, count in sorted(found["rejected"].items()))
+        sentences.append(
+            f"{stage} data: {found['kept']} of {found['rows']} rows of {found['file']} are used"
+            + (f"; rejected: {rejected} (rejected.jsonl names them)" if rejected else "")
+        )
+    return sentences
+
+
+def _origin(key: str, path: str, root: str | None) -> Origin:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        kind = "is a folder" if file.is_dir() else "is not there"
+        raise DataError(
+            f"{key}.path={path} {kind}; a file of rows is needed (LLaVA/MGM .json or Data-Juicer .jsonl).",
+            advice=f"Check the path, or leave {key}.path out to use the generated demo data.",
+        )
+    if file.stat().st_size == 0:
+        raise DataError(f"{key}.path={path} is empty (0 bytes).", advice="Give a file that holds rows.")
+    folder = Path(root).expanduser() if root else file.parent
+    if not folder.is_dir():
+        raise DataError(
+            f"{key}.image_root={root} is not a folder.", advice="It is the folder that image paths are relative to."
+        )
+    return Origin(file.resolve(), folder.resolve())
+
+
+def _count_rows(path: Path, most: int | None) -> int:
+    total = sum(1 for _ in read_rows(path))
+    return total if most is None else min(total, most)

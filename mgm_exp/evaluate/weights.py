@@ -1,0 +1,84 @@
+"""The evaluate stage: a benchmark on the untouched base, on an aligned connector, or on what the instruct stage made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.evaluate.benchmarks import Benchmark
+from mgm_exp.evaluate.metrics import textvqa_accuracy
+
+CONNECTOR, ADAPTER, MODEL = "connector.safetensors", "adapter", "model"
+
+
+def evaluate_weights(
+    config: ExperimentConfig,
+    benchmark: Benchmark,
+    weights: Path | None,
+    out: Path,
+    *,
+    device: str,
+    model_fingerprint: str,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Answers and scores all questions.
+
+    Args:
+        config: Its ``model`` section describes the base.
+        benchmark: Questions and scorer.
+        weights: Output of an align stage (``connector.safetensors``) or of an instruct stage (``adapter/`` or
+            ``model/``); None: the base as it is.
+        out: Gets ``predictions.jsonl`` and ``metrics.json``; a killed call continues in it.
+        device: ``cpu`` or ``cuda``.
+        model_fingerprint: Written beside every answer.
+        on_progress: Called with (answered, all).
+
+    Returns:
+        ``{"metrics", "eval_key", "n"}``.
+    """
+    from mgm_exp.evaluate.generate import evaluate
+
+    model, processor = load_weights(config, weights, device)
+    result = evaluate(model, processor, benchmark, out, model_fingerprint=model_fingerprint, on_progress=on_progress)
+    return {"metrics": result.metrics, "eval_key": result.eval_key, "n": result.n}
+
+
+def load_weights(config: ExperimentConfig, weights: Path | None, device: str) -> tuple[Any, Any]:
+    """The model in evaluation mode, with its processor."""
+    from dataclasses import replace
+
+    from mgm_exp.model import build_model, load_adapter, load_connector
+    from mgm_exp.model.folders import source_of_section
+    from mgm_exp.model.processor import processor_of
+
+    section = config.model
+    if weights is not None and (weights / MODEL).is_dir():
+        # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
+        section = replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
+    model, _ = build_model(section, device=device, dtype=config.train.precision.value)
+    if weights is not None and (weights / ADAPTER).is_dir():
+        load_adapter(model, weights / ADAPTER)
+    elif weights is not None and (weights / CONNECTOR).is_file():
+        load_connector(model, weights / CONNECTOR)
+    model.config.tokenizer_model_max_length = config.train.max_length
+    model.eval()
+    return model, processor_of(source_of_section(vars(section)), config.train.max_length)
+
+
+def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:
+    """Score of a guesser that never sees an image: the most frequent training answer to the same question text.
+
+    Args:
+        benchmark: Its questions are answered.
+        records: ``instruct.jsonl`` of the curate stage. A question that does not occur there is answered with the most
+            frequent answer of all.
+    """
+    from mgm_exp.evaluate.question_only import guesses
+
+    rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    guess = guesses(rows)
+    scores = [textvqa_accuracy(guess(question.question), question.answers) for question in benchmark.questions]
+    return sum(scores) / len(scores)
