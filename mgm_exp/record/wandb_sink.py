@@ -38,7 +38,7 @@ class WandbSink(Sink):
 
     Args:
         tracker: Mode, project, entity, server, size of the predictions table.
-        finish_s: Seconds that :meth:`finish` waits at most; what was not sent stays in the run folder for ``wandb sync``.
+        finish_s: Seconds that :meth:`finish` waits at most; what was not sent stays in the run folder.
         backlog: Bytes that may wait for the client.
     """
 

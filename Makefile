@@ -1,0 +1,49 @@
+# `make help` lists what there is. Every target does its own set-up, in .venv/.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PYTHON
+
+BIN := .venv/bin
+# DeepSpeed compiles an extension for CPU processes on first use: into the venv, not into the home folder.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
+# Processes of the test run; each test process computes with one thread.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: help setup demo test test-full lint types extensions unit clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## make .venv/ with everything a user needs
+	@scripts/setup
+
+demo: setup  ## train, evaluate and compare two LoRA runs on a CPU
+	source $(BIN)/activate && python -m mgm_exp -m adapter=lora_r8,lora_r16
+
+test: lint types extensions unit  ## lint, types and all quick tests (what CI runs)
+
+test-full: lint types extensions  ## all tests, the slow ones too
+	@scripts/timed "all tests" -- $(PYTEST)
+
+unit: setup-dev extensions
+	@scripts/timed "tests" -- $(PYTEST) -m "not slow"
+
+lint: setup-dev  ## ruff: rules and format
+	@scripts/timed "ruff check" -- $(BIN)/ruff check .
+	@scripts/timed "ruff format" -- $(BIN)/ruff format --check .
+
+types: setup-dev  ## mypy
+	@scripts/timed "mypy" -- $(BIN)/mypy
+
+extensions: setup-dev
+	@scripts/timed "DeepSpeed's CPU extension" -- $(BIN)/python scripts/build_extensions.py
+
+.PHONY: setup-dev
+setup-dev:
+	@scripts/timed "set-up" -- scripts/setup dev
+
+clean:  ## remove .venv/ and caches (outputs/ stays)
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './outputs/*' -prune -exec rm -rf {} +
