@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -137,7 +139,7 @@ def base() -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig(name="tiny"),
         data=DataConfig(name="raw"),
-        adapter=AdapterConfig("lora_r8", AdapterKind.lora, rank=8, alpha=16, target_modules=["q_proj", "v_proj"]),
+        adapter=AdapterConfig("lora_r8", AdapterKind.lora, rank=8, alpha=16.0, target_modules=["q_proj", "v_proj"]),
         zero=ZeroConfig(),
         train=TrainConfig(name="demo", lr=1e-3, projector_lr=1e-3, precision=Precision.fp32),
         eval=EvalConfig(name="demo", benchmarks=["demo"]),
@@ -215,25 +217,20 @@ NUMERIC = ("max_steps", "every_steps", "max_samples", "max_questions", "trial", 
 @pytest.mark.parametrize("key", sorted(leaves(plain(base()))))
 def test_each_config_key_changes_exactly_the_stages_it_is_declared_for(key: str) -> None:
     assert key in AFFECTS, f"{key} is new: say in AFFECTS which stages it changes"
-    values = plain(base())
-    node = values
-    *path, last = key.split(".")
-    for part in path:
-        node = node[part]
-    node[last] = changed(key, node[last])
-    assert node[last] != leaves(plain(base()))[key]
-    other = _unchecked(values)
+    other = _with(base(), key.split("."), changed(key, leaves(plain(base()))[key]))
     before, after = keys(base()), keys(other)
+    assert plain(other) != plain(base())
     assert {stage for stage in before if before[stage] != after[stage]} == AFFECTS[key]
 
 
-def _unchecked(values: dict[str, Any]) -> ExperimentConfig:
-    """Typed, but not validated: single keys are changed here that only make sense together with others."""
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ExperimentConfig), values))
-    assert isinstance(config, ExperimentConfig)
-    return config
+def _with(config: Any, path: list[str], value: Any) -> Any:
+    """One key changed and nothing validated: single keys are changed here that only make sense with others."""
+    old = getattr(config, path[0])
+    if len(path) > 1:
+        value = _with(old, path[1:], value)
+    elif isinstance(old, Enum):
+        value = type(old)(value)
+    return replace(config, **{path[0]: value})
 
 
 def test_no_declared_key_is_gone() -> None:
@@ -253,8 +250,6 @@ def test_no_declared_key_is_gone() -> None:
     ],
 )
 def test_each_source_changes_its_stages(field: str, affected: set[str]) -> None:
-    from dataclasses import replace
-
     sources = replace(SOURCES, **{field: "another"})
     before, after = keys(base()), keys(base(), sources)
     assert {stage for stage in before if before[stage] != after[stage]} == affected
