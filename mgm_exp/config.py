@@ -17,6 +17,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mgm_exp.errors import ConfigError
 
+# ${mgm_times:2,${.rank}}: a product. ${mgm_choose:${train.default_lr},${adapter.kind}}: the value that a choice names.
+OmegaConf.register_new_resolver("mgm_times", lambda a, b: a * b, replace=True)
+OmegaConf.register_new_resolver("mgm_choose", lambda values, choice: values[choice.value], replace=True)
+
 
 class Attention(Enum):
     """``auto`` takes flash_attention_2 where it can run, else sdpa; the choice is recorded."""
@@ -395,13 +399,28 @@ def typed(cfg: DictConfig) -> ExperimentConfig:
     """The composed config as plain dataclasses, checked.
 
     Raises:
-        ConfigError: a value is out of range, or values do not go together; every fault is named.
+        ConfigError: a key that the schema does not have was added with +, a value is out of range, or values do not go
+            together; every fault is named.
+        OmegaConfBaseException: a key is missing or a value is of another type.
     """
     merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), _without_hydra(cfg))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, ExperimentConfig)
+    # A leading + adds keys past the schema, which would then be ignored: +train.lrr=1 must not look accepted.
+    added = list(_added_keys(config))
+    if added:
+        raise ConfigError(f"There is no key {', '.join(added)}; a + in front does not make one: drop it, or the key.")
     validate(config)
     return config
+
+
+def _added_keys(config: Any, prefix: str = "") -> Iterator[str]:
+    names = {f.name for f in fields(config)}
+    for key, value in vars(config).items():
+        if key not in names:
+            yield prefix + key
+        elif is_dataclass(value):
+            yield from _added_keys(value, f"{prefix}{key}.")
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:

@@ -1,0 +1,235 @@
+"""The sweeper ``mgm_grid``, the default of ``-m``: every cell of a grid once, whatever happens to the others.
+
+It differs from Hydra's own in what a long sweep needs: every cell is checked before the first one starts, a cell's
+number and folder stay the same from call to call, finished cells are not run again and interrupted ones continue, one
+that fails harms no other, and ``sweep.json`` says after each trial how things stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.plugins.sweeper import Sweeper
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext, TaskFunction
+    from omegaconf import DictConfig
+
+    from mgm_exp.config import ExperimentConfig
+    from mgm_exp.grid import Cell, Grid
+    from mgm_exp.ledger import Ledger, Trial
+
+
+class MgmGridSweeper(Sweeper):
+    """See the module.
+
+    Args:
+        params: What a sweep file sweeps: key -> values as on the command line.
+    """
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.params = {str(key): str(value) for key, value in params.items()}
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from hydra.core.plugins import Plugins
+
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> dict[str, Any]:
+        """Runs the grid.
+
+        Args:
+            arguments: The overrides of the command line, Hydra's own left out.
+
+        Returns:
+            The content of ``sweep.json``.
+
+        Raises:
+            ConfigError: no cell composes, or the sweep as a whole cannot be.
+            LeaseHeld: the same sweep is running already.
+            Interrupted: a signal stopped it; everything that ended is in ``sweep.json``.
+        """
+        from mgm_exp.grid import parse_grid
+        from mgm_exp.ledger import Ledger
+        from mgm_exp.sweep_folder import open_sweep
+
+        assert self.config is not None and self.hydra_context is not None
+        grid = parse_grid(arguments, self.params, self.hydra_context.config_loader)
+        cells = self._check(grid)
+        some_config = next(config for _, config in cells if not isinstance(config, Exception))
+        objective = some_config.sweep.objective or f"{some_config.eval.benchmarks[0]}/accuracy"
+        with open_sweep(self.config, grid) as (folder, name):
+            ledger = Ledger(folder, name, objective, some_config.sweep.direction)
+            ledger.command = list(arguments)
+            return Round(self, ledger, some_config.sweep.rerun).run(cells)
+
+    def _check(self, grid: Grid) -> list[tuple[Cell, ExperimentConfig | Exception]]:
+        """Composes and validates every cell, before the first one starts."""
+        from mgm_exp.errors import ConfigError
+
+        checked = [(cell, self._config_of(cell)) for cell in grid.cells()]
+        faults = [config for _, config in checked if isinstance(config, Exception)]
+        if len(faults) == len(checked):
+            first = faults[0]
+            others = "" if len(faults) == 1 else f" (None of the {len(faults)} cells composes; this is the first.)"
+            raise ConfigError(f"{getattr(first, 'message', first)}{others}", advice=getattr(first, "advice", ""))
+        return checked
+
+    def _config_of(self, cell: Cell) -> ExperimentConfig | Exception:
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from mgm_exp.compose import checked, explained
+        from mgm_exp.errors import ConfigError
+
+        assert self.config is not None and self.hydra_context is not None
+        try:
+            tree = self.hydra_context.config_loader.load_sweep_config(self.config, list(cell.overrides))
+            return checked(tree, cell.overrides)
+        except ConfigError as error:
+            return error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return explained(error, cell.overrides)
+
+
+class Round:
+    """One call of the sweep command: its trials, one after another."""
+
+    def __init__(self, sweeper: MgmGridSweeper, ledger: Ledger, rerun: Any) -> None:
+        self.sweeper, self.ledger, self.rerun = sweeper, ledger, rerun
+
+    def run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
+        """Runs what is not done, and leaves ``sweep.json`` and the comparison."""
+        from mgm_exp.errors import Interrupted
+
+        try:
+            return self._run(cells)
+        except (KeyboardInterrupt, Interrupted):
+            self.ledger.status = "interrupted"
+            self.ledger.write()
+            raise
+
+    def _run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
+        from mgm_exp.stages import config_hash
+
+        hashes = [None if isinstance(config, Exception) else config_hash(config) for _, config in cells]
+        trials = self.ledger.enrol([(cell, key) for (cell, _), key in zip(cells, hashes, strict=True)])
+        self._announce(trials)
+        self.ledger.write()
+        wanted = []
+        for trial, (_, config) in zip(trials, cells, strict=True):
+            if isinstance(config, Exception):
+                self._refuse(trial, config)
+            elif self._is_wanted(trial):
+                wanted.append(trial)
+        for position, trial in enumerate(wanted, 1):
+            self._run_trial(trial, f"{position}/{len(wanted)}")
+        ended = [self.ledger.trials[trial.number].status for trial in trials]
+        self.ledger.status = "completed" if all(status in ("completed", "pruned") for status in ended) else "failed"
+        content = self.ledger.write()
+        self._compare()
+        return content
+
+    def _is_wanted(self, trial: Trial) -> bool:
+        from mgm_exp.config import Rerun
+
+        if trial.status in ("completed", "pruned"):
+            return bool(self.rerun is Rerun.all)
+        return trial.status != "failed" or self.rerun is not Rerun.none
+
+    def _announce(self, trials: Sequence[Trial]) -> None:
+        print(f"sweep {self.ledger.name}: {len(trials)} trial(s) in {self.ledger.folder}", flush=True)
+        for trial in trials:
+            if trial.config_hash is not None and not self._is_wanted(trial):
+                again = "sweep.rerun=all" if trial.status in ("completed", "pruned") else "sweep.rerun=failed"
+                value = self.ledger.value(trial)
+                score = "" if value is None else f", {self.ledger.objective} {value:.4f}"
+                print(f"trial {trial.number} {_words(trial)}: {trial.status} before{score} ({again} runs it again)")
+            elif trial.status == "interrupted":
+                print(f"trial {trial.number} {_words(trial)}: was interrupted and continues")
+
+    def _refuse(self, trial: Trial, error: Exception) -> None:
+        """A cell that does not compose is a failed trial with a record; the others run."""
+        from mgm_exp.sweep_folder import record_failure
+
+        print(f"trial {trial.number} {_words(trial)}: not started: {error}", flush=True)
+        record_failure(self.ledger.run_dir(trial), error, trial.overrides)
+        self.ledger.note(trial)
+
+    def _run_trial(self, trial: Trial, position: str) -> None:
+        from mgm_exp.command import quoted
+        from mgm_exp.errors import Interrupted
+        from mgm_exp.store import LeaseHeld
+        from mgm_exp.sweep_folder import record_failure
+
+        ledger = self.ledger
+        print(f"\ntrial {trial.number} ({position}): {_words(trial)}", flush=True)
+        overrides = [
+            *trial.overrides,
+            f"trial={trial.number}",
+            f"sweep.name={quoted(ledger.name)}",
+            f"hydra.sweep.dir={quoted(str(ledger.folder))}",
+            f"hydra.sweep.subdir='{trial.number}'",
+        ]
+        before = ledger.run_dir(trial) / "result.json"
+        stamp = before.stat().st_mtime_ns if before.exists() else None
+        try:
+            error = _error_of(self._launch(overrides, trial.number))
+        except (KeyboardInterrupt, Interrupted) as stop:
+            error = stop
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
+            ledger.note(trial)
+            raise Interrupted(
+                f"Stopped in trial {trial.number} of sweep {ledger.name}; {_counts(ledger)}.",
+                advice="The same command continues.",
+            )
+        is_new = before.exists() and before.stat().st_mtime_ns != stamp
+        if error is not None and not is_new and not isinstance(error, LeaseHeld):
+            record_failure(ledger.run_dir(trial), error, trial.overrides)
+        now = ledger.note(trial)
+        if error is not None:
+            print(f"trial {trial.number} {now.status}: {error}", flush=True)
+
+    def _launch(self, overrides: list[str], number: int) -> JobReturn:
+        from omegaconf import open_dict
+
+        sweeper = self.sweeper
+        assert sweeper.config is not None and sweeper.launcher is not None
+        with open_dict(sweeper.config):
+            sweeper.config.hydra.sweep.dir = str(self.ledger.folder)
+        return sweeper.launcher.launch([overrides], initial_job_idx=number)[0]
+
+    def _compare(self) -> None:
+        from mgm_exp.report import report
+
+        if any(trial.status == "completed" for trial in self.ledger.trials.values()):
+            report([self.ledger.folder], self.ledger.folder / "comparison.json", self.ledger.folder / "table.md")
+
+
+def _error_of(returned: JobReturn) -> BaseException | None:
+    """What ended the job; None where it went well."""
+    from hydra.core.utils import JobStatus
+
+    value = returned._return_value
+    if returned.status != JobStatus.COMPLETED:
+        return value if isinstance(value, BaseException) else RuntimeError(f"the job returned {value!r}")
+    return getattr(value, "error", None)
+
+
+def _words(trial: Trial) -> str:
+    return " ".join(f"{key}={value}" for key, value in trial.params.items()) or "(nothing is swept)"
+
+
+def _counts(ledger: Ledger) -> str:
+    states = [ledger.trials[number].status or "not started" for number in ledger.grid]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

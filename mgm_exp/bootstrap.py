@@ -1,0 +1,81 @@
+"""Where the configuration lies, and what has to be in place before Hydra is imported.
+
+``conf/``, ``sweeps/`` and the Hydra plugins lie beside the package in a checkout and inside it once installed. Hydra
+finds plugins only in the namespace package ``hydra_plugins``, and reads ``zero=2`` as a number where a file name is
+meant; both are put right here, so that every way in (``python -m mgm_exp``, ``mgm-exp``, notebooks, tests) is alike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE if (_PACKAGE / "conf" / "config.yaml").is_file() else _PACKAGE.parent
+CONF = ROOT / "conf"
+SWEEPS = ROOT / "sweeps"
+LAUNCHER = ROOT / "launcher"
+
+_ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<group>[A-Za-z_][\w/]*)(?:@[\w.:]*)?)=(?P<value>.+)", re.DOTALL)
+_NUMBERS = re.compile(r"\s*\d+\s*(?:,\s*\d+\s*)*")
+_CHOICE = re.compile(r"\s*choice\((?P<numbers>[^()]*)\)\s*")
+_QUOTED_OR_NUMBER = re.compile(r"""\s*(?:"'?|'"?)?(?P<number>\d+)(?:'?"|"?')?\s*""")
+
+
+def plugins() -> None:
+    """Makes the Hydra plugins of this package importable, here and in child processes.
+
+    In a checkout (and in an editable install, whose import hook hides the folder from Hydra's scan) ``launcher/`` is
+    appended to ``sys.path`` and the folders to ``PYTHONPATH``; an installed package needs nothing. Call it before Hydra
+    is imported.
+    """
+    if not (LAUNCHER / "hydra_plugins").is_dir():
+        return
+    if str(LAUNCHER) not in sys.path:
+        sys.path.append(str(LAUNCHER))
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    missing = [path for path in (str(ROOT), str(LAUNCHER)) if path not in inherited]
+    if missing:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*inherited, *missing])
+
+
+def register() -> None:
+    """Registers the typed schema with Hydra. Repeating it changes nothing."""
+    from hydra.core.config_store import ConfigStore
+
+    from mgm_exp.config import ExperimentConfig
+
+    ConfigStore.instance().store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+
+
+def quote_numeric_choices(overrides: Iterable[str]) -> list[str]:
+    """Quotes numbers that name files: ``zero=2`` becomes ``zero='2'``, which Hydra takes as the choice it is.
+
+    ``zero=2,3`` becomes ``zero='2','3'`` and ``zero=choice(2,3)`` becomes ``zero=choice("'2'","'3'")`` (a function's
+    arguments lose one pair of quotes). Only groups are touched: they never take a number, as the key ``seed`` does.
+    """
+    return [_quoted(override) for override in overrides]
+
+
+def _quoted(override: str) -> str:
+    match = _ASSIGNMENT.fullmatch(override)
+    if match is None or not _is_group(match["group"]):
+        return override
+    if _NUMBERS.fullmatch(match["value"]):
+        numbers = [number.strip() for number in match["value"].split(",")]
+        return f"{match['key']}=" + ",".join(f"'{number}'" for number in numbers)
+    choice = _CHOICE.fullmatch(match["value"])
+    if choice is None:
+        return override
+    items = []
+    for item in choice["numbers"].split(","):
+        number = _QUOTED_OR_NUMBER.fullmatch(item)
+        items.append(f"\"'{number['number']}'\"" if number else item.strip())
+    return f"{match['key']}=choice({','.join(items)})"
+
+
+def _is_group(name: str) -> bool:
+    return name == SWEEPS.name or (CONF / name).is_dir()

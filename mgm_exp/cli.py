@@ -1,0 +1,144 @@
+"""``mgm-exp VERB``: what one does with experiments besides running one. ``mgm-exp run`` is ``python -m mgm_exp``.
+
+Each verb is a function that takes its arguments and gives an exit code; it imports what it needs when it is called, so
+that ``mgm-exp --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgm_exp.command import guarded
+from mgm_exp.errors import EXIT_DONE, UserError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line."""
+
+    usage: str
+    says: str
+    run: Callable[[list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``mgm-exp ARGUMENTS``: the exit code."""
+    return guarded(_main, list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return EXIT_DONE
+    if arguments[0] == "--version":
+        from mgm_exp import __version__
+
+        print(f"mgm-exp {__version__}")
+        return EXIT_DONE
+    verb = VERBS.get(arguments[0])
+    if verb is None:
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"mgm-exp has no verb {arguments[0]!r}; there are {', '.join(VERBS)}.{hint}")
+    return verb.run(arguments[1:])
+
+
+def _help() -> str:
+    lines = [
+        "mgm-exp: fine-tuning experiments on Mini-Gemini (MGM)",
+        "",
+        "Usage: mgm-exp VERB [ARGUMENTS]        mgm-exp VERB --help says more",
+        "",
+        *(f"  {verb.usage:<34} {verb.says}" for verb in VERBS.values()),
+        "",
+        "--debug shows tracebacks. Exit codes: 0 done, 1 a run failed, 2 bad input, 3 does not fit, 130 interrupted.",
+    ]
+    return "\n".join(lines)
+
+
+def _run(arguments: list[str]) -> int:
+    from mgm_exp.command import run_arguments
+
+    return run_arguments(arguments, program="mgm-exp run")
+
+
+def _status(arguments: list[str]) -> int:
+    parser = _parser("status", "What runs, what is done, what failed and why, from the files of runs and sweeps.")
+    parser.add_argument("sweep", nargs="?", help="name or folder of a sweep, or a run's folder (default: all)")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="paths.root (default: outputs)")
+    options = parser.parse_args(arguments)
+    from mgm_exp.status import show_status
+
+    show_status(options.sweep, options.root)
+    return EXIT_DONE
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report", "Compares runs or sweeps: a table on the screen, comparison.json, and Markdown.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders and sweep folders")
+    parser.add_argument("--baseline", metavar="RUN", help="run that the others are compared with (default: the first)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="FILE.md; comparison.json is written beside it")
+    options = parser.parse_args(arguments)
+    from mgm_exp.report import report
+
+    markdown, comparison = _report_files(options.folders, options.out)
+    report(options.folders, comparison, markdown, baseline=options.baseline)
+    if options.out is not None and options.out.suffix == ".html":
+        raise UserError(
+            f"--out {options.out}: the HTML report is not there yet in this version; {markdown} and {comparison} were "
+            "written in its place."
+        )
+    print(f"written: {markdown}, {comparison}")
+    return EXIT_DONE
+
+
+def _report_files(folders: list[Path], out: Path | None) -> tuple[Path, Path]:
+    """Where the Markdown and the JSON go: beside ``--out``, else into the sweep, else here."""
+    if out is None:
+        here = folders[0] if len(folders) == 1 and (folders[0] / "sweep.json").is_file() else Path()
+        return here / "table.md", here / "comparison.json"
+    if out.suffix not in (".md", ".html"):
+        raise UserError(f"--out {out} must end in .md (Markdown).")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is not a folder.")
+    return out.with_suffix(".md"), out.parent / "comparison.json"
+
+
+def _gc(arguments: list[str]) -> int:
+    parser = _parser("gc", "Drops store entries that nobody used for a while; run folders lose nothing.")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="paths.root (default: outputs)")
+    parser.add_argument("--store", type=Path, help="paths.store, where it is not below the root")
+    parser.add_argument("--older-than", type=float, default=7.0, metavar="DAYS", help="unused for so long (default: 7)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
+    options = parser.parse_args(arguments)
+    from mgm_exp.store import Store
+
+    folder = options.store or options.root / "store"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder, so there is no store there.", advice="Give --root or --store.")
+    dropped = Store(folder).gc(older_than_s=options.older_than * 86_400, dry_run=options.dry_run)
+    for item in dropped:
+        print(f"{item.size / 2**20:10.1f} MiB  {item.idle_s / 86_400:6.1f} days  {item.kind:<8} {item.path}")
+    size = sum(item.size for item in dropped) / 2**20
+    print(f"{'would drop' if options.dry_run else 'dropped'} {len(dropped)} item(s), {size:.1f} MiB, from {folder}")
+    return EXIT_DONE
+
+
+def _parser(verb: str, says: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"mgm-exp {verb}", description=says)
+
+
+VERBS = {
+    "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
+    "status": Verb("status [SWEEP] [--root DIR]", "what runs, what is done, what failed and why", _status),
+    "report": Verb("report DIR... [--out FILE.md]", "compare runs or sweeps: table, JSON, Markdown", _report),
+    "gc": Verb("gc [--dry-run] [--older-than D]", "drop unused store entries", _gc),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,324 @@
+"""One command line, from arguments to an exit code: what ``python -m mgm_exp``, ``mgm-exp run`` and notebooks share.
+
+A single run is composed, checked, given its folder and handed to Hydra; a sweep is handed to the configured sweeper,
+which does the same for each cell. Nothing starts before everything is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp import bootstrap
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, ConfigError, MgmError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from omegaconf import DictConfig
+
+Task = Callable[..., dict[str, Any]]
+# Set by this package in a cell's overrides; of no interest to a reader of tags.
+_OWN_KEYS = ("trial", "sweep.name")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; it is returned, not raised, so that one failing trial does not end its sweep."""
+
+    result: dict[str, Any] | None = None
+    error: Exception | None = None
+
+
+def run(overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Runs one experiment: ``run(["adapter=lora_r16"])`` is ``python -m mgm_exp adapter=lora_r16``.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        ConfigError: the overrides do not compose, or ask for a sweep.
+        MgmError: the run failed or was interrupted; its folder has ``result.json``.
+    """
+    return run_once(list(overrides))
+
+
+def sweep(overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Runs a sweep: ``sweep(["adapter=lora_r8,lora_r16"])`` is ``python -m mgm_exp -m adapter=lora_r8,lora_r16``.
+
+    Returns:
+        The content of ``sweep.json``; a trial that failed has the status ``failed`` in it and raises nothing.
+
+    Raises:
+        ConfigError: no cell of the sweep composes.
+        Interrupted: a signal stopped it; the same call continues.
+    """
+    return run_sweep(list(overrides))
+
+
+def run_once(
+    overrides: list[str], *, config_dir: str | None = None, command: Sequence[str] = (), task: Task | None = None
+) -> dict[str, Any]:
+    """One run; see :func:`run`.
+
+    Args:
+        overrides: As they were typed.
+        config_dir: A folder with more presets.
+        command: The command line, for the manifest.
+        task: What to run, with the signature of ``run_experiment``, the default.
+    """
+    from mgm_exp.compose import checked, compose_tree, session
+    from mgm_exp.store import LeaseHeld
+
+    with session(config_dir) as hydra:
+        tree = compose_tree(hydra, overrides)
+        if _is_multirun(tree):
+            raise ConfigError("These overrides describe a sweep (hydra.mode=MULTIRUN), not one run; use -m or sweep().")
+        config = checked(tree, overrides)
+        refuse_outside(tree, config)
+        wanted = _given(overrides, "hydra.run.dir")
+        while True:
+            folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
+            arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
+            try:
+                return _one_job(hydra, arguments, partial(job, task=task, command=list(command)))
+            except LeaseHeld:
+                # Another command took the same unfinished run a moment before: this one makes a run of its own.
+                if wanted:
+                    raise
+
+
+def _run_folder(config: ExperimentConfig) -> Path:
+    from mgm_exp.folders import run_folder
+
+    return run_folder(config)
+
+
+def _wanted_folder(tree: DictConfig, config: ExperimentConfig) -> Path:
+    from mgm_exp.folders import confined
+
+    return confined(Path(str(tree.hydra.run.dir)), Path(config.paths.root), "hydra.run.dir")
+
+
+def _one_job(hydra: Hydra, overrides: list[str], task: Callable[[DictConfig], Outcome]) -> dict[str, Any]:
+    from mgm_exp.compose import CONFIG_NAME
+
+    outcome = hydra.run(CONFIG_NAME, task, overrides).return_value
+    if outcome.error is not None:
+        raise outcome.error
+    return dict(outcome.result)
+
+
+def run_sweep(
+    overrides: list[str], *, config_dir: str | None = None, command: Sequence[str] = (), task: Task | None = None
+) -> dict[str, Any]:
+    """A sweep through the configured sweeper; see :func:`sweep` and, for the arguments, :func:`run_once`."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from mgm_exp.compose import CONFIG_NAME, compose_tree, explained, session
+    from mgm_exp.signals import stop_on_signals
+
+    with session(config_dir) as hydra, stop_on_signals():
+        compose_tree(hydra, overrides, is_sweep=True)
+        arguments = bootstrap.quote_numeric_choices([item for item in overrides if not item.startswith("hydra.mode=")])
+        try:
+            result = hydra.multirun(
+                CONFIG_NAME, partial(job, task=task, command=list(command)), [*arguments, "hydra.mode=MULTIRUN"]
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise explained(error, overrides) from error
+    if not isinstance(result, dict):
+        raise ConfigError("The sweeper that was chosen with hydra/sweeper=... gives no record of its trials.")
+    return result
+
+
+def job(tree: DictConfig, *, task: Task | None = None, command: Sequence[str] = ()) -> Outcome:
+    """What Hydra calls for a run or a trial, in its folder, possibly in another process."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from mgm_exp.compose import checked
+
+    hydra = HydraConfig.get()
+    overrides = [item for item in hydra.overrides.task if item.partition("=")[0].lstrip("+") not in _OWN_KEYS]
+    try:
+        config = checked(tree, overrides)
+        is_trial = hydra.mode == RunMode.MULTIRUN
+        result = (task or _run_experiment)(
+            config,
+            Path(hydra.runtime.output_dir),
+            command=list(command),
+            overrides=overrides,
+            sweep=config.sweep.name if is_trial else None,
+        )
+    except Exception as error:  # noqa: BLE001 - handed to the caller whole; see Outcome
+        if not isinstance(error, MgmError):
+            traceback.print_exc()
+        return Outcome(error=error)
+    return Outcome(result=result)
+
+
+def _run_experiment(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    from mgm_exp.experiment import run_experiment
+
+    return run_experiment(*args, **kwargs)
+
+
+def refuse_outside(tree: DictConfig, config: ExperimentConfig) -> None:
+    """Refuses a name for Hydra's own folder that leads out of the run folder.
+
+    Raises:
+        ConfigError: ``hydra.output_subdir`` is not a plain name.
+    """
+    from mgm_exp.config import NAME
+
+    subdir = tree.hydra.output_subdir
+    if subdir is not None and not NAME.fullmatch(str(subdir).lstrip(".")):
+        raise ConfigError(f"hydra.output_subdir={subdir!r} must be a plain folder name, such as .hydra.")
+
+
+def quoted(text: str) -> str:
+    """``text`` as one quoted value in Hydra's grammar."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _given(overrides: Sequence[str], key: str) -> bool:
+    return any(item.partition("=")[0].lstrip("+") == key for item in overrides)
+
+
+def _is_multirun(tree: DictConfig) -> bool:
+    from hydra.types import RunMode
+
+    return bool(tree.hydra.mode == RunMode.MULTIRUN)
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None, *, program: str = "python -m mgm_exp", task: Task | None = None) -> int:
+    """``python -m mgm_exp ARGUMENTS``: the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(partial(run_arguments, program=program, task=task), arguments)
+
+
+def guarded(body: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Runs a command and turns its errors into one paragraph and an exit code.
+
+    Args:
+        body: Takes the arguments without ``--debug``; gives the exit code.
+        arguments: The command line; ``--debug`` (or ``HYDRA_FULL_ERROR=1``) shows tracebacks.
+    """
+    wants_traceback = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
+    try:
+        return body([argument for argument in arguments if argument != "--debug"])
+    except MgmError as error:
+        if wants_traceback:
+            traceback.print_exc()
+        print(f"error: {error}" if error.exit_code != EXIT_INTERRUPTED else str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # | head
+        sys.stderr.close()
+        return EXIT_DONE
+
+
+def run_arguments(arguments: list[str], *, program: str, task: Task | None = None) -> int:
+    """The exit code of a command line that describes a run or a sweep; errors are raised.
+
+    Args:
+        arguments: Without ``--debug``.
+        program: What was typed before them, for usage messages and the manifest.
+        task: What to run in place of an experiment.
+    """
+    bootstrap.plugins()
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.prog = program
+    options = parser.parse_args(arguments)
+    if options.help:
+        from mgm_exp.helptext import help_text
+
+        print(help_text())
+        return EXIT_DONE
+    if options.experimental_rerun is not None:
+        raise ConfigError("--experimental-rerun loads a pickle, which could run anything; give the overrides again.")
+    if options.config_path is not None or options.config_name is not None:
+        raise ConfigError("The configuration is the package's own.", advice="Add presets with --config-dir DIR.")
+    if options.hydra_help or options.cfg or options.info or options.shell_completion or options.resolve:
+        return _shown(arguments)
+    command = [*program.split(), *arguments]
+    chosen = {"config_dir": options.config_dir, "command": command, "task": task}
+    if options.multirun or _describes_sweep(options.overrides, options.config_dir):
+        return _exit_code(run_sweep(options.overrides, **chosen))
+    try:
+        run_once(options.overrides, **chosen)
+    except MgmError:
+        raise
+    except Exception as error:  # noqa: BLE001 - its traceback is printed where it happened
+        print(f"error: the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _describes_sweep(overrides: list[str], config_dir: str | None) -> bool:
+    """Whether a chosen file (``+sweeps=NAME``) or override sets Hydra's mode to a sweep."""
+    if not any("/" in item or "sweeps=" in item or "hydra.mode" in item or "experiment=" in item for item in overrides):
+        return False
+    from mgm_exp.compose import compose_tree, session
+
+    with session(config_dir) as hydra:
+        return _is_multirun(compose_tree(hydra, overrides, is_sweep=True))
+
+
+def _exit_code(record: dict[str, Any]) -> int:
+    """1 if a trial of this command failed."""
+    mine = record.get("grid", [trial["number"] for trial in record["trials"]])
+    states = [trial["status"] for trial in record["trials"] if trial["number"] in mine]
+    return EXIT_DONE if all(state in ("completed", "pruned") for state in states) else EXIT_FAILED
+
+
+def _shown(arguments: list[str]) -> int:
+    """``--cfg``, ``--info`` and the like: Hydra shows, nothing runs."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from mgm_exp.compose import explained
+
+    bootstrap.register()
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    with _hydra_speaks(["mgm_exp", *bootstrap.quote_numeric_choices(arguments)]):
+        try:
+            hydra.main(config_path=str(bootstrap.CONF), config_name="config", version_base="1.3")(job)()
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise explained(error, overrides) from error
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else EXIT_DONE
+    return EXIT_DONE
+
+
+@contextmanager
+def _hydra_speaks(argv: list[str]) -> Iterator[None]:
+    """Hydra reads ``sys.argv``, and hands its errors on only where this variable is set."""
+    old_argv, old_errors = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = old_argv
+        if old_errors is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = old_errors

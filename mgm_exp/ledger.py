@@ -1,0 +1,197 @@
+"""``sweep.json``: which trials a sweep has, how each ended, and which is the best.
+
+A trial's number is its folder and never changes: the same command finds it again by what is swept and by the hash of
+its configuration. What happened in a trial is read from the trial's own ``result.json``; the ledger only keeps books,
+and is rewritten whole after each trial.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.config import Direction
+from mgm_exp.errors import UserError
+from mgm_exp.folders import read_record
+from mgm_exp.grid import Cell
+from mgm_exp.store import write_json_atomic
+
+SCHEMA_VERSION = 1
+FILE = "sweep.json"
+STATUSES = ("completed", "failed", "pruned", "interrupted")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of a sweep.
+
+    Args:
+        number: Its number, and the name of its folder.
+        overrides: All that the command line gave it.
+        params: What is swept, and this trial's values.
+        config_hash: Of its configuration; None where it does not compose.
+        status: None while it has not ended.
+        metrics: Of ``result.json``.
+        run_dir: Relative to the sweep's folder.
+        seconds: Wall time of its last run.
+        error: Of ``result.json``.
+    """
+
+    number: int
+    overrides: list[str]
+    params: dict[str, Any]
+    config_hash: str | None
+    status: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    run_dir: str = ""
+    seconds: float | None = None
+    error: dict[str, Any] | None = None
+
+    def same_as(self, cell: Cell, config_hash: str | None) -> bool:
+        """Whether this is the trial of ``cell``; one that did not compose is known by what is swept alone."""
+        is_same = self.config_hash == config_hash or self.config_hash is None
+        return is_same and _canonical(self.params) == _canonical(cell.params)
+
+
+class Ledger:
+    """The books of one sweep, in its folder.
+
+    Args:
+        folder: The sweep's folder.
+        name: Its name.
+        objective: The metric that orders the trials.
+        direction: Which end of it is better.
+    """
+
+    def __init__(self, folder: Path, name: str, objective: str, direction: Direction) -> None:
+        self.folder, self.name, self.objective, self.direction = folder, name, objective, direction
+        self.trials: dict[int, Trial] = {}
+        self.grid: list[int] = []
+        self.command: list[str] = []
+        self.status = "running"
+        for entry in _entries(folder / FILE):
+            self.trials[entry.number] = self.refreshed(entry)
+
+    def enrol(self, cells: Sequence[tuple[Cell, str | None]]) -> list[Trial]:
+        """The trials of these cells: known ones keep their number, new ones take the next free ones.
+
+        Args:
+            cells: Each with the hash of its configuration, None where it does not compose.
+        """
+        chosen = []
+        taken: set[int] = set()
+        for cell, config_hash in cells:
+            known = [t for t in self.trials.values() if t.same_as(cell, config_hash) and t.number not in taken]
+            number = max(known, key=lambda t: t.config_hash is not None).number if known else self._next_number()
+            old = self.trials.get(number)
+            fresh = Trial(number, list(cell.overrides), cell.params, config_hash, run_dir=str(number))
+            trial = replace(old, overrides=fresh.overrides, config_hash=config_hash) if old else fresh
+            self.trials[number] = trial
+            taken.add(number)
+            chosen.append(trial)
+        self.grid = [trial.number for trial in chosen]
+        return chosen
+
+    def _next_number(self) -> int:
+        used = set(self.trials)
+        if self.folder.is_dir():
+            used |= {int(path.name) for path in self.folder.iterdir() if path.name.isdigit()}
+        return max(used, default=-1) + 1
+
+    def run_dir(self, trial: Trial) -> Path:
+        """The trial's folder."""
+        return self.folder / trial.run_dir
+
+    def refreshed(self, trial: Trial) -> Trial:
+        """The trial with what its folder says now."""
+        result = read_record(self.run_dir(trial) / "result.json")
+        status = result.get("status")
+        if status not in STATUSES:
+            began = any((self.run_dir(trial) / name).exists() for name in ("config.yaml", "manifest.json"))
+            return replace(trial, status="interrupted" if began else None)
+        metrics = {
+            str(name): value
+            for name, value in (result.get("metrics") or {}).items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        return replace(trial, status=status, metrics=metrics, seconds=result.get("wall_s"), error=result.get("error"))
+
+    def note(self, trial: Trial) -> Trial:
+        """Reads how the trial ended and rewrites ``sweep.json``. Returns the trial as it is now."""
+        self.trials[trial.number] = self.refreshed(trial)
+        self.write()
+        return self.trials[trial.number]
+
+    def value(self, trial: Trial) -> float | None:
+        """The objective of a completed trial."""
+        return trial.metrics.get(self.objective) if trial.status == "completed" else None
+
+    def best(self) -> Trial | None:
+        """The completed trial with the best objective; of equal ones the first."""
+        scored = [trial for trial in self.trials.values() if self.value(trial) is not None]
+        sign = -1.0 if self.direction is Direction.maximize else 1.0
+        return min(scored, key=lambda trial: (sign * (self.value(trial) or 0.0), trial.number), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``sweep.json``. A trial whose folder is not there yet stands under ``pending``."""
+        ordered = [self.trials[number] for number in sorted(self.trials)]
+        ended = [trial for trial in ordered if trial.status is not None and self.run_dir(trial).is_dir()]
+        best = self.best()
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "status": self.status,
+            "direction": self.direction.value,
+            "objective": self.objective,
+            "command": self.command,
+            "grid": self.grid,
+            "trials": [asdict(trial) for trial in ended],
+            "pending": [
+                {"number": t.number, "overrides": t.overrides, "params": t.params, "config_hash": t.config_hash}
+                for t in ordered
+                if t not in ended
+            ],
+            "best": best and {"number": best.number, "value": self.value(best), "run_dir": best.run_dir},
+        }
+
+    def write(self) -> dict[str, Any]:
+        """Rewrites ``sweep.json`` whole and returns what was written."""
+        content = self.to_json()
+        write_json_atomic(self.folder / FILE, content)
+        return content
+
+
+def _entries(path: Path) -> list[Trial]:
+    """The trials of an earlier command.
+
+    Raises:
+        UserError: the file is there and cannot be read: nothing is guessed, and nothing overwritten.
+    """
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = [*content["trials"], *content.get("pending", [])]
+        return [
+            Trial(
+                int(row["number"]),
+                [str(item) for item in row["overrides"]],
+                dict(row["params"]),
+                row.get("config_hash"),
+                run_dir=str(int(row["number"])),
+            )
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}).",
+            advice="Move it away: trials are then numbered anew, and what they made is taken from the store.",
+        ) from error
+
+
+def _canonical(params: dict[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True, default=str)

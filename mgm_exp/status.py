@@ -1,0 +1,131 @@
+"""``mgm-exp status``: how runs and sweeps stand, read from their files and leases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.errors import UserError
+from mgm_exp.folders import LEASE, read_record
+from mgm_exp.store import Lease
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run or trial as the table shows it."""
+
+    what: str
+    status: str
+    score: float | None
+    seconds: float | None
+    reason: str
+    folder: Path
+
+
+def show_status(sweep: str | None, root: Path) -> None:
+    """Prints the state of one sweep or run, or of all below ``root``.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    if sweep is not None:
+        folder = find(sweep, root)
+        if (folder / "sweep.json").is_file():
+            _print(_title(folder), sweep_lines(folder))
+        else:
+            _print("run", [run_line(folder)])
+        return
+    sweeps = sorted((root / "sweeps").glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    for path in sweeps:
+        _print(_title(path.parent), sweep_lines(path.parent))
+    runs = sorted(path for path in (root / "runs").glob("*/*/") if (path / ".hydra").is_dir())
+    if runs:
+        _print("runs", [run_line(folder) for folder in runs])
+    if not sweeps and not runs:
+        print(f"There is no run and no sweep below {root}.")
+
+
+def find(sweep: str, root: Path) -> Path:
+    """The folder of a sweep (or run) given by name or path.
+
+    Raises:
+        UserError: there is none; says which there are.
+    """
+    for folder in (root / "sweeps" / sweep, Path(sweep)):
+        if any((folder / name).is_file() for name in ("sweep.json", "manifest.json", "result.json")):
+            return folder
+    names = sorted(path.parent.name for path in (root / "sweeps").glob("*/sweep.json"))
+    there = f"There are: {', '.join(names)}." if names else f"There is no sweep below {root / 'sweeps'}."
+    raise UserError(f"{sweep!r} is neither a sweep nor the folder of one. {there}")
+
+
+def sweep_lines(folder: Path) -> list[Line]:
+    """Every trial of a sweep, those that have not begun included."""
+    record = read_record(folder / "sweep.json")
+    objective = str(record.get("objective"))
+    trials = [*record.get("trials", []), *record.get("pending", [])]
+    return [
+        run_line(folder / str(trial["number"]), f"{trial['number']}  {_words(trial['params'])}", objective)
+        for trial in sorted(trials, key=lambda trial: int(trial["number"]))
+    ]
+
+
+def sweep_state(folder: Path) -> str:
+    """``running``, or how the last command on it ended."""
+    status = str(read_record(folder / "sweep.json").get("status"))
+    if Lease(folder / LEASE).holder() is not None:
+        return "running"
+    return "interrupted" if status == "running" else status
+
+
+def run_line(folder: Path, what: str = "", objective: str | None = None) -> Line:
+    """One run folder: a living lease says that it runs, else ``result.json`` says how it ended."""
+    result = read_record(folder / "result.json")
+    if not folder.is_dir():
+        status = "not started"
+    elif Lease(folder / LEASE).holder() is not None:
+        status = "running"
+    else:
+        status = str(result.get("status", "interrupted"))
+    score = (result.get("metrics") or {}).get(objective) if objective else result.get("objective")
+    error = (result.get("error") or {}) if status != "running" else {}
+    reason = f"{error.get('message', '')} {error.get('advice', '')}".strip()
+    name = what or f"{folder.parent.name}/{folder.name}"
+    return Line(name, status, score, result.get("wall_s"), reason, folder)
+
+
+def _title(folder: Path) -> str:
+    best = read_record(folder / "sweep.json").get("best")
+    score = f"; best: trial {best['number']} with {best['value']:.4f}" if best else ""
+    return f"sweep {folder}: {sweep_state(folder)}{score}"
+
+
+def _words(params: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in params.items())
+
+
+def _print(title: str, lines: list[Line]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("run", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    colours = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow"}
+    for line in lines:
+        table.add_row(Text(line.what), Text(line.status, style=colours.get(line.status, "")), *_numbers(line))
+    console.print(table)
+    for line in lines:
+        if line.reason:
+            console.print(Text(f"{line.what}: {line.status}: {line.reason} ({line.folder})"))
+
+
+def _numbers(line: Line) -> Iterator[str]:
+    yield "" if line.score is None else f"{line.score:.4f}"
+    yield "" if line.seconds is None else f"{line.seconds:.0f}"

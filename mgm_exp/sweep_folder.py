@@ -1,0 +1,121 @@
+"""The folder of a sweep: where it lies, who may write it, and the record of a trial that could not start."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.config import NAME
+from mgm_exp.errors import ConfigError, MgmError
+from mgm_exp.folders import LEASE, confined, writable
+from mgm_exp.grid import Grid
+from mgm_exp.store import Lease, LeaseHeld, write_atomic
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@contextmanager
+def open_sweep(tree: DictConfig, grid: Grid) -> Iterator[tuple[Path, str]]:
+    """The folder and the name of a sweep, while this process alone may write it.
+
+    Args:
+        tree: The composed tree of the fixed overrides.
+        grid: What is swept.
+
+    Raises:
+        ConfigError: the name is no folder name, or leads out of ``paths.root``.
+        LeaseHeld: the same sweep is running already.
+    """
+    root = Path(str(tree.paths.root))
+    folder, name = place(tree, grid)
+    writable(root)
+    folder = confined(folder, root, "hydra.sweep.dir" if _asked_for_folder(tree) else "sweep.name")
+    folder.mkdir(parents=True, exist_ok=True)
+    lease = Lease(folder / LEASE)
+    try:
+        lease.acquire(wait=False)
+    except LeaseHeld as error:
+        raise LeaseHeld(
+            f"The sweep {name} is running already: {error.message}",
+            advice="Wait for it, or give sweep.name=ANOTHER to run a sweep of its own beside it.",
+        ) from error
+    try:
+        yield folder, name
+    finally:
+        lease.release()
+
+
+def place(tree: DictConfig, grid: Grid) -> tuple[Path, str]:
+    """``<paths.root>/sweeps/<name>/`` (or ``hydra.sweep.dir`` where it is given) and the sweep's name.
+
+    Raises:
+        ConfigError: ``sweep.name`` is no folder name.
+    """
+    if _asked_for_folder(tree):
+        folder = Path(str(tree.hydra.sweep.dir))
+        return folder, tree.sweep.name or folder.name
+    name = tree.sweep.name if tree.sweep.name is not None else grid.name(tree)
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"sweep.name={name!r} is not a folder name: letters, digits and . _ = , + - are allowed, no slash."
+        )
+    return Path(str(tree.paths.root)) / "sweeps" / name, name
+
+
+def _asked_for_folder(tree: DictConfig) -> bool:
+    return any(str(item).lstrip("+").startswith("hydra.sweep.dir=") for item in tree.hydra.overrides.hydra)
+
+
+def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]) -> None:
+    """Leaves the record of a run in the folder of a trial that did not get far enough to leave its own.
+
+    Args:
+        run_dir: The trial's folder.
+        error: Why it did not start, or broke off.
+        overrides: What it was to run with; the configuration itself may not exist.
+    """
+    from mgm_exp.record import collect_environment, explain, redact, write_manifest, write_result
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run_id = f"{run_dir.parent.name}-{run_dir.name}-failed"
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for name, content in (("config.yaml", "# This trial's configuration could not be used.\n"), ("metrics.jsonl", "")):
+        if not (run_dir / name).exists():
+            write_atomic(run_dir / name, content)
+    lines = [str(error)] if isinstance(error, MgmError) else traceback.format_exception(error)
+    with open(run_dir / "log.txt", "a", encoding="utf-8") as log:
+        log.write("\n".join([f"--- {now} not started, or broke off", *redact(list(overrides)), *redact(lines)]) + "\n")
+    manifest: dict[str, Any] = {
+        "run_id": run_id,
+        "config_hash": None,
+        "command": list(overrides),
+        **collect_environment(),
+        "seed": None,
+        "stages": [],
+        "data": {"name": None, "fingerprint": None, "n_train": None},
+        "model": {"name": None, "fingerprint": None, "n_parameters": None},
+        "trainable": {"n_lora": 0, "n_other": 0, "n_total": 0, "patterns": []},
+        "started_at": now,
+        "ended_at": now,
+    }
+    if not (run_dir / "manifest.json").exists():
+        write_manifest(run_dir, manifest)
+    result: dict[str, Any] = {
+        "run_id": run_id,
+        "status": "failed",
+        "metrics": {},
+        "eval_keys": {},
+        "objective": None,
+        "steps": 0,
+        "wall_s": 0.0,
+        "train_tokens_per_s": None,
+        "peak_memory_gib": None,
+        "trainable_parameters": None,
+        "error": explain(error),
+    }
+    write_result(run_dir, result)
