@@ -147,9 +147,11 @@ def read_claim(path: Path) -> Claim | None:
 def create_once(path: Path, raw: bytes) -> bool:
     """Creates ``path`` with its content if nobody else has: True for exactly one of all who try, on any file system."""
     temporary = path.parent / temporary_name()
-    write_new(temporary, raw)
     try:
+        write_new(temporary, raw)
         os.link(temporary, path)
+    except FileNotFoundError:  # the folder was forgotten at this moment
+        return False
     except FileExistsError:
         return temporary.stat().st_nlink == 2  # a network file system may have done it and lost the answer
     except OSError as error:

@@ -160,7 +160,9 @@ class Lease:
                 if obstacle is not None:
                     return obstacle
             if not self._link_claim(current, self._lock):
-                return "another process was quicker"
+                self._lock.release()
+                self._lock = None
+                return "another process, which was quicker"
         return self._who_works()
 
     def _who_locks(self) -> str:
@@ -350,13 +352,15 @@ class Lease:
         workers = FileLock.attempt(self.path / "workers", is_shared=False)
         if workers is None:
             return False  # somebody still works; the folder has to stay for the next owner to see it
-        unlink_if_there(claim.path)
-        for path in self.path.glob("worker-*.json"):
+        for path in (*self.path.glob("worker-*.json"), *self.path.glob(".tmp-*")):
             unlink_if_there(path)
         unlink_if_there(self.path / "workers")
         workers.release()
-        unlink_if_there(self.path / "lock")  # last: who waits for it then begins with a new one and finds no claim
-        with contextlib.suppress(OSError):  # somebody made a new lock in it at this moment
+        # The claim last: while it is there nobody begins anew, and afterwards nothing of a successor's is deleted. One
+        # that waits on this machine finds a new lock free and this claim without one: it goes on as after a death.
+        unlink_if_there(self.path / "lock")
+        unlink_if_there(claim.path)
+        with contextlib.suppress(OSError):  # a successor is in it already
             self.path.rmdir()
         return True
 

@@ -23,7 +23,7 @@ def disk_path() -> Iterator[Path]:
 
 @pytest.fixture
 def tmp_path(disk_path: Path) -> Iterator[Path]:
-    """In memory where that is possible: these tests fsync thousands of times, and what they test does not need a disk."""
+    """In memory where that is possible: these tests fsync thousands of times, and need no disk for what they show."""
     if not os.access(SHARED_MEMORY, os.W_OK):
         yield disk_path
         return

@@ -90,7 +90,7 @@ def _in_child(action: Callable[[Callable[[str], None]], None], number: int, pipe
         for name in CHANGES:
             setattr(os, name, wrap(name, getattr(os, name)))
         action(lambda text: real_write(pipe, (text + "\n").encode()))  # type: ignore[func-returns-value, arg-type]
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (a forked child must never return into pytest)
         real_write(pipe, traceback.format_exc().encode())
         real_exit(1)
     real_exit(0)

@@ -98,9 +98,12 @@ def test_another_failure_to_write_keeps_its_own_name_and_the_old_content(
 def test_every_way_of_saying_full_becomes_one_error(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(DiskFullError, match="shard"), disk_full_named(tmp_path / "shard"):
-        with open("/dev/full", "wb") as file:
-            file.write(b"x" * 100_000)
+    with (
+        pytest.raises(DiskFullError, match="shard"),
+        disk_full_named(tmp_path / "shard"),
+        open("/dev/full", "wb") as file,
+    ):
+        file.write(b"x" * 100_000)
     said = [
         RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1280 vs 1170"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
