@@ -1,0 +1,378 @@
+"""Curation: from files of unknown quality to records that can all be trained on, with an account of every row.
+
+    report = curate({"align": Source(rows, images, processor)}, out, policy=Policy())
+
+A record in ``out`` has an image that opens, at most one image, and at least one token to learn after truncation. Every
+other row stands in ``rejected.jsonl`` with its place, its kind and what was found; nothing is replaced by something
+else. Rows keep their order, and neither the order nor the verdicts depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mgm_exp.data.conversations import to_record
+from mgm_exp.data.formats import Row, RowReader, read_rows
+from mgm_exp.data.image_checks import ImageChecks
+from mgm_exp.data.kinds import FATAL_KINDS, KINDS
+from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, supervised_tokens
+from mgm_exp.data.records import BadRow, Record, json_line
+from mgm_exp.errors import DataError
+from mgm_exp.store import disk_full_named, hard_link_or_copy, write_json_atomic
+
+SCHEMA_VERSION = 1
+REPORT, REJECTED = "report.json", "rejected.jsonl"
+_CHUNK = 512  # rows that are read ahead and whose images are checked together
+_EXAMPLES = 3
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of one stage come from.
+
+    Args:
+        path: File of rows, see :mod:`mgm_exp.data.formats`.
+        image_root: Folder that its image paths are relative to.
+        processor: Of the model that is trained; its ``model_max_length`` is the longest sequence of this stage.
+        rejected_before: ``rejected.jsonl`` of a step that made ``path`` out of another file (recaptioning): its rows
+            are counted and named here too.
+    """
+
+    path: Path
+    image_root: Path
+    processor: Processor
+    rejected_before: Path | None = None
+
+    def is_same_as(self, other: Source) -> bool:
+        """Whether curating it gives the same records."""
+        mine, theirs = self.processor, other.processor
+        return (
+            os.path.realpath(self.path) == os.path.realpath(other.path)
+            and os.path.realpath(self.image_root) == os.path.realpath(other.image_root)
+            and self.rejected_before == other.rejected_before
+            and mine.model_max_length == theirs.model_max_length
+            and mine.n_visual_tokens == theirs.n_visual_tokens
+        )
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done about rows that cannot be used.
+
+    Args:
+        bad_rows: ``skip`` names and counts them; ``fail`` stops at the first one.
+        max_bad_share: ``skip`` stops the run where a larger share of a stage's rows is unusable.
+        max_samples: Only the first so many rows of each stage are read; None: all.
+        max_megapixels: Images with more pixels are refused before they are decoded.
+    """
+
+    bad_rows: str = "skip"
+    max_bad_share: float = 0.1
+    max_samples: int | None = None
+    max_megapixels: float = 50.0
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What became of one stage's rows.
+
+    Args:
+        file: Name of the source file.
+        image_root: Absolute folder of the images.
+        rows: Rows read; ``kept`` and the rejected ones are all of them.
+        kept: Records written.
+        rejected: Number of rows for each kind of rejection.
+        changed: Number of kept rows for each kind of change (see :mod:`mgm_exp.data.conversations`); ``recaptioned``:
+            rows that bring a ``raw_caption``.
+        images: Different images among the kept records.
+        max_length: Longest sequence.
+        truncated: Kept records that are longer and lose their end.
+        supervised_tokens: Tokens that are learnt in one pass over the records.
+        tokens: Tokens of all sequences after truncation, image tokens included.
+        lengths: Of the sequences before truncation, image tokens included: mean, p50, p90, p95, p99, max.
+        fingerprint: SHA-256 over records and image files.
+    """
+
+    file: str
+    image_root: str
+    rows: int
+    kept: int
+    rejected: dict[str, int]
+    changed: dict[str, int]
+    images: int
+    max_length: int
+    truncated: int
+    supervised_tokens: int
+    tokens: int
+    lengths: dict[str, float]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class CurationReport:
+    """What became of all rows; ``report.json``."""
+
+    stages: dict[str, StageReport] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all stages: equal for equal records and images, wherever they lie."""
+        parts = [f"{name} {stage.fingerprint}" for name, stage in sorted(self.stages.items())]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: ``schema_version``, ``fingerprint`` and one object for each stage."""
+        stages = {name: dict(vars(stage)) for name, stage in self.stages.items()}
+        return {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, **stages}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CurationReport:
+        """The inverse of :meth:`to_json`."""
+        return cls({name: StageReport(**value) for name, value in values.items() if isinstance(value, dict)})
+
+
+def curate(
+    sources: Mapping[str, Source],
+    out: Path,
+    *,
+    policy: Policy,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> CurationReport:
+    """Writes ``<stage>.jsonl`` for each source, ``rejected.jsonl`` and ``report.json`` into a folder.
+
+    Args:
+        sources: For each stage, where its rows come from. Two stages with the same source are curated once.
+        out: Existing folder; files of an earlier attempt are overwritten. The caller publishes it as a whole.
+        policy: What is done about rows that cannot be used.
+        workers: Processes that check images; None: all usable cores, two at least.
+        on_progress: Called with (what, rows done, rows in all); the latter is an estimate until the end.
+
+    Raises:
+        DataError: a source cannot be read; a row is bad and ``bad_rows`` is ``fail``; too many rows are bad; or no row
+            is left. ``rejected.jsonl`` is complete up to there.
+    """
+    reports: dict[str, StageReport] = {}
+    with ExitStack() as stack, disk_full_named(out):
+        rejected = stack.enter_context(open(out / REJECTED, "w", encoding="utf-8", newline="\n"))
+        checks: dict[str, ImageChecks] = {}
+        for stage, source in sources.items():
+            twin = next((name for name in reports if sources[name].is_same_as(source)), None)
+            if twin is not None:
+                hard_link_or_copy(out / f"{twin}.jsonl", out / f"{stage}.jsonl")
+                _repeat_rejected(out / REJECTED, rejected, twin, stage)
+                reports[stage] = replace(reports[twin])
+                continue
+            root = os.path.realpath(source.image_root)
+            if root not in checks:
+                checks[root] = stack.enter_context(ImageChecks(root, policy.max_megapixels, workers))
+            work = _StageCuration(stage, source, policy, checks[root], rejected, on_progress)
+            with open(out / f"{stage}.jsonl.partial", "w", encoding="utf-8", newline="\n") as kept:
+                reports[stage] = work.run(kept)
+            os.replace(out / f"{stage}.jsonl.partial", out / f"{stage}.jsonl")
+        report = CurationReport(reports)
+        write_json_atomic(out / REPORT, report.to_json())
+    return report
+
+
+def read_report(folder: Path) -> CurationReport:
+    """The report of a curated folder."""
+    return CurationReport.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+
+
+def _repeat_rejected(path: Path, rejected: IO[str], twin: str, stage: str) -> None:
+    rejected.flush()
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rejected.writelines(json_line({**row, "stage": stage}) for row in rows if row["stage"] == twin)
+
+
+Entry = tuple[Record, list[str]] | BadRow
+
+
+class _StageCuration:
+    """The rows of one stage on their way: read, checked, counted, written."""
+
+    def __init__(
+        self,
+        stage: str,
+        source: Source,
+        policy: Policy,
+        checks: ImageChecks,
+        rejected_file: IO[str],
+        on_progress: Progress | None,
+    ) -> None:
+        self.stage, self.source, self.policy, self.checks = stage, source, policy, checks
+        self.rejected_file, self.on_progress = rejected_file, on_progress
+        self.rows = self.kept = self.truncated = self.supervised = self.tokens = 0
+        self.rejected: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.examples: dict[str, list[BadRow]] = {}
+        self.images: set[str] = set()
+        self.lengths = array("l")
+        self.digest = hashlib.sha256()
+
+    def run(self, kept: IO[str]) -> StageReport:
+        """Curates all rows, writing records to ``kept``."""
+        reader = read_rows(self.source.path)
+        try:
+            for bad in self._rejected_before():
+                self.rows += 1
+                self._reject(bad)
+            ahead: deque[list[tuple[Row, Entry] | tuple[None, BadRow]]] = deque()
+            for chunk in self._chunks(reader):
+                ahead.append(chunk)
+                self.checks.begin(
+                    entry[0].image for _, entry in chunk if not isinstance(entry, BadRow) and entry[0].image is not None
+                )
+                if len(ahead) > 1:  # while its successor's images are checked, this chunk is tokenised
+                    self._finish(ahead.popleft(), kept)
+                    self._tell(reader)
+            while ahead:
+                self._finish(ahead.popleft(), kept)
+        finally:
+            reader.close()
+        self._check_share()
+        if self.on_progress is not None:
+            self.on_progress(f"curate {self.stage}", self.rows, self.rows)
+        return self._report()
+
+    def _rejected_before(self) -> Iterator[BadRow]:
+        if self.source.rejected_before is not None:
+            with open(self.source.rejected_before, encoding="utf-8") as file:
+                for line in file:
+                    yield BadRow.from_json(json.loads(line))
+
+    def _chunks(self, reader: RowReader) -> Iterator[list[tuple[Row, Entry] | tuple[None, BadRow]]]:
+        limit = self.policy.max_samples
+        rows = reader if limit is None else islice(reader, max(0, limit - self.rows))
+        while chunk := list(islice(rows, _CHUNK)):
+            yield [(None, row) if isinstance(row, BadRow) else (row, to_record(row)) for row in chunk]
+
+    def _finish(self, chunk: list[tuple[Row, Entry] | tuple[None, BadRow]], kept: IO[str]) -> None:
+        for row, entry in chunk:
+            self.rows += 1
+            if isinstance(entry, BadRow):
+                self._reject(entry)
+                continue
+            record, changes = entry
+            assert row is not None
+            sha256 = ""
+            if record.image is not None:
+                verdict = self.checks.verdict(record.image)
+                if verdict.kind is not None:
+                    self._reject(row.bad(verdict.kind, verdict.detail))
+                    continue
+                sha256 = verdict.sha256
+                record = self._relative(record)
+            bad = self._count_tokens(row, record)
+            if bad is not None:
+                self._reject(bad)
+                continue
+            line = json_line(record.to_json())
+            kept.write(line)
+            self.kept += 1
+            self.changed.update(changes)
+            self.changed["recaptioned"] += record.raw_caption is not None
+            self.digest.update(line.encode() + sha256.encode())
+            if record.image is not None:
+                self.images.add(record.image)
+
+    def _relative(self, record: Record) -> Record:
+        """Absolute paths (Data-Juicer exports them) become relative to the root, which they were checked to lie in."""
+        if record.image is None or not os.path.isabs(record.image):
+            return record
+        relative = os.path.relpath(os.path.realpath(record.image), self.checks.root)
+        return replace(record, image=relative)
+
+    def _count_tokens(self, row: Row, record: Record) -> BadRow | None:
+        """Counts what is learnt of a record; a BadRow if it is nothing."""
+        processor = self.source.processor
+        encoded = processor.encode(record.turns(), has_image=record.image is not None)
+        ids, labels = encoded["input_ids"], encoded["labels"]
+        n_visual, limit = processor.n_visual_tokens, processor.model_max_length
+        supervised = supervised_tokens(ids, labels, n_visual, limit)
+        length = merged_length(ids, n_visual)
+        if supervised == 0:
+            if any(label != IGNORE_INDEX for label in labels) or length >= limit:
+                return row.bad("labels_truncated", f"{length} tokens with the image; max_length is {limit}")
+            return row.bad("no_label", "the chat template masks every token: does the text hold its markers?")
+        self.supervised += supervised
+        self.tokens += min(length, limit)
+        self.truncated += length > limit
+        self.lengths.append(length)
+        return None
+
+    def _reject(self, bad: BadRow) -> None:
+        self.rejected_file.write(json_line({"stage": self.stage, **bad.to_json()}))
+        self.rejected[bad.kind] += 1
+        self.examples.setdefault(bad.kind, [])
+        if len(self.examples[bad.kind]) < _EXAMPLES:
+            self.examples[bad.kind].append(bad)
+        if bad.kind in FATAL_KINDS:
+            self.rejected_file.flush()
+            raise DataError(f"{self.source.path} cannot be trusted: {bad}.", advice="Get the whole file, or repair it.")
+        if self.policy.bad_rows == "fail":
+            self.rejected_file.flush()
+            raise DataError(
+                f"A row of the {self.stage} data cannot be used: {bad} ({KINDS.get(bad.kind, bad.kind)}).",
+                advice="Repair or remove the row, or go on without such rows with data.bad_rows=skip.",
+            )
+
+    def _check_share(self) -> None:
+        self.rejected_file.flush()
+        n_bad = sum(self.rejected.values())
+        if self.kept and n_bad <= self.policy.max_bad_share * self.rows:
+            return
+        kinds = "; ".join(
+            f"{kind}: {count} ({KINDS.get(kind, kind)}; first: {self.examples[kind][0]})"
+            for kind, count in self.rejected.most_common(4)
+        )
+        what = f"{n_bad} of {self.rows} rows of the {self.stage} data ({self.source.path}) cannot be used"
+        if not self.kept:
+            raise DataError(
+                f"{what}; none is left. {kinds or 'The file holds no rows'}.",
+                advice="If images are missing, check data.image_root." if "missing" in self.rejected else "",
+            )
+        raise DataError(
+            f"{what}, more than data.max_bad_share={self.policy.max_bad_share:g} allows. {kinds}.",
+            advice=f"Every row is named in {self.rejected_file.name}. Repair the data, or raise data.max_bad_share.",
+        )
+
+    def _tell(self, reader: RowReader) -> None:
+        if self.on_progress is not None:
+            share = reader.bytes_read / max(1, reader.bytes_total)
+            self.on_progress(f"curate {self.stage}", self.rows, max(self.rows + 1, round(self.rows / max(share, 1e-9))))
+
+    def _report(self) -> StageReport:
+        lengths = np.asarray(self.lengths)
+        marks = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
+        spread = {name: float(np.percentile(lengths, share)) for name, share in marks.items()}
+        return StageReport(
+            file=self.source.path.name,
+            image_root=self.checks.root,
+            rows=self.rows,
+            kept=self.kept,
+            rejected=dict(sorted(self.rejected.items())),
+            changed={name: count for name, count in sorted(self.changed.items()) if count},
+            images=len(self.images),
+            max_length=self.source.processor.model_max_length,
+            truncated=self.truncated,
+            supervised_tokens=self.supervised,
+            tokens=self.tokens,
+            lengths={"mean": round(float(lengths.mean()), 2), **spread},
+            fingerprint=self.digest.hexdigest(),
+        )

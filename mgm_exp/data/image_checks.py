@@ -1,0 +1,134 @@
+"""Checks many images in several processes: every one is decoded once, and its verdict kept.
+
+    with ImageChecks(root, max_megapixels=50, workers=2) as checks:
+        checks.begin(["a.jpg", "b.jpg"])        # starts; returns at once
+        verdict = checks.verdict("a.jpg")       # waits for it
+
+Verdicts do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+from mgm_exp.data.images import ImageFault, probe_image
+from mgm_exp.errors import DataError
+
+_PACK = 16  # images that one message to a process carries
+_FEW = 64  # so many are checked before it is worth starting processes
+
+
+class Verdict(NamedTuple):
+    """What is known of one image.
+
+    Args:
+        kind: One of :data:`mgm_exp.data.kinds.IMAGE_KINDS`; None: it can be used.
+        detail: What exactly was found.
+        sha256: Of the file; empty where it could not be read or used.
+    """
+
+    kind: str | None
+    detail: str
+    sha256: str
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(root: str, image: str, max_megapixels: float) -> Verdict:
+    try:
+        return Verdict(None, "", probe_image(root, image, max_megapixels).sha256)
+    except ImageFault as fault:
+        return Verdict(fault.kind, fault.detail, "")
+
+
+def _check_pack(root: str, images: list[str], max_megapixels: float) -> list[Verdict]:
+    return [_check(root, image, max_megapixels) for image in images]
+
+
+def _start_process(parent_pid: int) -> None:
+    from mgm_exp.store import die_with_parent
+
+    # The parent decides what a stop signal means; its children end with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent_pid=parent_pid)
+
+
+class ImageChecks:
+    """Verdicts on the images below one root.
+
+    Args:
+        root: Image root.
+        max_megapixels: Most pixels of one image, in millions.
+        workers: Processes; None: all usable cores, two at least. 0: in this process.
+    """
+
+    def __init__(self, root: Path | str, max_megapixels: float, workers: int | None = None) -> None:
+        self.root = os.path.realpath(root)
+        self.max_megapixels = max_megapixels
+        self.workers = max(2, usable_cores()) if workers is None else workers
+        self._verdicts: dict[str, Verdict] = {}
+        self._waiting: dict[str, tuple[Future[list[Verdict]], int]] = {}
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> ImageChecks:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def __len__(self) -> int:
+        """Images that have a verdict."""
+        return len(self._verdicts)
+
+    def begin(self, images: Iterable[str]) -> None:
+        """Starts checking the images that are not known yet."""
+        new = [i for i in dict.fromkeys(images) if i not in self._verdicts and i not in self._waiting]
+        if self._pool is None and (self.workers < 2 or len(new) + len(self._verdicts) <= _FEW):
+            for image in new:
+                self._verdicts[image] = _check(self.root, image, self.max_megapixels)
+            return
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.workers,
+                # Not forked: this process may run threads (torch, W&B), and a fork copies their locks.
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=(os.getpid(),),
+            )
+        for start in range(0, len(new), _PACK):
+            pack = new[start : start + _PACK]
+            future = self._pool.submit(_check_pack, self.root, pack, self.max_megapixels)
+            self._waiting.update((image, (future, place)) for place, image in enumerate(pack))
+
+    def verdict(self, image: str) -> Verdict:
+        """The verdict on an image, waiting for it where it is being checked.
+
+        Raises:
+            DataError: a checking process was killed (by the kernel for its memory, or a crash in a decoder).
+        """
+        if image not in self._verdicts and image not in self._waiting:
+            self.begin([image])
+        if image in self._waiting:
+            future, place = self._waiting.pop(image)
+            try:
+                self._verdicts[image] = future.result()[place]
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"A process that checks images was killed; {image} or one of the images beside it in the file was "
+                    "being decoded.",
+                    advice="Lower data.max_megapixels if memory ran out, or remove that image.",
+                ) from error
+        return self._verdicts[image]
