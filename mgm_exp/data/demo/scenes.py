@@ -61,7 +61,7 @@ MAX_TEXT = 6
 """Longest text on an object, in characters."""
 
 FONT_SIZES = range(12, 27)
-_BOLD_FROM = 15
+_BOLD_FROM = 16
 """Smallest font size that may be drawn with a stroke; below it glyphs would run together."""
 
 _BUCKETS = 16
@@ -296,6 +296,7 @@ def _place_text(image: Image.Image, item: Item, box: tuple[int, int, int, int], 
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     size, stroke, spacing = rng.choice(FONT_SIZES), rng.randint(0, 1), rng.randint(0, 2)
+    spacing = max(spacing, stroke)
     jitter = tuple(rng.randint(-1, 1) for _ in item.text)
     limit = 0.5 if item.kind == "label" else 0.6
     while size > FONT_SIZES.start:
