@@ -182,8 +182,10 @@ class DataConfig:
     max_samples: int | None = None
     # Images above this many megapixels are refused before they are decoded (decompression bombs).
     max_megapixels: float = 50.0
-    # Demo data only: number of generated training images, and the generator's seed.
+    # Demo data only: generated training images; held-out images of the test split, each with one question
+    # (validation has two thirds as many); the generator's seed.
     demo_images: int = 2000
+    demo_questions: int = 600
     demo_seed: int = 0
 
 
@@ -514,6 +516,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "data.max_samples": data.max_samples,
         "data.max_megapixels": data.max_megapixels,
         "data.demo_images": data.demo_images,
+        "data.demo_questions": data.demo_questions,
         "data.captioner.batch_size": data.captioner.batch_size,
         "eval.max_questions": config.eval.max_questions,
         "eval.textvqa.batch_size": config.eval.textvqa.batch_size,

@@ -57,8 +57,9 @@ def key_of(stage: str, payload: Payload) -> str:
 
 
 def demo_payload(config: ExperimentConfig) -> Payload:
-    """The generated demo data: number of images and seed; the generator's version is the stage version."""
-    return {"images": config.data.demo_images, "seed": config.data.demo_seed}
+    """The generated demo data: its size and seed; the generator's version is the stage version."""
+    data = config.data
+    return {"images": data.demo_images, "questions": data.demo_questions, "seed": data.demo_seed}
 
 
 def recaption_payload(config: ExperimentConfig, sources: Sources, demo: str | None) -> Payload:

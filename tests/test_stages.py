@@ -56,6 +56,7 @@ AFFECTS: dict[str, set[str]] = {
     "data.max_samples": {"recaption", "curate"},
     "data.max_megapixels": {"recaption", "curate", "evaluate"},
     "data.demo_images": {"demo"},
+    "data.demo_questions": {"demo"},
     "data.demo_seed": {"demo"},
     "adapter.name": NOTHING,
     "adapter.kind": {"instruct"},

@@ -18,10 +18,6 @@ from mgm_exp.data.recaptioning import CAPTIONS, Captioner, recaption
 from mgm_exp.data.recaptioning import REJECTED as REJECTED_CAPTIONS
 from mgm_exp.errors import DataError
 
-# Held-out images of the demo: one question each. Fixed, so that scores of different training sizes compare.
-DEMO_VAL, DEMO_TEST = 400, 600
-
-
 class Progress(Protocol):
     """Told how far a stage is: ``done`` of ``total`` units of ``what``."""
 
@@ -82,8 +78,8 @@ def make_demo(config: ExperimentConfig, work: Path, on_progress: Progress) -> di
     manifest = write_demo(
         work / "out",
         n_train=config.data.demo_images,
-        n_val=DEMO_VAL,
-        n_test=DEMO_TEST,
+        n_val=config.data.demo_questions * 2 // 3,
+        n_test=config.data.demo_questions,
         seed=config.data.demo_seed,
         progress=lambda done, total: on_progress("generated images", done, total),
     )
