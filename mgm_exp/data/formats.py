@@ -96,6 +96,8 @@ class RowReader(Iterator["Row | BadRow"]):
         return self._elements.bytes_read
 
     def __next__(self) -> Row | BadRow:
+        if self._file.closed:  # an iterator that ended stays at its end
+            raise StopIteration
         try:
             element = next(self._elements)
         except StopIteration:
