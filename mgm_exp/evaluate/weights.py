@@ -9,7 +9,6 @@ from typing import Any
 
 from mgm_exp.config import ExperimentConfig
 from mgm_exp.evaluate.benchmarks import Benchmark
-from mgm_exp.evaluate.metrics import textvqa_accuracy
 
 CONNECTOR, ADAPTER, MODEL = "connector.safetensors", "adapter", "model"
 
@@ -76,9 +75,7 @@ def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:
         records: ``instruct.jsonl`` of the curate stage. A question that does not occur there is answered with the most
             frequent answer of all.
     """
-    from mgm_exp.evaluate.question_only import guesses
+    from mgm_exp.evaluate.question_only import question_only
 
-    rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
-    guess = guesses(rows)
-    scores = [textvqa_accuracy(guess(question.question), question.answers) for question in benchmark.questions]
-    return sum(scores) / len(scores)
+    rows = (json.loads(line) for line in records.read_text(encoding="utf-8").splitlines())
+    return question_only(benchmark, rows).metrics[f"{benchmark.name}/accuracy"]
