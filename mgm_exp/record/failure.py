@@ -271,4 +271,5 @@ def _place(error: BaseException) -> str:
 
 def _short(text: str, limit: int = MESSAGE_LIMIT) -> str:
     text = text.strip()
-    return text if len(text) <= limit else f"{text[: limit - 15]} ... (see log.txt)"
+    rest = " ... (see log.txt)"
+    return text if len(text) <= limit else text[: limit - len(rest)] + rest

@@ -13,44 +13,22 @@ from mgm_exp.store import write_json_atomic
 SCHEMA_VERSION = 1
 STATUSES = ("completed", "failed", "pruned", "interrupted")
 
-_MANIFEST = [
-    "run_id",
-    "config_hash",
-    "command",
-    "git",
-    "packages",
-    "python",
-    "platform",
-    "device",
-    "seed",
-    "stages",
-    "data",
-    "model",
-    "trainable",
-    "started_at",
-    "ended_at",
-]
+_MANIFEST = (
+    "run_id config_hash command git packages python platform device seed stages data model trainable "
+    "started_at ended_at"
+).split()
 _SECTIONS = {
-    "git": ["commit", "dirty", "diff"],
-    "data": ["name", "fingerprint", "n_train"],
-    "model": ["name", "fingerprint", "n_parameters"],
-    "trainable": ["n_lora", "n_other", "n_total", "patterns"],
+    "git": "commit dirty diff".split(),
+    "data": "name fingerprint n_train".split(),
+    "model": "name fingerprint n_parameters".split(),
+    "trainable": "n_lora n_other n_total patterns".split(),
 }
-_STAGE = ["name", "key", "reused", "seconds"]
-_RESULT = [
-    "run_id",
-    "status",
-    "metrics",
-    "eval_keys",
-    "objective",
-    "steps",
-    "wall_s",
-    "train_tokens_per_s",
-    "peak_memory_gib",
-    "trainable_parameters",
-    "error",
-]
-_ERROR = ["type", "message", "cause", "advice"]
+_STAGE = "name key reused seconds".split()
+_RESULT = (
+    "run_id status metrics eval_keys objective steps wall_s train_tokens_per_s peak_memory_gib trainable_parameters "
+    "error"
+).split()
+_ERROR = "type message cause advice".split()
 
 
 def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:

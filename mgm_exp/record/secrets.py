@@ -15,15 +15,15 @@ from typing import Any
 
 MASK = "***"
 
-# Names whose text is a secret whatever it looks like. A bare "token" counts, "pad_token" or "image_token" do not.
-_SECRET_NAME = re.compile(
-    r"(?:^|[._\-/])(?:"
-    r"(?:[a-z0-9]+[_-])*(?:api|access|secret|private|auth|encryption|signing)[_-]?key(?:[_-]?id)?|apikey"
-    r"|(?:(?:[a-z0-9]+[_-])*(?:auth|access|api|hf|hub|huggingface|github|gh|gitlab|slack|bot|bearer|refresh|session|secret"
-    r"|wandb|openai|user|login|registry|pypi)[_-])?token"
-    r"|(?:[a-z0-9]+[_-])*(?:secret|password|passwd|passphrase|credentials?|authorization)"
-    r")$",
-    re.IGNORECASE,
+# The last words of names whose text is a secret whatever it looks like.
+_SECRET_WORDS = frozenset(
+    "apikey password passwd passphrase secret secrets credential credentials authorization".split()
+)
+# "api_key" is one, "sort_key" is not; "hf_token" is one and a bare "token", "pad_token" and "cls_token" are not.
+_SECRET_KEYS = frozenset("api access secret private auth encryption signing".split())
+_SECRET_TOKENS = frozenset(
+    "auth access api hf hub huggingface github gh gitlab slack bot bearer refresh session secret wandb openai user "
+    "login registry pypi".split()
 )
 _SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
 # Shorter values of secret variables would match ordinary words of a log.
@@ -42,7 +42,13 @@ _SHAPES = (
 
 def is_secret_name(name: str) -> bool:
     """Whether a key, an option or a header of this name holds a secret."""
-    return _SECRET_NAME.search(name.strip()) is not None
+    words = re.split(r"[_-]+", re.split(r"[./]", name.strip().lower())[-1].strip("_-"))
+    before = words[-2] if len(words) > 1 else None
+    if words[-1] == "key":
+        return before in _SECRET_KEYS
+    if words[-1] == "token":
+        return before is None or before in _SECRET_TOKENS
+    return words[-1] in _SECRET_WORDS
 
 
 def secret_values() -> tuple[str, ...]:
