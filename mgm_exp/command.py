@@ -47,7 +47,8 @@ def run(overrides: Iterable[str] = ()) -> dict[str, Any]:
         ConfigError: the overrides do not compose, or ask for a sweep.
         MgmError: the run failed or was interrupted; its folder has ``result.json``.
     """
-    return run_once(list(overrides))
+    given = list(overrides)
+    return run_once(given, command=["mgm_exp.run", *given])
 
 
 def sweep(overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def sweep(overrides: Iterable[str] = ()) -> dict[str, Any]:
         ConfigError: no cell of the sweep composes.
         Interrupted: a signal stopped it; the same call continues.
     """
-    return run_sweep(list(overrides))
+    given = list(overrides)
+    return run_sweep(given, command=["mgm_exp.sweep", *given])
 
 
 def run_once(
@@ -82,7 +84,7 @@ def run_once(
         if _is_multirun(tree):
             raise ConfigError("These overrides describe a sweep (hydra.mode=MULTIRUN), not one run; use -m or sweep().")
         config = checked(tree, overrides)
-        refuse_outside(tree, config)
+        refuse_hydra_settings(tree)
         wanted = _given(overrides, "hydra.run.dir")
         while True:
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
@@ -127,7 +129,10 @@ def run_sweep(
     from mgm_exp.signals import stop_on_signals
 
     with session(config_dir) as hydra, stop_on_signals():
-        compose_tree(hydra, overrides, is_sweep=True)
+        tree = compose_tree(hydra, overrides, is_sweep=True)
+        refuse_hydra_settings(tree)
+        if not str(tree.hydra.sweeper._target_).startswith("hydra_plugins.mgm_exp_plugins."):
+            raise ConfigError("That sweeper keeps no record of its trials.", advice="Take hydra/sweeper=mgm_grid.")
         arguments = bootstrap.quote_numeric_choices([item for item in overrides if not item.startswith("hydra.mode=")])
         try:
             result = hydra.multirun(
@@ -135,9 +140,7 @@ def run_sweep(
             )
         except (HydraException, OmegaConfBaseException) as error:
             raise explained(error, overrides) from error
-    if not isinstance(result, dict):
-        raise ConfigError("The sweeper that was chosen with hydra/sweeper=... gives no record of its trials.")
-    return result
+    return dict(result)
 
 
 def job(tree: DictConfig, *, task: Task | None = None, command: Sequence[str] = ()) -> Outcome:
@@ -172,13 +175,16 @@ def _run_experiment(*args: Any, **kwargs: Any) -> dict[str, Any]:
     return run_experiment(*args, **kwargs)
 
 
-def refuse_outside(tree: DictConfig, config: ExperimentConfig) -> None:
-    """Refuses a name for Hydra's own folder that leads out of the run folder.
+def refuse_hydra_settings(tree: DictConfig) -> None:
+    """Refuses what would make Hydra write elsewhere than in the run folder.
 
     Raises:
-        ConfigError: ``hydra.output_subdir`` is not a plain name.
+        ConfigError: ``hydra.output_subdir`` is not a plain name, or ``hydra.job.chdir`` is on.
     """
     from mgm_exp.config import NAME
+
+    if tree.hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir=true is not supported: relative paths (paths.root, data.path) would change.")
 
     subdir = tree.hydra.output_subdir
     if subdir is not None and not NAME.fullmatch(str(subdir).lstrip(".")):
@@ -274,7 +280,7 @@ def run_arguments(arguments: list[str], *, program: str, task: Task | None = Non
 
 def _describes_sweep(overrides: list[str], config_dir: str | None) -> bool:
     """Whether a chosen file (``+sweeps=NAME``) or override sets Hydra's mode to a sweep."""
-    if not any("/" in item or "sweeps=" in item or "hydra.mode" in item or "experiment=" in item for item in overrides):
+    if not overrides:
         return False
     from mgm_exp.compose import compose_tree, session
 

@@ -78,7 +78,7 @@ class Grid:
 
         for values in itertools.product(*(axis.values for axis in self.axes)):
             swept = quote_numeric_choices(f"{axis.key}={value}" for axis, value in zip(self.axes, values, strict=True))
-            params = {override.key_or_group: override.value() for override in parse(swept)}
+            params = {override.key_or_group: _for_json(override.value()) for override in parse(swept)}
             yield Cell((*self.fixed, *swept), params)
 
     def name(self, fixed: DictConfig) -> str:
@@ -143,6 +143,11 @@ def _rank(key: str) -> int:
     return next(ranks, len(_SLOWEST_FIRST))
 
 
+def _for_json(value: Any) -> Any:
+    """As ``sweep.json`` can hold it: not every number that can be typed is one in JSON (nan, 1e400)."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _plain(text: str) -> str:
     """As part of a folder name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip("+'\"[] ")).strip("_") or "_"
@@ -151,8 +156,7 @@ def _plain(text: str) -> str:
 def _without(tree: DictConfig, swept: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(tree, resolve=False, enum_to_str=True)
-    assert isinstance(values, dict)
+    values: Any = OmegaConf.to_container(tree, resolve=False, enum_to_str=True)
     for key in (*_NOT_HASHED, "train.checkpoint", *(key.lstrip("+").partition("@")[0] for key in swept)):
         section: Any = values
         *parents, last = key.split(".")
@@ -160,4 +164,4 @@ def _without(tree: DictConfig, swept: Sequence[str]) -> dict[str, Any]:
             section = section.get(parent) if isinstance(section, dict) else None
         if isinstance(section, dict):
             section.pop(last, None)
-    return values
+    return dict(values)

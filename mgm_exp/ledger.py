@@ -87,13 +87,16 @@ class Ledger:
         for cell, config_hash in cells:
             known = [t for t in self.trials.values() if t.same_as(cell, config_hash) and t.number not in taken]
             number = max(known, key=lambda t: t.config_hash is not None).number if known else self._next_number()
+            fresh = Trial(number, _lasting(cell.overrides), cell.params, config_hash, run_dir=str(number))
             old = self.trials.get(number)
-            fresh = Trial(number, list(cell.overrides), cell.params, config_hash, run_dir=str(number))
             trial = replace(old, overrides=fresh.overrides, config_hash=config_hash) if old else fresh
             self.trials[number] = trial
             taken.add(number)
             chosen.append(trial)
         self.grid = [trial.number for trial in chosen]
+        for trial in list(self.trials.values()):
+            if trial.status is None and trial.number not in taken:
+                del self.trials[trial.number]  # announced by an earlier command, never begun, and not wanted any more
         return chosen
 
     def _next_number(self) -> int:
@@ -191,6 +194,11 @@ def _entries(path: Path) -> list[Trial]:
             f"{path} cannot be read ({type(error).__name__}: {error}).",
             advice="Move it away: trials are then numbered anew, and what they made is taken from the store.",
         ) from error
+
+
+def _lasting(overrides: Sequence[str]) -> list[str]:
+    """Without what only says how this command treats its trials (``sweep.rerun=failed``)."""
+    return [item for item in overrides if not item.lstrip("+").startswith("sweep.")]
 
 
 def _canonical(params: dict[str, Any]) -> str:
