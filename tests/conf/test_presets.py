@@ -1,0 +1,214 @@
+"""Every file of conf/ and sweeps/ composes, is typed and checked, and leaves no key without a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from mgm_exp.bootstrap import CONF, SWEEPS
+from mgm_exp.config import AdapterKind, BadRows, ExperimentConfig, Precision, TrackerMode, from_plain, plain
+from mgm_exp.errors import ConfigError
+from mgm_exp.grid import parse_grid
+
+Compose = Callable[..., ExperimentConfig]
+
+CHOICES = sorted(
+    f"{folder.name}={file.stem}"
+    for folder in CONF.iterdir()
+    if folder.is_dir() and folder.name != "hydra"
+    for file in folder.glob("*.yaml")
+)
+SWEEP_NAMES = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
+FILES = sorted([*CONF.rglob("*.yaml"), *SWEEPS.glob("*.yaml")])
+
+
+def missing_keys(tree: Any) -> list[str]:
+    return [line.strip() for line in OmegaConf.to_yaml(tree, resolve=True).splitlines() if line.endswith("???")]
+
+
+@pytest.mark.parametrize("choice", ["", *CHOICES])
+def test_every_choice_of_every_group_composes_and_is_complete(
+    choice: str, compose_tree: Callable[..., Any], compose: Compose
+) -> None:
+    overrides = [choice] if choice else []
+    tree = compose_tree(*overrides)
+    OmegaConf.set_struct(tree, False)
+    tree.pop("hydra")
+    assert missing_keys(tree) == []
+    config = compose(*overrides)
+    assert from_plain(plain(config)) == config
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora_r8", "lora_r16"])
+@pytest.mark.parametrize("model", ["tiny", "mgm_2b"])
+@pytest.mark.parametrize("zero", ["none", "2", "3"])
+def test_the_main_groups_go_together(compose: Compose, model: str, adapter: str, zero: str) -> None:
+    config = compose(f"model={model}", f"adapter={adapter}", f"zero={zero}")
+    assert config.zero.stage == {"none": 0, "2": 2, "3": 3}[zero]
+    suffix = "" if zero == "none" else f"-zero{zero}"
+    assert config.name == f"{model}-raw-{adapter}{suffix}"
+
+
+@pytest.mark.parametrize("name", SWEEP_NAMES)
+def test_every_cell_of_every_ready_made_sweep_composes(
+    name: str, compose_tree: Callable[..., Any], compose: Compose
+) -> None:
+    tree = compose_tree(f"+sweeps={name}", is_sweep=True)
+    assert tree.hydra.mode.name == "MULTIRUN"
+    cells = list(parse_grid([f"+sweeps={name}"], tree.hydra.sweeper.params).cells())
+    assert cells
+    for cell in cells:
+        compose(*cell.overrides)
+
+
+def test_the_ablation_is_data_times_adapter(compose_tree: Callable[..., Any]) -> None:
+    params = compose_tree("+sweeps=ablation", is_sweep=True).hydra.sweeper.params
+    cells = [tuple(cell.params.values()) for cell in parse_grid([], params).cells()]
+    assert cells == [(data, adapter) for data in ("raw", "blip2") for adapter in ("full", "lora_r8", "lora_r16")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF.parent)))
+def test_every_file_says_what_it_is(file: Path) -> None:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @")]
+    assert lines[0].startswith("# "), "the first line is shown by --help"
+    assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name", SWEEP_NAMES)
+def test_every_sweep_says_what_it_asks_costs_and_how_to_run_it(name: str) -> None:
+    header = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8")
+    for word in ("# Asks:", "# Cost:", "# Run:", f"+sweeps={name}"):
+        assert word in header
+
+
+def test_presets_hold_no_key_twice() -> None:
+    """A YAML mapping with a key given twice silently keeps the last one."""
+    for file in FILES:
+        yaml.load(file.read_text(encoding="utf-8"), Loader=_Strict)
+
+
+class _Strict(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: a key is given twice in {keys}"
+        return super().construct_mapping(node, deep)
+
+
+def test_mgm_2b_brings_the_official_recipe_and_benchmark(compose: Compose) -> None:
+    config = compose("model=mgm_2b")
+    assert (config.train.name, config.eval.benchmarks) == ("official", ["textvqa"])
+    assert config.model.gradient_checkpointing
+    assert config.model.hidden_activation == "gelu_pytorch_tanh"
+    assert not config.train.freeze_connector
+    assert not config.train.cache_visual_tokens
+
+
+@pytest.mark.parametrize("order", [("model=mgm_2b", "train=demo", "eval=demo"), ("eval=demo", "train=demo", "model=mgm_2b")])
+def test_the_command_line_wins_over_what_a_model_brings(compose: Compose, order: tuple[str, ...]) -> None:
+    config = compose(*order)
+    assert (config.train.name, config.eval.name, config.model.name) == ("demo", "demo", "mgm_2b")
+
+
+def test_the_official_recipe_is_the_published_one(compose: Compose) -> None:
+    config = compose("model=mgm_2b", "adapter=full")
+    train, align = config.train, config.train.align
+    assert (align.lr, align.global_batch_size, align.warmup_ratio, align.epochs) == (1e-3, 256, 0.03, 1.0)
+    assert (train.lr, train.projector_lr, train.global_batch_size, train.warmup_ratio) == (2e-5, 2e-5, 128, 0.03)
+    assert (train.weight_decay, train.max_length, train.precision) == (0.0, 2048, Precision.bf16)
+    assert (align.image_aspect.value, train.image_aspect.value, train.group_by.value) == (
+        "square",
+        "pad",
+        "modality_length",
+    )
+
+
+@pytest.mark.parametrize(("train", "full", "lora"), [("official", 2e-5, 2e-4), ("demo", 1.5e-3, 5e-3)])
+def test_the_learning_rate_follows_the_adapter_unless_it_is_given(
+    compose: Compose, train: str, full: float, lora: float
+) -> None:
+    assert compose(f"train={train}", "adapter=full").train.lr == full
+    assert compose(f"train={train}", "adapter=lora_r16").train.lr == lora
+    assert compose(f"train={train}", "adapter=lora_r16", "train.lr=3e-4").train.lr == 3e-4
+
+
+def test_alpha_and_the_names_follow_the_rank(compose: Compose) -> None:
+    preset = compose("adapter=lora_r16")
+    assert (preset.adapter.rank, preset.adapter.alpha, preset.name) == (16, 32, "tiny-raw-lora_r16")
+    mine = compose("adapter=lora_r8", "adapter.rank=12", "adapter.alpha=48")
+    assert (mine.adapter.rank, mine.adapter.alpha, mine.name) == (12, 48, "tiny-raw-lora_r12")
+    assert compose("adapter=lora_r8", "adapter.rank=12").adapter.alpha == 24
+
+
+def test_full_fine_tuning_has_no_lora_settings(compose: Compose) -> None:
+    adapter = compose("adapter=full").adapter
+    assert (adapter.kind, adapter.rank, adapter.alpha, adapter.target_modules) == (AdapterKind.full, 0, 0, [])
+
+
+def test_only_the_demo_freezes_the_connector(compose: Compose) -> None:
+    demo = compose("train=demo").train
+    assert demo.freeze_connector and demo.cache_visual_tokens
+    official = compose("train=official").train
+    assert not official.freeze_connector and not official.cache_visual_tokens
+
+
+def test_an_experiment_preset_sets_several_groups_and_gives_way_to_the_command_line(compose: Compose) -> None:
+    config = compose("experiment=mgm_2b_lora_24gb")
+    assert (config.model.name, config.adapter.name, config.train.name) == ("mgm_2b", "lora_r16", "official")
+    assert config.train.global_batch_size % config.train.micro_batch_size == 0
+    mine = compose("experiment=mgm_2b_lora_24gb", "adapter=lora_r8", "train=demo")
+    assert (mine.adapter.name, mine.train.name, mine.model.name) == ("lora_r8", "demo", "mgm_2b")
+
+
+def test_debug_comes_last_of_all_presets(compose: Compose) -> None:
+    config = compose("experiment=mgm_2b_lora_24gb", "debug=fast")
+    assert config.train.max_steps == 3
+    assert config.train.global_batch_size == 8
+    assert config.tracker.mode is TrackerMode.disabled
+
+
+def test_paths_follow_the_root(compose: Compose) -> None:
+    assert compose("paths.root=/big/disk").paths.store == "/big/disk/store"
+    assert compose("paths.root=/big/disk", "paths.store=/fast/store").paths.store == "/fast/store"
+
+
+def test_a_named_policy_is_an_enum(compose: Compose) -> None:
+    assert compose("data.bad_rows=fail").data.bad_rows is BadRows.fail
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["adapter=full", "adapter.rank=8"], "takes no rank"),
+        (["train.cache_visual_tokens=true", "train.freeze_connector=false"], "needs train.freeze_connector=true"),
+        (["train.micro_batch_size=5"], "is not a multiple of"),
+        (["devices=3", "train.micro_batch_size=8"], "x devices=3"),
+        (["zero.offload_optimizer=cpu"], "needs zero=2 or zero=3"),
+        (["data.recaptioned_path=x.jsonl"], "data=blip2"),
+        (["eval.benchmarks=[]"], "is empty"),
+        (["eval.benchmarks=[demo,vqav2]"], "['vqav2']"),
+        (["adapter.target_modules=[q_proj,fc1]"], "fc1"),
+        (["train.lr=1e400"], "finite"),
+        (["train.lr=nan"], "finite"),
+        (["name=../../x"], "not a folder name"),
+        (["name=a/b"], "not a folder name"),
+        (["device=cpu", "train.precision=fp16"], "needs a GPU"),
+    ],
+)
+def test_impossible_combinations_are_refused_with_their_reason(
+    compose: Compose, overrides: list[str], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(*overrides)
+    assert says in str(caught.value)
+
+
+def test_all_faults_are_named_at_once(compose: Compose) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose("train.lr=-1", "adapter.rank=0", "name=..")
+    for part in ("train.lr", "adapter.rank", "name"):
+        assert part in str(caught.value)
