@@ -189,7 +189,7 @@ class Experiment:
             features = self._produce(
                 "features",
                 stages.features_payload(config, found.sources, align_key, curated.key),
-                lambda work: train.encode_images_once(job(work), on_progress=self._visual_tokens_done),
+                lambda work: train.encode_images_once(job(work), on_progress=self.recorder.progress),
             )
         payload = stages.instruct_payload(config, found.sources, align_key, curated.key)
         tuned = self._train("instruct", payload, found, curated, aligned, features)
@@ -248,9 +248,6 @@ class Experiment:
             ),
             label=name,
         )
-
-    def _visual_tokens_done(self, done: int, total: int) -> None:
-        self.recorder.progress("visual tokens", done, total)
 
     # -- how a stage is made, shared and recorded -------------------------------------------------------------
 
