@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import ExperimentConfig, Precision
 from mgm_exp.evaluate.benchmarks import Benchmark
 
 CONNECTOR, ADAPTER, MODEL = "connector.safetensors", "adapter", "model"
+# Answers are generated in the arithmetic that the model was trained in.
+DTYPE = {Precision.fp32: "float32", Precision.bf16: "bfloat16", Precision.fp16: "float16"}
 
 
 def evaluate_weights(
@@ -57,7 +59,7 @@ def load_weights(config: ExperimentConfig, weights: Path | None, device: str) ->
     if weights is not None and (weights / MODEL).is_dir():
         # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
         section = replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
-    model, _ = build_model(section, device=device, dtype=config.train.precision.value)
+    model, _ = build_model(section, device=device, dtype=DTYPE[config.train.precision])
     if weights is not None and (weights / ADAPTER).is_dir():
         load_adapter(model, weights / ADAPTER)
     elif weights is not None and (weights / CONNECTOR).is_file():
@@ -75,7 +77,7 @@ def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:
         records: ``instruct.jsonl`` of the curate stage. A question that does not occur there is answered with the most
             frequent answer of all.
     """
-    from mgm_exp.evaluate.question_only import question_only
+    from mgm_exp.evaluate.question_only import score_guesses
 
-    rows = (json.loads(line) for line in records.read_text(encoding="utf-8").splitlines())
-    return question_only(benchmark, rows).metrics[f"{benchmark.name}/accuracy"]
+    rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    return score_guesses(benchmark, rows).metrics[f"{benchmark.name}/accuracy"]
