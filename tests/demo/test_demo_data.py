@@ -65,7 +65,8 @@ def test_manifest_is_written_last_and_tells_the_counts(folder: Path) -> None:
 
 def test_splits_are_disjoint_by_what_they_say() -> None:
     seen = {
-        split: {sample_scene(0, split, i).signature() for i in range(400)} for split in ("train", "val", "test", "pretrain")
+        split: {sample_scene(0, split, i).signature() for i in range(400)}
+        for split in ("train", "val", "test", "pretrain")
     }
     for a in seen:
         for b in seen:
@@ -195,5 +196,3 @@ def test_bad_counts_are_refused(tmp_path: Path) -> None:
         write_demo(tmp_path, n_val=-1)
     with pytest.raises(UserError, match="workers=0"):
         write_demo(tmp_path, workers=0)
-
-

@@ -49,7 +49,10 @@ def test_auto_tokenizer_loads_the_folder_with_equal_ids(tmp_path: Path) -> None:
     save_tokenizer(TOKENIZER, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
     assert (loaded.pad_token_id, loaded.eos_token_id, loaded.bos_token_id, loaded.unk_token_id) == (0, 1, 2, 3)
-    for text in ("\nwhat is the price on the tag?<end_of_turn>\n<start_of_turn>model\n$5.9<end_of_turn>\n<eos>", "OPEN a ü"):
+    for text in (
+        "\nwhat is the price on the tag?<end_of_turn>\n<start_of_turn>model\n$5.9<end_of_turn>\n<eos>",
+        "OPEN a ü",
+    ):
         assert loaded(text).input_ids == TOKENIZER.encode(text).ids
     ids = loaded("OPEN<end_of_turn>\n<eos>").input_ids
     assert loaded.decode(ids, skip_special_tokens=True).strip() == "OPEN"

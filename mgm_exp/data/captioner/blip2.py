@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mgm_exp.config import CaptionerConfig
 from mgm_exp.data.captioner.demo_blip2 import demo_folder, weights_sha256
 from mgm_exp.errors import ModelError
 
@@ -60,10 +62,11 @@ class Blip2Captioner:
         if dtype is None:
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
         self._device, self._dtype = device, dtype
-        self._processor = AutoProcessor.from_pretrained(str(self.folder), local_files_only=True)
-        self._model = Blip2ForConditionalGeneration.from_pretrained(
-            str(self.folder), local_files_only=True, use_safetensors=True, dtype=dtype
-        )
+        with _without_loading_bar():
+            self._processor = AutoProcessor.from_pretrained(str(self.folder), local_files_only=True)
+            self._model = Blip2ForConditionalGeneration.from_pretrained(
+                str(self.folder), local_files_only=True, use_safetensors=True, dtype=dtype
+            )
         self._model.to(device).eval()
 
     @property
@@ -108,12 +111,39 @@ class Blip2Captioner:
         return captions
 
 
+def open_captioner(section: CaptionerConfig, *, device: str, cache: Path) -> Blip2Captioner:
+    """The captioner of a config: its BLIP-2 folder, or the shipped demo-blip2 where no path is given.
+
+    Args:
+        section: `data.captioner`.
+        device: "cpu", "cuda", ...
+        cache: folder below which demo-blip2 is written out on first use.
+    """
+    folder = None if section.path is None else Path(section.path).expanduser()
+    return Blip2Captioner(folder, device, cache=cache / "captioners")
+
+
+@contextmanager
+def _without_loading_bar() -> Iterator[None]:
+    """transformers draws a bar for every loaded model, across the run's own progress."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 def _check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         raise ModelError(
             f"The captioner folder {folder} has no config.json.",
-            advice="Give the folder of a BLIP-2 checkpoint (for example a copy of blip2-opt-2.7b), or no path for the demo's own.",
+            advice="Give the folder of a BLIP-2 checkpoint (such as a copy of blip2-opt-2.7b), or no path: then the "
+            "demo's own captioner is used.",
         )
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if kind != "blip-2":

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-WEIGHTS = Path(__file__).parent / "demo_blip2" / "model.safetensors"
-"""The shipped compact weights."""
+DEMO_CAPTIONER = Path(__file__).parent / "demo_blip2"
+"""The shipped folder: compact weights and config, recipe, model card."""
+WEIGHTS = DEMO_CAPTIONER / "model.safetensors"
 
 SIZE = 128
 N_QUERIES = 20
@@ -33,7 +34,23 @@ COMPACT_ROWS, COMPACT_IMAGE = 256, 255
 FULL_ROWS, FULL_IMAGE = 50272, 50265
 
 BOS, PAD, EOS, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"
-_CAPTION_WORDS = ("a", "an", "the", "above", "below", "and", "that", "reads", "with", "word", "of", "brand", "name", "number", "price")
+_CAPTION_WORDS = (
+    "a",
+    "an",
+    "the",
+    "above",
+    "below",
+    "and",
+    "that",
+    "reads",
+    "with",
+    "word",
+    "of",
+    "brand",
+    "name",
+    "number",
+    "price",
+)
 _TABLES = ("language_model.model.decoder.embed_tokens.weight", "language_model.lm_head.weight")
 
 
@@ -41,7 +58,7 @@ def pieces() -> list[str]:
     """The vocabulary in the order of its ids (OPT's special ids 0 to 3 first); fewer than `COMPACT_IMAGE`."""
     words = sorted({*_CAPTION_WORDS, *COLOURS, *KINDS, *SHAPES})
     made = [BOS, PAD, EOS, UNKNOWN, BLANK, *CHARACTERS, ",", ";"]
-    made += [w for w in (*SIGN_WORDS, *BRANDS)]
+    made += [*SIGN_WORDS, *BRANDS]
     for word in words:
         made += [word, BLANK + word]
     return list(dict.fromkeys(made))
@@ -164,10 +181,7 @@ def write_folder(folder: Path, *, weights: Path = WEIGHTS, sharpness: float = 1.
     for name in ("weight", "bias"):
         tensors[f"language_model.model.decoder.final_layer_norm.{name}"] *= sharpness
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = blip2_config(FULL_ROWS, FULL_IMAGE).to_dict()
-    config["architectures"] = ["Blip2ForConditionalGeneration"]
-    config["dtype"] = "bfloat16"
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
+    write_config(folder, FULL_ROWS, FULL_IMAGE)
     (folder / "generation_config.json").write_text(
         json.dumps({"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}) + "\n", encoding="utf-8"
     )
@@ -180,9 +194,17 @@ def write_folder(folder: Path, *, weights: Path = WEIGHTS, sharpness: float = 1.
     )  # fmt: skip
     image_processor = BlipImageProcessor(size={"height": SIZE, "width": SIZE})
     Blip2Processor(image_processor, tokenizer, num_query_tokens=N_QUERIES).save_pretrained(folder)
-    card = WEIGHTS.parent / "README.md"
+    card = weights.with_name("README.md")
     if card.exists():
         shutil.copyfile(card, folder / "README.md")
+
+
+def write_config(folder: Path, rows: int, image_token: int) -> None:
+    """Write the `config.json` of a folder with `rows` rows in its word table."""
+    config = blip2_config(rows, image_token).to_dict()
+    config["architectures"] = ["Blip2ForConditionalGeneration"]
+    config["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def compact_state(model: Any) -> dict[str, Any]:

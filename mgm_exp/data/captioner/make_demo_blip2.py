@@ -29,10 +29,12 @@ from torch import Tensor, nn
 from mgm_exp.data.captioner.card import captioner_card
 from mgm_exp.data.captioner.demo_blip2 import (
     COMPACT_IMAGE,
+    COMPACT_ROWS,
     N_QUERIES,
     caption_tokenizer,
     compact_state,
     new_model,
+    write_config,
     write_folder,
 )
 from mgm_exp.data.demo.captions import rich_caption, score_caption
@@ -203,10 +205,14 @@ def _scene_loss(parts: _Parts, scenes: SceneSet, rows: np.ndarray) -> tuple[Tens
     return loss, measures
 
 
-def _train_view(parts: _Parts, recipe: Recipe, pages: Pages, scenes: SceneSet, phase: int, report: Report | None) -> None:
+def _train_view(
+    parts: _Parts, recipe: Recipe, pages: Pages, scenes: SceneSet, phase: int, report: Report | None
+) -> None:
     modules = (parts.model.vision_model, parts.view_heads)
     page_rows = Sampler(len(pages), 4 * (recipe.mixed_pages if phase == 3 else recipe.page_batch), recipe.seed + phase)
-    scene_rows = Sampler(len(scenes), recipe.mixed_scenes if phase == 3 else recipe.scene_batch, recipe.seed + 20 + phase)
+    scene_rows = Sampler(
+        len(scenes), recipe.mixed_scenes if phase == 3 else recipe.scene_batch, recipe.seed + 20 + phase
+    )
 
     def mixed(step: int) -> tuple[Tensor, dict[str, float]]:
         loss, measures = _scene_loss(parts, scenes, scene_rows())
@@ -284,7 +290,9 @@ class _Rest(nn.Module):
         self.parts = nn.ModuleList([model.qformer, model.language_projection, model.language_model])
 
 
-def make_captioner(out: Path, recipe: Recipe, *, work: Path, report: Report | None = None, workers: int | None = None) -> dict[str, Any]:
+def make_captioner(
+    out: Path, recipe: Recipe, *, work: Path, report: Report | None = None, workers: int | None = None
+) -> dict[str, Any]:
     """Train the captioner and write its compact weights, `recipe.json` and model card to `out`.
 
     Phases found in `work` are not repeated. Returns the measures: shares of right fields in greedy captions of unseen
@@ -297,7 +305,9 @@ def make_captioner(out: Path, recipe: Recipe, *, work: Path, report: Report | No
     work.mkdir(parents=True, exist_ok=True)
     claim, text = work / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if claim.exists() and claim.read_text(encoding="utf-8") != text:
-        raise UserError(f"make_demo_blip2: {work} holds phases of another recipe; give another --work folder or remove it.")
+        raise UserError(
+            f"make_demo_blip2: {work} holds phases of another recipe; give another --work folder or remove it."
+        )
     claim.write_text(text, encoding="utf-8")
     torch.manual_seed(recipe.seed)
     model = new_model()
@@ -306,10 +316,14 @@ def make_captioner(out: Path, recipe: Recipe, *, work: Path, report: Report | No
     kept: dict[str, Any] = {}
 
     def pages() -> Pages:
-        return kept.setdefault("pages", kept.get("pages") or make_pages(recipe.n_pages, seed=recipe.seed, workers=workers))
+        return kept.setdefault(
+            "pages", kept.get("pages") or make_pages(recipe.n_pages, seed=recipe.seed, workers=workers)
+        )
 
     def scenes() -> SceneSet:
-        return kept.setdefault("scenes", kept.get("scenes") or make_scenes(recipe.n_scenes, seed=recipe.seed, workers=workers))
+        return kept.setdefault(
+            "scenes", kept.get("scenes") or make_scenes(recipe.n_scenes, seed=recipe.seed, workers=workers)
+        )
 
     def captions() -> None:
         kept.pop("pages", None)
@@ -330,6 +344,7 @@ def make_captioner(out: Path, recipe: Recipe, *, work: Path, report: Report | No
         parts.save(work / f"{name}.safetensors")
     kept.clear()
     save_file(compact_state(model), out / "model.safetensors", metadata={"format": "pt"})
+    write_config(out, COMPACT_ROWS, COMPACT_IMAGE)
     probe = make_scenes(recipe.n_probe, seed=recipe.seed, split="probe", random_share=0.0, workers=workers)
     return _describe(out, work, recipe, probe)
 
@@ -355,7 +370,7 @@ def _describe(out: Path, work: Path, recipe: Recipe, probe: SceneSet) -> dict[st
             total[0] += right
             total[1] += asked
     measures = {name: right / asked if asked else 0.0 for name, (right, asked) in totals.items()}
-    record = {
+    record: dict[str, Any] = {
         "recipe": asdict(recipe),
         "measures": {"captions": measures, "n_probe": len(probe)},
         "generator_version": GENERATOR_VERSION,
@@ -369,12 +384,14 @@ def _describe(out: Path, work: Path, recipe: Recipe, probe: SceneSet) -> dict[st
     n_parameters = sum(t.numel() for t in load_file(out / "model.safetensors").values())
     (out / "recipe.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (out / "README.md").write_text(captioner_card(record, n_parameters), encoding="utf-8")
-    return record["measures"]
+    return dict(record["measures"])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m mgm_exp.data.captioner.make_demo_blip2", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mgm_exp.data.captioner.make_demo_blip2", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the compact weights")
     parser.add_argument("--work", type=Path, help="folder for the state between phases (default: OUT with .work added)")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="steps and pictures of all phases times this")
@@ -383,7 +400,12 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = replace(Recipe(), seed=given.seed)
     if given.steps_scale != 1.0:
         recipe = recipe.scaled(given.steps_scale)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[measures]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[measures]}"),
+    )
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
         tasks: dict[str, Any] = {}
 

@@ -50,7 +50,12 @@ def rich_caption(scene: Scene, rng: random.Random) -> str:
     """A full caption of both objects in one of four orders."""
     upper, lower = (describe_item(item, rng) for item in scene.items)
     return rng.choice(
-        (f"{upper} above {lower}", f"{lower} below {upper}", f"above, {upper}; below, {lower}", f"below, {lower}; above, {upper}")
+        (
+            f"{upper} above {lower}",
+            f"{lower} below {upper}",
+            f"above, {upper}; below, {lower}",
+            f"below, {lower}; above, {upper}",
+        )
     )
 
 
@@ -75,9 +80,7 @@ def read_caption(caption: str) -> list[ReadItem]:
 
     A caption "X below Y" or "below, X; above, Y" names the lower object first.
     """
-    found = [
-        ReadItem(m["kind"], m["colour"], m["shape"], m["text"]) for m in _ITEM.finditer(caption)
-    ]
+    found = [ReadItem(m["kind"], m["colour"], m["shape"], m["text"]) for m in _ITEM.finditer(caption)]
     is_lower_first = caption.startswith("below,") or (" below " in caption and not caption.startswith("above,"))
     return found[::-1] if is_lower_first else found
 

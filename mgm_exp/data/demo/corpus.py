@@ -120,7 +120,9 @@ def make_page(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     return pixels, classes
 
 
-def label_scene(items: tuple[Item, Item], glyphs: tuple[Glyph, ...], boxes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def label_scene(
+    items: tuple[Item, Item], glyphs: tuple[Glyph, ...], boxes: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The `positions`, `cells` and `slots` of one scene (see `SceneSet`)."""
     side = SIZE // STRIDE
     positions = np.zeros((3, side, side), dtype=np.uint8)
@@ -152,7 +154,11 @@ def _page_chunk(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def _scene_chunk(job: tuple[int, str, float, int, int]) -> tuple[Any, ...]:
     seed, split, random_share, start, stop = job
-    pixels, positions, cells, slots, items = [], [], [], [], []
+    pixels: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    cells: list[np.ndarray] = []
+    slots: list[np.ndarray] = []
+    items: list[tuple[Item, Item]] = []
     for index in range(start, stop):
         scene = sample_scene(seed, split, index, random_share=random_share)
         drawn = render_scene(scene)
@@ -183,7 +189,9 @@ def make_pages(n: int, *, seed: int, workers: int | None = None) -> Pages:
     return Pages(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
 
 
-def make_scenes(n: int, *, seed: int, split: str = "pretrain", random_share: float = 0.5, workers: int | None = None) -> SceneSet:
+def make_scenes(
+    n: int, *, seed: int, split: str = "pretrain", random_share: float = 0.5, workers: int | None = None
+) -> SceneSet:
     """`n` labelled scenes of a split; scene i does not depend on `n` or `workers`."""
     jobs = [(seed, split, random_share, s, min(s + 250, n)) for s in range(0, n, 250)]
     parts = _in_processes(_scene_chunk, jobs, workers or default_workers())

@@ -7,7 +7,7 @@ Files (all text is UTF-8):
 
 - `images/<split>_<number>.png`: 128 x 128 RGB
 - `captions_raw.jsonl`: Data-Juicer rows of the training images, one terse caption each
-- `instruct.json`: LLaVA rows of the training images, all rounds of an image in one conversation, `question_types` beside
+- `instruct.json`: LLaVA rows of the training images, rounds of an image in one conversation, `question_types` beside
 - `val.json`, `test.json`: TextVQA 0.5.1 annotation files, one question for each image, ten references
 - `specs.jsonl`: what each image of each split shows; for measuring captioners, never an input of training
 - `demo.json`: the manifest, written last: a folder without it is incomplete
@@ -212,4 +212,3 @@ def write_demo(
     record = {k: v for k, v in asdict(manifest).items() if k != "folder"}
     _write_text(folder / "demo.json", json.dumps({"dataset_name": DATASET_NAME, **record}, indent=1) + "\n")
     return manifest
-

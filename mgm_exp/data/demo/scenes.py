@@ -66,7 +66,7 @@ _BOLD_FROM = 16
 
 _BUCKETS = 16
 SPLIT_BUCKETS: dict[str, range] = {
-    "pretrain": range(0, 7),
+    "pretrain": range(7),
     "train": range(7, 12),
     "val": range(12, 13),
     "test": range(13, 15),
@@ -184,7 +184,7 @@ def sample_scene(seed: int, split: str, index: int, *, random_share: float = 0.0
             return scene
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
@@ -192,7 +192,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def glyph_mask(character: str, size: int, stroke: int) -> tuple[Image.Image, int, int, float]:
     """One glyph as a coverage mask.
 
@@ -275,24 +275,38 @@ def _outline(draw: ImageDraw.ImageDraw, item: Item, box: tuple[int, int, int, in
         return 0.76 if item.shape == "round" else 0.84
     if item.kind == "tag":
         nose, middle = left + width // 5, (top + bottom) // 2
-        draw.polygon([(left, middle), (nose, top), (right, top), (right, bottom), (nose, bottom)], fill=fill, outline=ink)
+        draw.polygon(
+            [(left, middle), (nose, top), (right, top), (right, bottom), (nose, bottom)], fill=fill, outline=ink
+        )
         draw.ellipse((left + 6, middle - 3, left + 12, middle + 3), fill=ink)
         return 0.66
     sleeve, body = width // 4, width // 5
+    cuff, armpit = top + height // 3, top + height // 2
     draw.polygon(
         [
-            (left + sleeve, top), (left + 2 * sleeve - 4, top), (left + 2 * sleeve, top + 5), (right - 2 * sleeve + 4, top),
-            (right - sleeve, top), (right, top + height // 3), (right - body + 4, top + height // 2), (right - body, top + height // 3 + 2),
-            (right - body, bottom), (left + body, bottom), (left + body, top + height // 3 + 2), (left + body - 4, top + height // 2),
-            (left, top + height // 3),
+            (left + sleeve, top),
+            (left + 2 * sleeve - 4, top),
+            (left + 2 * sleeve, top + 5),
+            (right - 2 * sleeve + 4, top),
+            (right - sleeve, top),
+            (right, cuff),
+            (right - body + 4, armpit),
+            (right - body, cuff + 2),
+            (right - body, bottom),
+            (left + body, bottom),
+            (left + body, cuff + 2),
+            (left + body - 4, armpit),
+            (left, cuff),
         ],
         fill=fill,
         outline=ink,
-    )  # fmt: skip
+    )
     return 0.54
 
 
-def _place_text(image: Image.Image, item: Item, box: tuple[int, int, int, int], room: float, ink: Any, rng: random.Random) -> list[tuple[int, int, int, int]]:
+def _place_text(
+    image: Image.Image, item: Item, box: tuple[int, int, int, int], room: float, ink: Any, rng: random.Random
+) -> list[tuple[int, int, int, int]]:
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     size, stroke, spacing = rng.choice(FONT_SIZES), rng.randint(0, 1), rng.randint(0, 2)

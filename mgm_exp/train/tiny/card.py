@@ -12,7 +12,8 @@ tags: [mgm, demo, synthetic]
 
 A complete MGM (Mini-Gemini architecture: Gemma-style LLM, CLIP-style and ConvNeXt-style vision tower, patch info
 mining, projector) of {millions:.2f} million parameters. **It is a demo.** It was trained by this project, from random
-weights, on generated 128 x 128 pictures of lettered signs, labels, jerseys and price tags. It knows nothing else, shares
+weights, on generated 128 x 128 pictures of lettered signs, labels, jerseys and price tags. It knows
+nothing else, shares
 no weights with MGM-2B, Gemma, CLIP or ConvNeXt, and its scores say nothing about them.
 
 ## How it was made
@@ -62,5 +63,17 @@ def base_card(record: dict[str, Any], n_parameters: int) -> str:
         capability=made["cpu_capability"],
         n_probe=measures["n_probe"],
         rows="\n".join(f"| {name} | {share:.3f} |" for name, share in shares.items()),
-        **{k: recipe[k] for k in ("seed", "page_steps", "page_batch", "scene_steps", "scene_batch", "joint_steps", "joint_batch", "rounds")},
+        **{
+            k: recipe[k]
+            for k in (
+                "seed",
+                "page_steps",
+                "page_batch",
+                "scene_steps",
+                "scene_batch",
+                "joint_steps",
+                "joint_batch",
+                "rounds",
+            )
+        },
     )

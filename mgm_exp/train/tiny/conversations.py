@@ -102,7 +102,7 @@ class ConversationEncoder:
         self._user = self._ids("<start_of_turn>user\n")
         self._model = self._ids("<end_of_turn>\n<start_of_turn>model\n")
         self._end = self._ids("<end_of_turn>\n<eos>")
-        self.bos = tokenizer.token_to_id("<bos>")
+        self.bos: int = tokenizer.encode("").ids[0]
 
     @lru_cache(maxsize=200_000)  # noqa: B019 - one encoder lives as long as a training run
     def _ids(self, text: str) -> tuple[int, ...]:

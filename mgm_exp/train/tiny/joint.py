@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from mgm_exp.data.demo.corpus import N_CHARACTER, N_COLOUR, N_KIND, N_SHAPE, SceneSet
 from mgm_exp.data.demo.scenes import MAX_TEXT, Item, Scene
 from mgm_exp.data.demo.teaching import Report, Sampler, dense_loss, found_share, normalised, optimise
 from mgm_exp.model.mgm import MGMForConditionalGeneration
 from mgm_exp.train.tiny.conversations import ConversationEncoder, Round, base_rounds, pad_batch, token_weights
-from mgm_exp.data.demo.corpus import N_CHARACTER, N_COLOUR, N_KIND, N_SHAPE, SceneSet
 from mgm_exp.train.tiny.towers import low_resolution
 
 TEXT_WEIGHT = 3.0
@@ -52,7 +52,7 @@ def answer_loss(
     model: MGMForConditionalGeneration, batch: dict[str, Tensor], visual: Tensor, weights: Tensor
 ) -> tuple[Tensor, float]:
     """Weighted cross-entropy of the supervised tokens, and the accuracy over tokens of weight above 1."""
-    embeds, _, labels = model.merge(**batch, visual_tokens=visual)
+    embeds, _, labels = model.merge(batch["input_ids"], batch["attention_mask"], batch["labels"], visual_tokens=visual)
     # No mask: rows are padded on the right, so causal attention never shows a supervised token the padding.
     hidden = model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     target = labels[:, 1:].flatten()
@@ -92,8 +92,8 @@ def train_jointly(
     rng = random.Random(f"mgm-joint/{seed}")
     encode = ConversationEncoder(tokenizer)
     weights = token_weights(tokenizer, TEXT_WEIGHT)
-    pad = tokenizer.token_to_id("<pad>")
-    low_side = model.config.vision_config["image_size"]
+    pad = int(model.config.pad_token_id or 0)
+    low_side = model.model.vision_tower.config.image_size
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rows = sampler()

@@ -6,12 +6,12 @@ import torch
 from tokenizers import Tokenizer
 
 from mgm_exp.data.demo.captions import FIELDS, score_caption
+from mgm_exp.data.demo.corpus import SceneSet
 from mgm_exp.data.demo.scenes import Scene
+from mgm_exp.data.demo.teaching import normalised
 from mgm_exp.model.configuration import IMAGE_TOKEN_INDEX
 from mgm_exp.model.mgm import MGMForConditionalGeneration
 from mgm_exp.train.tiny.conversations import CAPTION_REQUESTS
-from mgm_exp.data.demo.corpus import SceneSet
-from mgm_exp.data.demo.teaching import normalised
 from mgm_exp.train.tiny.towers import low_resolution
 
 
@@ -30,7 +30,7 @@ def answer_all(
     suffix = tokenizer.encode(f"\n{request}<end_of_turn>\n<start_of_turn>model\n", add_special_tokens=False).ids
     prompt = torch.tensor([*prefix, IMAGE_TOKEN_INDEX, *suffix])
     stop = [tokenizer.token_to_id("<end_of_turn>"), tokenizer.token_to_id("<eos>")]
-    side = model.config.vision_config["image_size"]
+    side = model.model.vision_tower.config.image_size
     answers = []
     for start in range(0, len(scenes), batch):
         images_aux = normalised(scenes.pixels[start : start + batch])

@@ -47,12 +47,19 @@ def make_tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json`; `AutoTokenizer` loads the folder."""
+    """Write `tokenizer.json` and its two config files; `AutoTokenizer` loads the folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     turns = ["<start_of_turn>", "<end_of_turn>"]
     decoder = {
-        str(i): {"content": t, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        str(i): {
+            "content": t,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
         for i, t in enumerate(SPECIAL_TOKENS)
     }
     config = {
@@ -74,5 +81,3 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 def has_only_known_words(text: str) -> bool:
     """Whether every lower-case word of a text is a single token."""
     return set(re.findall(r"[a-z]+", text)) <= set(vocabulary_words())
-
-

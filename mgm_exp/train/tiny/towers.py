@@ -27,6 +27,7 @@ from mgm_exp.data.demo.corpus import (
 )
 from mgm_exp.data.demo.teaching import Report, Sampler, dense_loss, found_share, normalised, optimise
 
+
 def low_resolution(images_aux: Tensor, side: int) -> Tensor:
     """The CLIP tower's pixels, made from the normalised high-resolution ones as in official MGM preprocessing."""
     return F.interpolate(images_aux, size=(side, side), mode="bilinear", align_corners=False)
@@ -55,7 +56,15 @@ class TowerHeads(nn.Module):
 
 
 def train_on_pages(
-    tower_aux: nn.Module, heads: TowerHeads, pages: Pages, *, steps: int, batch: int, lr: float, seed: int, report: Report | None = None
+    tower_aux: nn.Module,
+    heads: TowerHeads,
+    pages: Pages,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    report: Report | None = None,
 ) -> None:
     """Phase 1: character classes of glyph pages, ConvNeXt tower."""
     sampler = Sampler(len(pages), min(batch, len(pages)), seed)
@@ -117,5 +126,3 @@ def scene_loss(
             "shapes": found_share(of_tokens[2], cells[:, 2]),
         }
     return loss, measures
-
-
