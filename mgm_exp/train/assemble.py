@@ -61,7 +61,12 @@ class Stage:
         from mgm_exp.data import StepLoader
 
         loader = StepLoader(
-            self.dataset, self.plan, step, self.config.train.workers, self.processor.pad_token_id
+            self.dataset,
+            self.plan,
+            step,
+            self.config.train.workers,
+            self.processor.pad_token_id,
+            pin_memory=self.engine.ranks.device.type == "cuda",
         )
         for micro_batches in loader:
             yield [self._counted(batch) for batch in micro_batches]
@@ -72,8 +77,8 @@ class Stage:
 
 def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch:
     """Counts what a collated micro-batch holds, as the model will merge and cut it."""
-    from mgm_exp.data import merged_length, supervised_tokens
-    from mgm_exp.model import IMAGE_TOKEN_INDEX
+    from mgm_exp.data import IMAGE_TOKEN_INDEX, supervised_tokens
+    from mgm_exp.data.processor import merged_length
 
     supervised = tokens = images = 0
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
@@ -90,14 +95,16 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     Raises:
         UserError: The model or the data cannot be used.
     """
-    from mgm_exp.model import LossModule, load_processor
+    from mgm_exp.model import LossModule
+    from mgm_exp.model.folders import source_of_section
+    from mgm_exp.model.processor import processor_of
 
     config = job.experiment()
     settings = stage_settings(config, job.stage)
     model, load_report = prepare_model(job, config, settings, ranks)
     trainable = make_trainable(model, job.stage, config, settings)
     say(_in_words(job.stage, trainable))
-    processor = load_processor(config.model, settings.max_length)
+    processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
     dataset = open_dataset(job, config, settings, processor)
     plan = open_plan(dataset, settings, ranks)
     module = LossModule(model)
@@ -186,8 +193,8 @@ def open_dataset(
     """The stage's curated rows with their images, or with cached visual tokens."""
     from mgm_exp.data import ImageTextDataset, VisualTokens, read_records
 
-    records = list(read_records(job.records))
-    if not records:
+    records = read_records(job.records)
+    if not len(records):
         raise DataError(
             f"{job.records} holds no usable row for the {job.stage} stage.",
             advice="See the curation report for what was rejected and why.",
@@ -196,9 +203,9 @@ def open_dataset(
         records,
         job.image_root,
         processor,
-        settings.image_aspect.value,
-        config.data.max_megapixels,
-        VisualTokens(job.visual_tokens) if job.visual_tokens else None,
+        aspect=settings.image_aspect,
+        max_megapixels=config.data.max_megapixels,
+        visual_tokens=VisualTokens(job.visual_tokens) if job.visual_tokens else None,
     )
 
 
@@ -207,14 +214,14 @@ def open_plan(dataset: ImageTextDataset, settings: StageSettings, ranks: Ranks) 
     from mgm_exp.data import BatchPlan
 
     return BatchPlan(
-        dataset.lengths(),
-        dataset.modality(),
+        dataset.lengths,
+        dataset.has_image,
         global_batch_size=settings.global_batch_size,
         micro_batch_size=settings.micro_batch_size,
         world_size=ranks.world_size,
         rank=ranks.rank,
         seed=derived_seed(settings.seed, "data order"),
-        group_by=settings.group_by.value,
+        group_by=settings.group_by,
         epochs=settings.epochs,
         max_steps=settings.max_steps,
     )

@@ -10,9 +10,7 @@ gradient of zero.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +19,13 @@ from mgm_exp.errors import TrainingFailed
 from mgm_exp.train.engine import Engine
 from mgm_exp.train.ranks import Ranks
 
+if TYPE_CHECKING:
+    from mgm_exp.model import TrainableSet
+
 # Above this many frozen parameters each tensor is sampled (SAMPLE elements, evenly spaced) instead of read in full.
 FULL_CHECK_PARAMETERS = 1_000_000_000
 SAMPLE = 65_536
 _HASHED_ELEMENTS = 1 << 22
-_NEVER_CERTAIN = re.compile(r"(^|\.)vlm_uni_aux_projector\.[01]\.bias$")
-_LORA_A = re.compile(r"\.lora_A\.")
 
 
 class MovementCheck:
@@ -34,28 +33,27 @@ class MovementCheck:
 
     Args:
         module: The whole model.
-        engine: Around it.
-        connector: Names of the trained projector and mining tensors.
+        engine: Around it; its trainable parameters carry their official names.
+        trainable: What was declared.
         ranks: This process (each one checks what it holds).
     """
 
-    def __init__(self, module: nn.Module, engine: Engine, connector: Iterable[str], ranks: Ranks) -> None:
+    def __init__(self, module: nn.Module, engine: Engine, trainable: TrainableSet, ranks: Ranks) -> None:
         self._engine, self._ranks = engine, ranks
-        self._connector = set(connector)
+        self._connector = trainable.connector_names
+        self._never_certain = trainable.zero_gradient_by_construction - trainable.lora
+        self._needs_b = trainable.zero_gradient_by_construction & trainable.lora
         trained = {id(parameter) for parameter in engine.trainable.values()}
         self._frozen = {name: p for name, p in module.named_parameters() if id(p) not in trained}
         self._is_sampled = sum(_elements(p) for p in self._frozen.values()) > FULL_CHECK_PARAMETERS
         self._before_frozen: dict[str, str] = {}
         self._before: dict[str, str] = {}
         self._waiting: set[str] = set(engine.trainable)
-        self._b_has_moved = not any(_LORA_A.search(name) for name in engine.trainable)
+        self._b_has_moved = False
 
     @property
     def is_done(self) -> bool:
-        return not any(self._is_certain(name) for name in self._waiting)
-
-    def _is_certain(self, name: str) -> bool:
-        return _NEVER_CERTAIN.search(name) is None
+        return self._waiting <= self._never_certain
 
     def before_update(self) -> None:
         """Takes checksums; called by all processes before a step that will change weights."""
@@ -88,9 +86,7 @@ class MovementCheck:
             )
 
     def _must_move(self, name: str, has_images: bool) -> bool:
-        if not self._is_certain(name):
-            return False
-        if _LORA_A.search(name) and not self._b_has_moved:
+        if name in self._never_certain or (name in self._needs_b and not self._b_has_moved):
             return False
         return has_images or name not in self._connector
 

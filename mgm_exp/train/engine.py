@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +149,7 @@ class PlainEngine(Engine):
     def _parallel(self, module: nn.Module) -> nn.Module:
         # All processes built the same weights from the same files and seed: broadcasting gigabytes again is not needed.
         return nn.parallel.DistributedDataParallel(
-            module, broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+            module, forward_sync_buffers=False, init_sync=False, gradient_as_bucket_view=True
         )
 
     @property
@@ -233,14 +233,3 @@ class PlainEngine(Engine):
 
 def _for_disk(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

@@ -25,7 +25,7 @@ import mgm_exp
 from mgm_exp import errors
 from mgm_exp.config import Device, ExperimentConfig
 from mgm_exp.errors import Interrupted, MgmError, TrainingFailed
-from mgm_exp.store import lease_of
+from mgm_exp.store import lease_of, write_atomic
 from mgm_exp.train.job import StageSummary, TrainJob
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.metrics_file import read_rows
@@ -144,13 +144,18 @@ def _in_processes(job: TrainJob, config: ExperimentConfig, listener: Listener, s
     agent = threading.Thread(target=_run_agent, args=(launch, config), name="elastic-agent", daemon=True)
     with _environment(worker_environment(config)):
         agent.start()
-        follower = Follower(launch.events, job, listener)
-        while agent.is_alive():
+        try:
+            follower = Follower(launch.events, job, listener)
+            while agent.is_alive():
+                follower.follow()
+                if stop.is_requested() and not launch.stop.exists():
+                    write_atomic(launch.stop, stop.reason or "a request")
+                agent.join(POLL_S)
             follower.follow()
-            if stop.is_requested() and not launch.stop.exists():
-                launch.stop.write_text(stop.reason or "", encoding="utf-8")
-            agent.join(POLL_S)
-        follower.follow()
+        except BaseException:  # a callback failed, or ended the run: the workers save and end before it goes on
+            write_atomic(launch.stop, "its parent")
+            agent.join()
+            raise
     return _outcome(job, launch, config.devices)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import AdapterKind, CheckpointConfig
 from mgm_exp.errors import Interrupted, TrainingFailed
@@ -21,6 +21,9 @@ from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
 from mgm_exp.train.step import Outcome, take_step
 from mgm_exp.train.stop import StopRequest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # This many steps in a row without an update end the stage.
 MAX_SKIPPED_IN_A_ROW = 3
@@ -38,7 +41,7 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
     metrics = MetricsFile(job.metrics)
     stage = assemble(job, ranks, listener.say)
     progress = _resume(job, stage, ranks, metrics, listener)
-    check = None if progress.verified else MovementCheck(stage.module, stage.engine, stage.connector_names, ranks)
+    check = None if progress.verified else MovementCheck(stage.module, stage.engine, stage.trainable, ranks)
     clock = CheckpointClock(stage.checkpointing, progress.step)
     warmup = warmup_steps(stage.settings.warmup_ratio, stage.n_steps)
     steps = stage.steps_from(progress.step)
@@ -154,7 +157,7 @@ def _row(job: TrainJob, stage: Stage, progress: Progress, outcome: Outcome, seco
     row: dict[str, Any] = {
         "stage": job.stage,
         "step": progress.step,
-        "epoch": round(progress.samples / stage.n_train, 6),
+        "epoch": round(stage.plan.epoch_at(progress.step), 6),
         "loss": _finite(outcome.loss),
         "lr": outcome.lr.get("llm", outcome.lr.get("connector")),
         "grad_norm": _finite(outcome.grad_norm),
@@ -222,7 +225,7 @@ def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> St
         samples_per_s=round(progress.samples / progress.seconds, 3) if progress.seconds else 0.0,
         peak_memory_gib=round(progress.peak_memory_gib, 4),
         final_loss=progress.last_loss,
-        trainable={**stage.trainable_counts, "verified": progress.verified},
+        trainable={**stage.trainable.record(), "verified": progress.verified},
         engine=stage.engine.describe(),
         n_parameters=stage.n_parameters,
         n_train=stage.n_train,
@@ -230,8 +233,7 @@ def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> St
         load_report=stage.load_report,
     )
     is_full = job.stage == "instruct" and stage.config.adapter.kind is AdapterKind.full
-    needed = list(stage.module.parameters()) if is_full else list(stage.engine.trainable.values())
-    with stage.engine.gathered(needed):
+    with stage.engine.gathered(_to_be_written(stage, is_full)):
         if ranks.is_first:
             job.out.mkdir(parents=True, exist_ok=True)
             if job.stage == "align":
@@ -244,3 +246,16 @@ def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> St
             write_json_atomic(job.out / "summary.json", summary.to_dict())
     ranks.barrier()
     return summary
+
+
+def _to_be_written(stage: Stage, is_full: bool) -> list[nn.Parameter]:
+    """The whole model, or what was trained and the connector (which goes beside an adapter, frozen or not)."""
+    from mgm_exp.model import official_name
+    from mgm_exp.model.trainable import connector_names
+
+    connector = connector_names()
+    return [
+        parameter
+        for name, parameter in stage.model.named_parameters()
+        if is_full or parameter.requires_grad or official_name(name) in connector
+    ]
