@@ -234,7 +234,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file whole or not at all (beside, fsync, rename)."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(beside), metadata={"format": "pt"})
+        save_file(
+            {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(beside), metadata={"format": "pt"}
+        )
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)

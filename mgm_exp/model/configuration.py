@@ -38,7 +38,7 @@ class MGMConfig(GemmaConfig):
             in both fields (transformers' own Gemma rewrites it to the tanh form; this class does not).
         mm_vision_tower, mm_vision_tower_aux: folder names of the CLIP and the ConvNeXt tower.
         mm_vision_select_layer: which hidden state of CLIP is used; -2 leaves out the last layer.
-        image_size_aux: side of the high-resolution image in pixels, before `image_grid`.
+        image_size_aux: side of the high-resolution image in pixels (1536 in HD mode).
         image_grid, image_global: HD mode: g x g crops (and one global view) instead of one image. Read at call time.
         tokenizer_model_max_length: the merged sequence (text and visual tokens) is cut to this length; None: never.
         tokenizer_padding_side: side on which merged rows are filled with zero embeddings. Read at call time.
@@ -78,7 +78,8 @@ class MGMConfig(GemmaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Gemma's own class rewrites "gelu" to the tanh form (and warns); here the folder's word stands
-        given, self.hidden_act = self.hidden_act, "gelu_pytorch_tanh"
+        given: str = self.hidden_act
+        self.hidden_act: str = "gelu_pytorch_tanh"
         super().__post_init__(**kwargs)
         self.hidden_act = given
 

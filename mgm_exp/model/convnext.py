@@ -62,9 +62,7 @@ class ConvNeXtStage(nn.Module):
         self.downsample: nn.Module = (
             nn.Identity()
             if is_first
-            else nn.Sequential(
-                LayerNorm2d(width_in, eps=NORM_EPS), nn.Conv2d(width_in, width, kernel_size=2, stride=2)
-            )
+            else nn.Sequential(LayerNorm2d(width_in, eps=NORM_EPS), nn.Conv2d(width_in, width, kernel_size=2, stride=2))
         )
         self.blocks = nn.Sequential(*[ConvNeXtBlock(width, layer_scale_init) for _ in range(depth)])
 
@@ -108,7 +106,8 @@ class ConvNeXtTower(nn.Module):
 
     def stages(self, images_aux: Tensor) -> list[Tensor]:
         """The stages' own maps: `images_aux` (B, 3, S, S) -> (B, dims[i], S / 2**(2+i), S / 2**(2+i)) each."""
-        x = images_aux.to(self.vision_stem[0].bias.dtype).contiguous(memory_format=torch.channels_last)
+        stem: Any = self.vision_stem[0]
+        x = images_aux.to(stem.bias.dtype).contiguous(memory_format=torch.channels_last)
         x = self.vision_stem(x)
         maps = []
         for stage in self.vision_stages:

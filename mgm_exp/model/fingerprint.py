@@ -85,7 +85,7 @@ def _digest(config: MGMConfig, tensors: Iterator[tuple[str, Tensor]]) -> str:
         head = f"{name} {flat.dtype} {list(flat.shape)}\n".encode()
         body = flat.reshape(-1).view(torch.uint8).numpy()
         digest = hashlib.sha256(head)
-        digest.update(body)
+        digest.update(body.data)
         each[name] = digest.hexdigest()  # a later file (an adapter's connector) replaces the base's tensor
     behaviour: dict[str, Any] = {key: getattr(config, key) for key in _BEHAVIOUR}
     behaviour["activation"] = config.activation

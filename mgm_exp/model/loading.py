@@ -222,7 +222,7 @@ def connector_start(name: str, shapes: Mapping[str, tuple[int, ...]], seed: int)
     return seeded_uniform(shapes[name], 1 / math.sqrt(fan_in), seed, name)
 
 
-def re_norm(name: str) -> bool:
+def is_norm(name: str) -> bool:
     """Whether a connector tensor belongs to a LayerNorm (first layer of the three mining projections)."""
     return "vlm_uni_" in name and name.rsplit(".", 2)[1] == "0"
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mgm_exp.errors import ModelError
 from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
@@ -60,17 +61,17 @@ def plan_merge(
         padding_side: "left" or "right".
 
     Raises:
-        ValueError: images do not match the placeholders, or an unknown padding side.
+        ModelError: images do not match the placeholders, or an unknown padding side.
     """
     if padding_side not in ("left", "right"):
-        raise ValueError(f"tokenizer_padding_side {padding_side!r}: allowed are 'left' and 'right'.")
+        raise ModelError(f"tokenizer_padding_side {padding_side!r}: allowed are 'left' and 'right'.")
     device = input_ids.device
     ids = input_ids.cpu()
     mask = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.cpu().bool()
     targets = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels.cpu()
     needed = images_consumed(ids, mask)
     if needed != n_images:
-        raise ValueError(
+        raise ModelError(
             f"{n_images} images were given, but the batch consumes {needed}: one for each {IMAGE_TOKEN_INDEX} in "
             "input_ids, and one (zeros) for each row that has none."
         )

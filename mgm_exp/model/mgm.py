@@ -77,9 +77,7 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
                 advice="Load official folders with mgm_exp.model.load_model: it reads the towers' own configs.",
             )
         width, width_aux = config.mm_hidden_size, config.mm_hidden_size_aux
-        self.vision_tower = ClipTower(
-            config.vision_config, config.mm_vision_select_layer, config._attn_implementation
-        )
+        self.vision_tower = ClipTower(config.vision_config, config.mm_vision_select_layer, config._attn_implementation)
         self.vision_tower_aux = ConvNeXtTower(config.vision_aux_config)
         if self.vision_tower.config.hidden_size != width or self.vision_tower_aux.num_channels != width_aux:
             raise ModelError(
@@ -89,7 +87,9 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
                 advice="Give the towers that this checkpoint was trained with.",
             )
         self.mm_projector = nn.Sequential(
-            ConnectorLinear(width, config.hidden_size), nn.GELU(), ConnectorLinear(config.hidden_size, config.hidden_size)
+            ConnectorLinear(width, config.hidden_size),
+            nn.GELU(),
+            ConnectorLinear(config.hidden_size, config.hidden_size),
         )
         self.vlm_uni_query_projector = nn.Sequential(nn.LayerNorm(width), ConnectorLinear(width, width))
         self.vlm_uni_aux_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
@@ -98,11 +98,9 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
 
     def mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
         """Visual tokens: projector(low + mined detail). (B, n², C), (B, C', H, W) -> (B, n², hidden)."""
-        dtype = self.mm_projector[0].weight.dtype
-        low, high = low.to(dtype), high.to(dtype)
-        mined = mine(
-            low, high, self.vlm_uni_query_projector, self.vlm_uni_aux_projector, self.vlm_uni_val_projector
-        )
+        first: Any = self.mm_projector[0]
+        low, high = low.to(first.weight.dtype), high.to(first.weight.dtype)
+        mined = mine(low, high, self.vlm_uni_query_projector, self.vlm_uni_aux_projector, self.vlm_uni_val_projector)
         return self.mm_projector(low + mined)
 
     def _mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
@@ -127,12 +125,11 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
         images, images_aux = _stacked(images, "images"), _stacked(images_aux, "images_aux")
         grid, has_global = int(self.config.image_grid), bool(self.config.image_global)
         n_views = grid * grid + int(has_global) if grid > 1 else 1
-        expected = 5 if grid > 1 else 4
+        expected, view_axis = (5, f"{n_views}, ") if grid > 1 else (4, "")
         if images.dim() != expected or (grid > 1 and images.shape[1] != n_views) or len(images) != len(images_aux):
             raise ModelError(
                 f"images {tuple(images.shape)} and images_aux {tuple(images_aux.shape)} do not fit image_grid={grid}, "
-                f"image_global={has_global}: expected {'(B, ' + str(n_views) + ', 3, h, w)' if grid > 1 else '(B, 3, h, w)'} "
-                "and (B, 3, H, W)."
+                f"image_global={has_global}: expected (B, {view_axis}3, h, w) and (B, 3, H, W)."
             )
         if grid <= 1:
             return self._mine_and_project(self.vision_tower(images), self.vision_tower_aux(images_aux))
@@ -251,7 +248,9 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
             logits_to_keep: only the last N positions go through the head; 0: all.
         """
         has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if inputs_embeds is None and not has_past:
+        if inputs_embeds is None and input_ids is None:
+            raise ValueError("forward needs input_ids or inputs_embeds.")
+        if inputs_embeds is None and input_ids is not None and not has_past:
             inputs_embeds, attention_mask, merged = self.merge(
                 input_ids,
                 attention_mask,
@@ -313,7 +312,7 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Tensor,
         attention_mask: Tensor | None = None,
         images: Tensor | Sequence[Tensor] | None = None,
         images_aux: Tensor | Sequence[Tensor] | None = None,
@@ -331,8 +330,6 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
         Returns:
             (B, new tokens): each row ends at its first stop token and is filled up with the padding token.
         """
-        if "inputs_embeds" in kwargs:
-            return super().generate(attention_mask=attention_mask, **kwargs)
         inputs_embeds, mask, _ = self.merge(
             input_ids,
             attention_mask,
@@ -353,7 +350,7 @@ class LossModule(nn.Module):
         self.model = model
 
     def forward(self, batch: Mapping[str, Any], normalizer: float | None = None) -> Tensor:
-        return self.model.loss(batch, normalizer)
+        return self.model.loss(batch, normalizer)  # type: ignore[operator]
 
 
 def _stacked(images: Tensor | Sequence[Tensor], name: str) -> Tensor:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mgm_exp.errors import ModelError
+
 
 def regions(high: Tensor, side: int) -> Tensor:
     """Cuts a map into side x side regions: (B, C, H, W) -> (B, side², (H/side)(W/side), C), row-major.
 
     Raises:
-        ValueError: the map's sides are not multiples of `side`.
+        ModelError: the map's sides are not multiples of `side`.
     """
     batch, channels, height, width = high.shape
     if height % side or width % side:
-        raise ValueError(
+        raise ModelError(
             f"A high-resolution map of {height} x {width} cannot be cut into {side} x {side} regions: "
             f"image_size_aux / 4 must be a multiple of the CLIP tower's {side} patches a side."
         )

@@ -22,10 +22,10 @@ from mgm_exp.model.folders import read_json
 
 CLIP_PREFIX = "model.vision_tower.vision_tower.vision_model."
 CONVNEXT_PREFIX = "model.vision_tower_aux."
-CONNECTOR = re.compile(
-    r"model\.(mm_projector\.[02]|vlm_uni_(?:query|aux|val)_projector\.[01])\.(?:weight|bias)"
+CONNECTOR = re.compile(r"model\.(mm_projector\.[02]|vlm_uni_(?:query|aux|val)_projector\.[01])\.(?:weight|bias)")
+_WRAPPERS = re.compile(
+    r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.)|_orig_mod\.|model\.(?=model\.|lm_head\.))"
 )
-_WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.)|_orig_mod\.|model\.(?=model\.|lm_head\.))")
 
 
 def official_name(name: str) -> str:

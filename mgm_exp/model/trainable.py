@@ -127,9 +127,7 @@ def _home(module: str) -> str:
     return "self_attn" if module in ATTENTION_LINEARS else "mlp"
 
 
-def set_trainable(
-    model: nn.Module, stage: str, adapter: Any = None, freeze_connector: bool = False
-) -> TrainableSet:
+def set_trainable(model: nn.Module, stage: str, adapter: Any = None, freeze_connector: bool = False) -> TrainableSet:
     """Sets `requires_grad` of every parameter for a stage and asserts that exactly the declared set is trainable.
 
     Args:
