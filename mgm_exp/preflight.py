@@ -17,6 +17,9 @@ from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, Model
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256
 
+# The tiny base that is shipped with the package.
+TINY = Path(__file__).parent / "model" / "tiny"
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -111,7 +114,7 @@ def model_folder(config: ExperimentConfig) -> Path:
                 f"model={config.model.name} needs a checkpoint folder and model.path is not set.",
                 advice=f"Give model.path=/folder/of/{config.model.name} (config.json and safetensors files).",
             )
-        return Path(__file__).parent / "model" / "tiny"
+        return TINY
     folder = Path(config.model.path).expanduser()
     if not folder.is_dir():
         raise ModelError(f"model.path={config.model.path} is not a folder.", advice="Check the path.")
