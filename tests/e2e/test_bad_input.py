@@ -1,4 +1,4 @@
-"""What a user gets wrong is answered with one paragraph and exit code 2: what was given, what is allowed, what to do."""
+"""A user's mistake is answered with one paragraph and exit code 2: what was given, what is allowed, what to do."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Command, Path, str]
 
 
 def test_six_runs_take_two_aligns(sweep: tuple[Command, Path, str]) -> None:
-    command, folder, _ = sweep
+    _, folder, _ = sweep
     record = read(folder / "sweep.json")
     assert [trial["status"] for trial in record["trials"]] == ["completed"] * 6
     assert [trial["run_dir"] for trial in record["trials"]] == [str(n) for n in range(6)]
