@@ -65,16 +65,22 @@ class WandbRun:
     def _open(self) -> wandb.Run:
         mode = self._mode()
         if mode == "online":
+            before = set(self._folders())
             try:
                 run = self._init("online")
                 self._reply(run_dir=str(Path(run.dir).parent), is_offline=False)
                 return run
             except Exception as error:  # noqa: BLE001 - CommError, UsageError, AuthenticationError, what a network does
                 self._reply(warning=f"W&B cannot be reached ({first_line(error)}); this run is recorded offline")
-                _forget_run()
+                _end_service()
+                for attempt in set(self._folders()) - before:
+                    shutil.rmtree(attempt, ignore_errors=True)
         run = self._init("offline")
         self._reply(run_dir=str(Path(run.dir).parent), is_offline=True)
         return run
+
+    def _folders(self) -> list[Path]:
+        return list((Path(self._info["run_dir"]) / "wandb").glob("run-*"))
 
     def _mode(self) -> str:
         """What the config says, else what ``WANDB_MODE`` says, else online where there is a key."""
@@ -177,7 +183,7 @@ class WandbRun:
             picture = thumbnail(Path(image_root), row)
             table.add_data(
                 str(row["question_id"]),
-                None if picture is None else wandb.Image(picture),
+                None if picture is None else wandb.Image(picture, file_type="jpg"),
                 str(row["question"]),
                 str(row["prediction"]),
                 "\n".join(str(answer) for answer in row["answers"]),
@@ -206,7 +212,7 @@ class WandbRun:
             raise OSError(f"only {free:,} bytes are free on the disk of {self._info['run_dir']}")
 
 
-def _forget_run() -> None:
+def _end_service() -> None:
     """Ends W&B's helper process, which would refuse the id of a run that it could not begin as being in use."""
     import wandb
 

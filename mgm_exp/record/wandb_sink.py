@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.config import TrackerConfig, TrackerMode, plain
-from mgm_exp.record.files import json_line
 from mgm_exp.record.recorder import Row, RunInfo, Sink
 
 log = logging.getLogger(__name__)
@@ -54,6 +53,7 @@ class WandbSink(Sink):
         self._run_dir: str | None = None
         self._is_offline = False
         self._is_finished = False
+        self._folder = Path()
 
     @property
     def is_on(self) -> bool:
@@ -69,7 +69,7 @@ class WandbSink(Sink):
         """Starts the client; only the first process of a run does."""
         if os.environ.get("RANK", "0") != "0" or self._tracker.mode is TrackerMode.disabled:
             return
-        folder = run.run_dir / "wandb"
+        self._folder = folder = run.run_dir / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "client.log").open("ab") as client_log:
             self._client = subprocess.Popen(
@@ -126,7 +126,7 @@ class WandbSink(Sink):
     def _send(self, call: str, **arguments: Any) -> None:
         if self._client is None:
             return
-        line = json_line({"call": call, **arguments}).encode() + b"\n"
+        line = json.dumps({"call": call, **arguments}, default=str).encode() + b"\n"
         if call == "row" and self._waiting_bytes + len(line) > self._backlog:
             self._left_out += 1
         else:
@@ -202,6 +202,9 @@ class WandbSink(Sink):
         except subprocess.TimeoutExpired:
             client.kill()
             client.wait()
+        # A run folder can be moved and archived; W&B links to its log files although it is told not to.
+        for path in [path for path in self._folder.rglob("*") if path.is_symlink()]:
+            path.unlink(missing_ok=True)
 
 
 def _environment(folder: Path) -> dict[str, str]:
