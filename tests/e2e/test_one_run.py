@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command, read, rows, steps
+
+from .command_line import Command, read, rows, steps
 
 LONG = ["train.max_steps=14", "train.checkpoint.every_steps=2", "train.checkpoint.keep=2", "adapter.dropout=0.1"]
 

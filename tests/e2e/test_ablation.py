@@ -6,7 +6,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from conftest import Command, read, steps
+
+from .command_line import Command, read, steps
 
 GRID = ["-m", "data=raw,blip2", "adapter=full,lora_r8,lora_r16"]
 
