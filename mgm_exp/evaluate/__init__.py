@@ -1,0 +1,29 @@
+"""Benchmarks, batched generation and metrics: from a model and the user's files to a score for every question.
+
+Names are loaded on first use: asking for a metric must not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Benchmark": "benchmarks",
+    "Question": "benchmarks",
+    "load_benchmark": "benchmarks",
+    "EvalResult": "generate",
+    "evaluate": "generate",
+    "Guessed": "question_only",
+    "score_guesses": "question_only",
+    "evaluate_weights": "weights",
+    "load_weights": "weights",
+    "question_only_accuracy": "weights",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

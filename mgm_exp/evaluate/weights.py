@@ -1,4 +1,4 @@
-"""The evaluate stage: a benchmark on the untouched base, on an aligned connector, or on what the instruct stage made."""
+"""The evaluate stage: a benchmark on the base, on an aligned connector, or on what the instruct stage made."""
 
 from __future__ import annotations
 

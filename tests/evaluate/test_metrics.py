@@ -52,7 +52,7 @@ def test_textvqa_accuracy_and_normal_form_agree_with_m4c():
 
 
 def test_textvqa_accuracy_agrees_with_mgms_own_evaluator():
-    data = golden("textvqa_m4c.json")
+    data = json.loads((GOLDEN.parent / "mgm" / "textvqa_m4c.json").read_text(encoding="utf-8"))
     assert len(data["normalise"]) == 100 and len(data["accuracy"]) == 153
     for case in data["normalise"]:
         assert metrics.normalize_textvqa(case["in"]) == case["out"]

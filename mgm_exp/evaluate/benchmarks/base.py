@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import DataError
@@ -87,6 +88,14 @@ class Benchmark(ABC):
         self.image_root = Path(image_root)
         self.settings = settings
 
+    def with_settings(self, **changes: int | float | None) -> Benchmark:
+        """The same benchmark with other settings; changes that are None are left out."""
+        changed = copy.copy(self)
+        changed.settings = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore
+        if changed.settings.max_questions != self.settings.max_questions:
+            changed.__dict__.pop("questions", None)
+        return changed
+
     @abstractmethod
     def read(self) -> list[Question]:
         """All questions, in the order of the benchmark's file.
@@ -109,18 +118,21 @@ class Benchmark(ABC):
         repeated = [q.question_id for q in questions if seen.setdefault(q.question_id, q) is not q]
         refuse(repeated, f"{self.name}: question_id is not unique:", "Every question needs an id of its own.")
         questions = questions[: self.settings.max_questions]
-        images = sorted({q.image for q in questions})
+        faults = [fault for image in sorted({q.image for q in questions}) if (fault := self._fault(image))]
         refuse(
-            [image for image in images if not self._has(image)],
-            f"{self.name}: images that {self.image_root} does not hold (of {len(images)}):",
-            "Give the folder that holds them; a question without its image is never skipped in silence.",
+            faults,
+            f"{self.name}: images that cannot be found in {self.image_root}:",
+            "Give the folder that holds them; a question without its image is never skipped.",
         )
         return questions
 
-    def _has(self, image: str) -> bool:
-        path = PurePosixPath(image)
-        inside = not path.is_absolute() and ".." not in path.parts
-        return inside and (self.image_root / path).is_file()
+    def _fault(self, image: str) -> str | None:
+        from mgm_exp.data.images import ImageFault, locate
+
+        try:
+            return None if locate(self.image_root, image).is_file() else image
+        except ImageFault as fault:
+            return f"{image}: {fault.kind}"
 
     def score(self, prediction: str, question: Question) -> float:
         """Score of one answer in 0..1; the benchmark's accuracy is the mean over its questions."""
