@@ -12,9 +12,8 @@ tags: [mgm, demo, synthetic]
 
 A complete MGM (Mini-Gemini architecture: Gemma-style LLM, CLIP-style and ConvNeXt-style vision tower, patch info
 mining, projector) of {millions:.2f} million parameters. **It is a demo.** It was trained by this project, from random
-weights, on generated 128 x 128 pictures of lettered signs, labels, jerseys and price tags. It knows
-nothing else, shares
-no weights with MGM-2B, Gemma, CLIP or ConvNeXt, and its scores say nothing about them.
+weights, on generated 128 x 128 pictures of lettered signs, labels, jerseys and price tags. It knows nothing else,
+shares no weights with MGM-2B, Gemma, CLIP or ConvNeXt, and its scores say nothing about them.
 
 ## How it was made
 `python -m mgm_exp.train.make_tiny --out DIR` (seed {seed}, {steps} steps in all; hardware: 2 CPU cores; torch {torch},
