@@ -1,8 +1,8 @@
 """Keeps secrets out of everything that is written: configs, manifests, diffs, logs, tracker.
 
 A secret is recognised by what holds it (a key such as ``api_key``), by its value (what a secret environment variable
-of this process holds) or by its shape (``token=<20 or more characters>``, ``https://user:password@host``). Only text is
-ever replaced: ``use_cls_token: true``, ``num_memory_tokens: 8`` and ``max_new_tokens: 12`` stay as they are.
+of this process holds) or by its shape (``token=<20 or more characters>``, credentials inside URLs). Only text is ever
+replaced: ``use_cls_token: true``, ``num_memory_tokens: 8`` and ``max_new_tokens: 12`` stay as they are.
 """
 
 from __future__ import annotations

@@ -1,0 +1,66 @@
+"""``pip install .`` gives a package that works from any folder, configuration included."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built package. setuptools comes with the ``dev`` extra, so nothing is downloaded."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, listing.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    done = subprocess.run([*command, "-w", str(folder), str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [built] = folder.glob("mgm_exp-*.whl")
+    return built
+
+
+def test_everything_that_the_package_needs_is_in_it(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for folder, there in (("mgm_exp", "mgm_exp"), ("conf", "mgm_exp/conf"), ("sweeps", "mgm_exp/sweeps")):
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert files
+        missing = [
+            path.relative_to(ROOT)
+            for path in files
+            if f"{there}/{path.relative_to(ROOT / folder).as_posix()}" not in inside
+        ]
+        assert missing == [], "name the package, or the kind of file, in pyproject.toml"
+    assert not [name for name in inside if fnmatch.fnmatch(name, "hydra_plugins/__init__.py") or "tests/" in name]
+
+
+def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert python("-c", "import mgm_exp; print(mgm_exp.__file__)").strip() == str(site / "mgm_exp" / "__init__.py")
+    assert "adapter" in python("-m", "mgm_exp", "--help")
+    assert "rank: 16" in python("-m", "mgm_exp", "--cfg", "job", "adapter=lora_r16")
+    assert "blip2" in python("-m", "mgm_exp", "-m", "+sweeps=ablation", "--cfg", "all")
+    assert list(elsewhere.iterdir()) == []
