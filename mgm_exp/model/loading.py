@@ -155,6 +155,7 @@ def meta_model(config: MGMConfig) -> MGMForConditionalGeneration:
     """The model without memory for its weights (meta device): for counting and planning."""
     with torch.device("meta"), no_init_weights():
         model = MGMForConditionalGeneration(config)
+        model.tie_weights()
     freeze_towers(model)
     return model
 

@@ -47,7 +47,8 @@ def resolve_config(source: ModelSource) -> MGMConfig:
     try:
         config = MGMConfig(**fields)
     except Exception as error:  # the strict dataclass raises its own validation errors
-        raise ModelError(f"{path} has a field that does not fit: {error}") from error
+        detail = " ".join(str(error).split())
+        raise ModelError(f"{path} has a field that does not fit: {detail}") from error
     if config.tokenizer_padding_side not in ("left", "right"):
         raise ModelError(f"{path}: tokenizer_padding_side {config.tokenizer_padding_side!r} is neither left nor right.")
     _check_activation(config, path)

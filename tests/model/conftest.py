@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import GOLDEN, SEVEN
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mgm_exp.model import MGMForConditionalGeneration, load_model
-
-GOLDEN = Path(__file__).parent.parent / "data" / "mgm"
-SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +59,3 @@ def batch(case: Callable[[str], dict[str, Tensor]]) -> dict[str, Tensor]:
 @pytest.fixture
 def lora() -> dict[str, Any]:
     return {"kind": "lora", "rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": list(SEVEN)}
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    """Changes fields of a JSON object; None removes one."""
-    content = json.loads(path.read_text())
-    content.update(changes)
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SEVEN, edit_json  # type: ignore[import-not-found]
+from model_files import GOLDEN, SEVEN, edit_json
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -214,15 +214,11 @@ def test_a_run_folder_with_a_full_model_loads(model, tmp_path: Path, batch) -> N
 
 def test_full_saving_refuses_a_model_with_an_adapter_and_the_reverse(model, lora, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapter to save") as caught:
-        save_adapter(_with_config(model), tmp_path)
+        save_adapter(model, tmp_path)
     assert "save_full" in str(caught.value)
     apply_adapter(model, lora, seed=0)
     with pytest.raises(ModelError, match="save_adapter"):
         save_full(model, tmp_path)
-
-
-def _with_config(model):
-    return model
 
 
 def test_the_connector_makes_a_round_trip_alone(model, still_model, tmp_path: Path) -> None:
@@ -230,7 +226,7 @@ def test_the_connector_makes_a_round_trip_alone(model, still_model, tmp_path: Pa
     assert set(changed) == connector_names()
     save_connector(model, tmp_path / "connector.safetensors")
     assert set(load_file(str(tmp_path / "connector.safetensors"))) == connector_names()
-    again = load_model(Path(__file__).parent.parent / "data" / "mgm" / "model")
+    again = load_model(GOLDEN / "model")
     load_connector(again, tmp_path / "connector.safetensors")
     assert model_fingerprint(again) == model_fingerprint(model) != model_fingerprint(still_model)
 
@@ -246,7 +242,9 @@ def test_resetting_the_projector_leaves_the_mining(model, still_model) -> None:
 
 def test_the_official_mm_projector_bin_is_read(model, still_model, tmp_path: Path) -> None:
     # It is a pickle that holds the towers too; only the connector is taken, by the restricted unpickler
-    state = {n: t.clone() for n, t in still_model.state_dict().items() if n.startswith(("model.mm", "model.vlm", "model.v"))}
+    state = {
+        n: t.clone() for n, t in still_model.state_dict().items() if n.startswith(("model.mm", "model.vlm", "model.v"))
+    }
     torch.save(state, tmp_path / "mm_projector.bin")
     reset_connector(model, "connector", seed=1)
     load_connector(model, tmp_path / "mm_projector.bin")

@@ -12,7 +12,9 @@ from mgm_exp.model import apply_adapter
 def prompts(golden):
     """Four questions of different lengths about four random images, as (ids, images, images_aux)."""
     torch.manual_seed(3)
-    ids = [[2, 5, 759, 263, -200, 263, *torch.randint(7, 900, (n,)).tolist(), 6, 263, 5, 865, 263] for n in (3, 9, 1, 6)]
+    ids = [
+        [2, 5, 759, 263, -200, 263, *torch.randint(7, 900, (n,)).tolist(), 6, 263, 5, 865, 263] for n in (3, 9, 1, 6)
+    ]
     return ids, torch.randn(4, 3, 56, 56), torch.randn(4, 3, 128, 128)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import edit_json  # type: ignore[import-not-found]
+from model_files import edit_json
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -19,8 +19,8 @@ from mgm_exp.model import (
     MGMForConditionalGeneration,
     build_model,
     load_model,
-    mgm_2b_config,
     meta_model,
+    mgm_2b_config,
     model_fingerprint,
     save_full,
     set_trainable,
@@ -101,9 +101,10 @@ def test_towers_beside_the_checkpoint_are_found_by_name(folder: Path, still_mode
     tensors = tensors_of(folder)
     aux = {n: t for n, t in tensors.items() if n.startswith("model.vision_tower_aux.")}
     rewrite(folder, {n: t for n, t in tensors.items() if not n.startswith("model.vision_tower")})
-    open_clip = {
-        n.replace("model.vision_tower_aux.vision_", "visual.trunk."): t for n, t in aux.items()
-    } | {"visual.trunk.head.norm.weight": torch.ones(24), "text.token_embedding.weight": torch.ones(4, 4)}
+    open_clip = {n.replace("model.vision_tower_aux.vision_", "visual.trunk."): t for n, t in aux.items()} | {
+        "visual.trunk.head.norm.weight": torch.ones(24),
+        "text.token_embedding.weight": torch.ones(4, 4),
+    }
     path = folder.parent / "towers" / "openclip-convnext-large-d-320-tiny" / "open_clip_pytorch_model.bin"
     torch.save(open_clip, path)
 
@@ -135,7 +136,9 @@ def test_a_shard_border_inside_a_tower_is_completed_from_its_folder(folder: Path
 
 
 def test_a_plain_gemma_base_gets_a_seeded_connector(folder: Path, still_model) -> None:
-    tensors = {n: t for n, t in tensors_of(folder).items() if not n.startswith(("model.vision", "model.mm", "model.vlm"))}
+    tensors = {
+        n: t for n, t in tensors_of(folder).items() if not n.startswith(("model.vision", "model.mm", "model.vlm"))
+    }
     aux = {n: t for n, t in tensors_of(folder).items() if n.startswith("model.vision_tower_aux.")}
     towers = folder.parent / "towers"
     save_file(
@@ -273,7 +276,9 @@ def test_a_damaged_shard(folder: Path, damage: str) -> None:
     path = folder / SHARDS[0]
     content = path.read_bytes()
     path.write_bytes(
-        {"empty": b"", "half": content[: len(content) // 2], "one byte more": content + b"\0", "zeros": bytes(512)}[damage]
+        {"empty": b"", "half": content[: len(content) // 2], "one byte more": content + b"\0", "zeros": bytes(512)}[
+            damage
+        ]
     )
     refused(folder, SHARDS[0], "damaged")
 

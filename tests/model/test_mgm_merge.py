@@ -13,7 +13,7 @@ from mgm_exp.model.merge import images_consumed, plan_merge
 
 
 def official(ids, mask, labels, features, max_length, side):
-    """`prepare_inputs_labels_for_multimodal` on token ids in place of embeddings (visual token j of image i: 1000i+j)."""
+    """`prepare_inputs_labels_for_multimodal` on token ids in place of embeddings."""
     rows, row_labels, image = [], [], 0
     for r in range(len(ids)):
         row = [int(x) for x, m in zip(ids[r], mask[r], strict=True) if m]
@@ -58,13 +58,15 @@ def batches(draw):
     )
     # padding on either side, and holes, as an attention mask allows
     mask = draw(
-        st.lists(
-            st.lists(st.booleans(), min_size=length, max_size=length).filter(any), min_size=rows, max_size=rows
-        )
+        st.lists(st.lists(st.booleans(), min_size=length, max_size=length).filter(any), min_size=rows, max_size=rows)
     )
     n = draw(st.integers(0, 3))
-    return torch.tensor(ids), torch.tensor(mask), n, draw(st.sampled_from([None, 1, 3, 7])), draw(
-        st.sampled_from(["left", "right"])
+    return (
+        torch.tensor(ids),
+        torch.tensor(mask),
+        n,
+        draw(st.sampled_from([None, 1, 3, 7])),
+        draw(st.sampled_from(["left", "right"])),
     )
 
 
@@ -80,7 +82,9 @@ def test_merge_equals_the_official_algorithm(example) -> None:
     plan = plan_merge(
         ids, mask, labels, n_images=n_images, tokens_per_image=n, max_length=max_length, padding_side=side
     )
-    pool = torch.cat([ids.flatten(), torch.tensor(features, dtype=torch.long).flatten(), torch.zeros(1, dtype=torch.long)])
+    pool = torch.cat(
+        [ids.flatten(), torch.tensor(features, dtype=torch.long).flatten(), torch.zeros(1, dtype=torch.long)]
+    )
     assert pool[plan.index].tolist() == expected
     assert plan.labels.tolist() == expected_labels
     assert plan.attention_mask.tolist() == expected_mask

@@ -125,7 +125,7 @@ def test_a_frozen_tensor_that_moves_and_a_trainable_one_that_does_not_are_named(
     step(model, batch)
     with torch.no_grad():
         model.model.norm.weight[0] += 1e-3
-    with pytest.raises(TrainingFailed, match="model.norm.weight"):
+    with pytest.raises(TrainingFailed, match=r"model\.norm\.weight"):
         verify_moved(before, digests(model), trainable)
 
 

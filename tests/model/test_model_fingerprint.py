@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import edit_json  # type: ignore[import-not-found]
+from model_files import edit_json
 from safetensors.torch import load_file, save_file
 
 from mgm_exp.model import LossModule, apply_adapter, load_model, model_fingerprint, save_adapter, save_full
