@@ -317,13 +317,16 @@ def _shown(arguments: list[str]) -> int:
 
 @contextmanager
 def _hydra_speaks(argv: list[str]) -> Iterator[None]:
-    """Hydra reads ``sys.argv``, and hands its errors on only where this variable is set."""
-    old_argv, old_errors = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    """Hydra reads ``sys.argv``, hands its errors on only where this variable is set, and wants to be the only one."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    old_argv, old_errors, old_hydra = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), GlobalHydra.instance().hydra
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    GlobalHydra.instance().clear()
     try:
         yield
     finally:
-        sys.argv = old_argv
+        sys.argv, GlobalHydra.instance().hydra = old_argv, old_hydra
         if old_errors is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

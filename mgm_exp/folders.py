@@ -52,8 +52,9 @@ def recorded_hash(folder: Path) -> str | None:
     if written is not None:
         return str(written)
     try:  # killed before its manifest was written
-        return config_hash(from_plain(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
-    except (FileNotFoundError, yaml.YAMLError, ConfigError, OmegaConfBaseException, TypeError, AttributeError):
+        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return config_hash(from_plain(values)) if isinstance(values, dict) else None
+    except (FileNotFoundError, yaml.YAMLError, ConfigError, OmegaConfBaseException):
         return None
 
 

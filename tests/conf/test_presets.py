@@ -212,3 +212,15 @@ def test_all_faults_are_named_at_once(compose: Compose) -> None:
         compose("train.lr=-1", "adapter.rank=0", "name=..")
     for part in ("train.lr", "adapter.rank", "name"):
         assert part in str(caught.value)
+
+
+def test_the_page_on_configuration_has_every_key_and_every_choice() -> None:
+    from mgm_exp.spelling import groups, known_keys
+
+    page = (CONF.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    leaves = [key for key in known_keys() if not any(other.startswith(f"{key}.") for other in known_keys())]
+    assert [key for key in leaves if f"| `{key}` |" not in page] == []
+    choices = [(group, choice) for group, names in groups().items() if group != "sweeps" for choice in names]
+    assert [choice for choice in choices if f"| `{choice[0]}` |" not in page or f"`{choice[1]}`" not in page] == []
+    sweeps = (CONF.parent / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    assert [name for name in SWEEP_NAMES if f"| `{name}` |" not in sweeps] == []
