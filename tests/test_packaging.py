@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import subprocess
 import sys
@@ -14,16 +13,21 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def tracked() -> list[str]:
+    """The repository's files, without the tests."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    names = [name for name in listing.split("\0") if name and not name.startswith("tests/")]
+    return [name for name in names if (ROOT / name).is_file()]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built package. setuptools comes with the ``dev`` extra, so nothing is downloaded."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
-    for name in filter(None, listing.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("tests/"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+    for name in tracked():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     done = subprocess.run([*command, "-w", str(folder), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -33,16 +37,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_that_the_package_needs_is_in_it(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for folder, there in (("mgm_exp", "mgm_exp"), ("conf", "mgm_exp/conf"), ("sweeps", "mgm_exp/sweeps")):
-        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-        assert files
-        missing = [
-            path.relative_to(ROOT)
-            for path in files
-            if f"{there}/{path.relative_to(ROOT / folder).as_posix()}" not in inside
-        ]
-        assert missing == [], "name the package, or the kind of file, in pyproject.toml"
-    assert not [name for name in inside if fnmatch.fnmatch(name, "hydra_plugins/__init__.py") or "tests/" in name]
+    homes = {"mgm_exp/": "mgm_exp/", "conf/": "mgm_exp/conf/", "sweeps/": "mgm_exp/sweeps/", "launcher/": ""}
+    needed = [
+        home + name.removeprefix(folder)
+        for folder, home in homes.items()
+        for name in tracked()
+        if name.startswith(folder)
+    ]
+    assert len(needed) > 100
+    missing = [name for name in needed if name not in inside]
+    assert missing == [], "name the package, or the kind of file, in pyproject.toml"
+    assert "hydra_plugins/__init__.py" not in inside
+    assert not [name for name in inside if name.startswith("tests/")]
 
 
 def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
@@ -62,5 +68,5 @@ def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     assert python("-c", "import mgm_exp; print(mgm_exp.__file__)").strip() == str(site / "mgm_exp" / "__init__.py")
     assert "adapter" in python("-m", "mgm_exp", "--help")
     assert "rank: 16" in python("-m", "mgm_exp", "--cfg", "job", "adapter=lora_r16")
-    assert "blip2" in python("-m", "mgm_exp", "-m", "+sweeps=ablation", "--cfg", "all")
+    assert "blip2" in python("-m", "mgm_exp", "+sweeps=ablation", "--cfg", "all")
     assert list(elsewhere.iterdir()) == []
