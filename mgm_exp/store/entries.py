@@ -31,8 +31,8 @@ RECORD = "stage.json"
 OUT = "out"
 SCHEMA_VERSION = 1
 _ATTEMPTS = "attempts.json"
-_NAME = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$")
-_OURS = re.compile(r"^(?P<key>.+?)\.(?P<kind>work|lease|damaged|trash)(?:-(?P<number>[0-9a-f]+))?$")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
+_OURS = re.compile(r"(?P<key>.+?)\.(?P<kind>work|lease|damaged|trash)(?:-(?P<number>[0-9a-f]+))?")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Store:
             UserError: The stage's folder is a link that leads out of the store.
         """
         for name in (stage, key):
-            if not _NAME.match(name) or _OURS.match(name):
+            if not _NAME.fullmatch(name) or _OURS.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a stage or a key: letters, digits, '.', '_' and '-' can.")
         path = self.root / stage / key
         if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), stage, key):
@@ -331,12 +331,12 @@ class Store:
         if not self.root.is_dir():
             return
         for stage in sorted(self.root.iterdir()):
-            if not _NAME.match(stage.name) or stage.is_symlink() or not stage.is_dir():
+            if not _NAME.fullmatch(stage.name) or stage.is_symlink() or not stage.is_dir():
                 continue
             for path in sorted(stage.iterdir()):
-                match = _OURS.match(path.name)
+                match = _OURS.fullmatch(path.name)
                 key, kind = (match["key"], match["kind"]) if match else (path.name, "entry")
-                if _NAME.match(key) and not path.is_symlink() and path.is_dir():
+                if _NAME.fullmatch(key) and not path.is_symlink() and path.is_dir():
                     yield stage.name, key, kind, path
 
 
@@ -375,7 +375,7 @@ class _Clock:
 def lease_of(work: PathLike) -> Path:
     """The lease folder that guards a work folder of the store: what a worker process hands to ``hold_shared``."""
     work = Path(work)
-    match = _OURS.match(work.name)
+    match = _OURS.fullmatch(work.name)
     if match is None or match["kind"] != "work":
         raise ValueError(f"{work} is not a work folder of the store (<key>.work).")
     return work.with_name(f"{match['key']}.lease")
@@ -431,7 +431,7 @@ def _adopt_work(final: Path, lease: Lease) -> Path:
 
 
 def _number(work: Path) -> int:
-    match = _OURS.match(work.name)
+    match = _OURS.fullmatch(work.name)
     return int(match["number"], 16) if match and match["number"] else 0
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from mgm_exp.errors import LeaseLost, UserError
+from mgm_exp.errors import DiskFullError, LeaseLost, UserError
 
 from .claims import (
     BEATS_PER_TTL,
@@ -326,7 +326,7 @@ class Lease:
         return time.monotonic() - self._renewed_at > self.ttl_s
 
     def release(self, *, forget: bool = False) -> None:
-        """Gives the lease back; no error if it is lost or was never taken.
+        """Gives the lease back; no error if it is lost, was never taken, or the disk is full.
 
         Args:
             forget: Also delete the lease's folder (what it guarded is finished or gone); tokens begin anew then.
@@ -345,6 +345,8 @@ class Lease:
             is_ours = claim is not None and self._lost is None and self._renew(claim) is None
             if claim is not None and is_ours and not (forget and self._forget(claim)):
                 write_json_atomic(claim.path, {**read_json(claim.path), "released_at": utc_now()})
+        except (OSError, DiskFullError) as error:  # no reason to hide what the work itself ended with
+            _log.warning("%s is given up without a note of it (%s)", self.path, error)
         finally:
             self._abandon()
 

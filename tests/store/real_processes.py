@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -59,10 +60,11 @@ class Child:
                 self.said += more
 
     def tell(self, word: str = "go") -> None:
-        """Writes a line to its standard input."""
+        """Writes a line to its standard input; it need not read it."""
         assert self.process.stdin is not None
-        self.process.stdin.write(word.encode() + b"\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(word.encode() + b"\n")
+            self.process.stdin.flush()
 
     def kill(self) -> None:
         self.process.kill()
@@ -86,4 +88,7 @@ class Child:
     def __exit__(self, *error: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):  # not read to the end: a grandchild may hold it open
+            if pipe is not None:
+                pipe.close()
