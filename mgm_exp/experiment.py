@@ -7,6 +7,7 @@ from inside, and two processes that need the same stage make it once. Read :meth
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -87,7 +88,7 @@ class Experiment:
         self.trained: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            "run_id": f"{run_dir.parent.name}-{run_dir.name}-{stages.config_hash(config)[:8]}",
+            "run_id": _run_id(run_dir, config),
             "config_hash": stages.config_hash(config),
             "command": redact(command),
             "seed": config.seed,
@@ -387,6 +388,12 @@ class Experiment:
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)
         return result
+
+
+def _run_id(run_dir: Path, config: ExperimentConfig) -> str:
+    """The same for a resumed run; of characters that trackers take."""
+    name = f"{run_dir.parent.name}-{run_dir.name}-{stages.config_hash(config)[:8]}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

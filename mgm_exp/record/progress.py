@@ -59,7 +59,9 @@ class ProgressSink(Sink):
         """Moves the bar of ``what``, which begins with its first call."""
         if what != self._what:
             self._stop()
-            self._begin(what, 0, total)
+            # What is done by the first call took a time that nobody measured: it does not count for the speed.
+            self._begin(what, done, total)
+        self._pace.total = max(total, done)
         self._move(done, "", "")
         if done >= total:
             self._stop()
