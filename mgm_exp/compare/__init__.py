@@ -1,0 +1,39 @@
+"""Compares runs by what they wrote down: paired statistics, a verdict in words, a table. No model, no torch.
+
+``mgm_exp.compare(paths)`` and ``from mgm_exp.compare import compare`` are the same function.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mgm_exp.compare.comparison import compare, write_comparison
+from mgm_exp.compare.runs import PairingError, Run, load_run, load_runs
+from mgm_exp.compare.table import comparison_table, markdown, print_comparison, write_markdown, write_svg
+
+__all__ = [
+    "PairingError",
+    "Run",
+    "compare",
+    "comparison_table",
+    "load_run",
+    "load_runs",
+    "markdown",
+    "print_comparison",
+    "write_comparison",
+    "write_markdown",
+    "write_svg",
+]
+
+
+class _CallableModule(ModuleType):
+    """Lets notebooks write ``mgm_exp.compare([...])``, although the room has the same name as its main function."""
+
+    def __call__(self, paths: Any, baseline: Path | str | None = None, **options: Any) -> dict[str, Any]:
+        return compare(paths, baseline, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

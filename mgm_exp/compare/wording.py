@@ -1,0 +1,181 @@
+"""The comparison in words and formatted numbers, the same for every way of showing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.compare.differences import shown
+
+Comparison = Mapping[str, Any]
+
+_MOST_SENTENCES = 3
+"""Pairs that get a sentence each; more are counted in one."""
+_PHRASES = {"better": "is better than", "worse": "is worse than"}
+_ENDED = {"failed": "failed", "interrupted": "was interrupted", "pruned": "was pruned", "running": "is still running"}
+_BASELINES = (
+    "question only: the most frequent training answer to the same words, no image seen; untouched base: before any "
+    "training; aligned only: after the align stage"
+)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def percent(rate: float) -> str:
+    """0.6123 -> ``61.2``."""
+    return f"{100 * rate:.1f}"
+
+
+def signed(difference: float) -> str:
+    """0.012 -> ``+1.2``; what rounds to zero has no sign."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def metric(run: Mapping[str, Any], benchmark: str | None) -> Mapping[str, Any] | None:
+    """Accuracy of a run on a benchmark, with its interval."""
+    found: Mapping[str, Any] | None = run["metrics"].get(f"{benchmark}/accuracy")
+    return found
+
+
+def rate_interval(found: Mapping[str, Any] | None) -> str:
+    """``61.2 [57.1, 65.0]``, in percent."""
+    if found is None:
+        return "-"
+    if found["ci_low"] is None:
+        return percent(found["value"])
+    return f"{percent(found['value'])} [{percent(found['ci_low'])}, {percent(found['ci_high'])}]"
+
+
+def points_interval(pair: Mapping[str, Any]) -> str:
+    """``+1.2 [-2.1, +4.5]``, in points."""
+    return f"{signed(pair['difference'])} [{signed(pair['ci_low'])}, {signed(pair['ci_high'])}]"
+
+
+def count(number: float | None) -> str:
+    """A number in thousands, millions or billions: ``75.8 k``, ``19.6 M``."""
+    if number is None:
+        return "-"
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == ' k' else size):.1f}{unit}"
+    return f"{number:,.0f}"
+
+
+def trained(trainable: Mapping[str, int | None]) -> str:
+    """Trained parameters; those outside of LoRA are shown beside it, because they may well be more."""
+    lora, other = trainable.get("n_lora"), trainable.get("n_other")
+    if lora and other:
+        return f"{count(lora)} + {count(other)}"
+    return count(trainable.get("n_total") or None)
+
+
+def short_folders(folders: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that all share, and each folder below it."""
+    parts = [Path(folder).parts for folder in folders]
+    shared = 0
+    while all(len(p) > shared + 1 and p[: shared + 1] == parts[0][: shared + 1] for p in parts):
+        shared += 1
+    return str(Path(*parts[0][:shared])) if shared else "", [str(Path(*p[shared:])) for p in parts]
+
+
+def p_text(p: float) -> str:
+    """``p = 0.012``, ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+# -- sentences ---------------------------------------------------------------------------------------------------------
+
+
+def verdict_lines(comparison: Comparison) -> list[str]:
+    """The result in a sentence or a few."""
+    names = {run["run_dir"]: run["label"] for run in comparison["runs"]}
+    pairs = comparison["pairs"]
+    if not pairs:
+        return [_nothing_compared(comparison, names)]
+    if len(pairs) <= _MOST_SENTENCES:
+        return [_sentence(pair, names) for pair in pairs]
+    return [_summary(comparison, benchmark, names) for benchmark in comparison["benchmarks"]]
+
+
+def _nothing_compared(comparison: Comparison, names: Mapping[str, str]) -> str:
+    runs = comparison["runs"]
+    done = [run for run in runs if run["status"] == "completed"]
+    if not done:
+        return f"None of {len(runs)} runs is completed: there is no result to compare yet."
+    if len(done) == 1:
+        return f"Only {done[0]['label']} is completed: there is nothing to compare it with yet."
+    if comparison["refused"]:
+        return f"No run can be compared with {names[comparison['baseline']]}: {comparison['refused'][0]['reason']}"
+    return f"No benchmark was run by both {names[comparison['baseline']]} and another run."
+
+
+def _sentence(pair: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    a, b = names[pair["a"]], names[pair["b"]]
+    said = (
+        f"{b} {_PHRASES[pair['verdict']]} {a}" if pair["verdict"] in _PHRASES else f"{b} and {a} are statistically tied"
+    )
+    unit = "point" if abs(round(100 * pair["difference"], 1)) == 1 else "points"
+    return (
+        f"{said} on {pair['benchmark']}: {signed(pair['difference'])} {unit}, 95 % interval "
+        f"{signed(pair['ci_low'])} to {signed(pair['ci_high'])}, adjusted {p_text(pair['p_adjusted'])}, n={pair['n']:,}"
+    )
+
+
+def _summary(comparison: Comparison, benchmark: str, names: Mapping[str, str]) -> str:
+    """Many runs on one benchmark: how many of each verdict, and the largest difference."""
+    pairs = [pair for pair in comparison["pairs"] if pair["benchmark"] == benchmark]
+    if not pairs:
+        return f"On {benchmark} no run can be compared with {names[comparison['baseline']]}."
+    counted = {verdict: sum(pair["verdict"] == verdict for pair in pairs) for verdict in ("better", "tied", "worse")}
+    said = f"{counted['better']} better, {counted['tied']} statistically tied, {counted['worse']} worse"
+    top = max(pairs, key=lambda pair: pair["difference"])
+    best = f"; highest: {names[top['b']]}, {points_interval(top)} points ({top['verdict']})"
+    if top["difference"] <= 0:
+        best = "; none is higher than it"
+    return f"On {benchmark}, {len(pairs)} runs against {names[comparison['baseline']]}: {said}{best}"
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader must know beside the numbers, a sentence each."""
+    names = {run["run_dir"]: run["label"] for run in comparison["runs"]}
+    method = comparison["method"]
+    said = []
+    for run in comparison["runs"]:
+        if run["status"] != "completed":
+            why = run["cause"] or "no cause was recorded"
+            ended = _ENDED.get(run["status"], f"is {run['status']}")
+            said.append(f"{run['label']} {ended}: {why.rstrip('.')}{_advice(run)}")
+    said += [f"Not compared: {refused['reason']}" for refused in comparison["refused"]]
+    for key, follows in comparison["confounded"].items():
+        values = [shown(run["differs"].get(key)) for run in comparison["runs"] if run["status"] == "completed"]
+        what = ", ".join(dict.fromkeys(values))
+        said.append(f"{key} ({what}) changes together with {' and '.join(follows)}: the two cannot be told apart")
+    for key, values in comparison["environment"].items():
+        said.append(f"Not the same for all runs: {key} ({', '.join(values)})")
+    if any(run["trainable"].get("n_lora") and run["trainable"].get("n_other") for run in comparison["runs"]):
+        said.append("trained: parameters of LoRA + those of the connector, which trains beside it")
+    if comparison["pairs"]:
+        smallest = ", ".join(
+            f"{percent(value)} points on {benchmark}"
+            for benchmark, value in comparison["minimum_detectable_difference"].items()
+        )
+        said.append(
+            f"Baseline: {names[comparison['baseline']]}. Differences are paired by question; verdicts at "
+            f"{method['alpha']:.0%} after Holm's adjustment for {method['comparisons']} comparison"
+            f"{'s' if method['comparisons'] != 1 else ''}; a true difference of {smallest} is found with "
+            f"probability {method['power']:.0%}"
+        )
+        if comparison["baselines"]:
+            said.append(_BASELINES)
+        said.append("Intervals are about other questions of the same kind; another seed may train another model")
+    folder = short_folders([run["run_dir"] for run in comparison["runs"]])[0]
+    if folder:
+        said.append(f"Runs lie in {folder}")
+    return said
+
+
+def _advice(run: Mapping[str, Any]) -> str:
+    return f". {run['advice']}" if run["advice"] else ""
