@@ -85,7 +85,7 @@ class ProgressSink(Sink):
             self._bar.move(done, state)
         if now >= self._next_line or done >= self._pace.total:
             self._next_line = now + self._line_every_s
-            line = f"{self._what}  {done}/{self._pace.total}  {state}"
+            line = f"{self._what}  {done}/{self._pace.total}  {state}".rstrip()
             if self._bar is None:
                 print(line, flush=True)
             elif isinstance(sys.stdout, Tee):
@@ -108,7 +108,7 @@ class Pace:
         self.done = done
         self.total = total
         self.unit_s: float | None = None
-        self._at = time.monotonic()
+        self._began = self._at = time.monotonic()
 
     def reach(self, done: int) -> None:
         """``done`` units are finished now."""
@@ -119,14 +119,21 @@ class Pace:
         self.done, self._at = done, now
 
     def in_words(self, unit: str) -> str:
-        """Speed and time left as a reader wants them."""
+        """Speed and time left (at the end: time taken) as a reader wants them."""
         if not self.unit_s:
             return ""
-        left = round(max(self.total - self.done, 0) * self.unit_s)
         speed = (
             f"{1 / self.unit_s:.1f} {unit}/s".replace(" /s", "/s") if self.unit_s < 1 else f"{self.unit_s:.1f} s each"
         )
-        return f"{speed}  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        if self.done >= self.total:
+            return f"{speed}  took {clock(self._at - self._began)}"
+        return f"{speed}  {clock((self.total - self.done) * self.unit_s)} left"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds: 0:02:05."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 class _Bar:

@@ -121,7 +121,8 @@ class WandbSink(Sink):
         if self._left_out:
             log.warning("W&B was too slow: %d rows are in metrics.jsonl only", self._left_out)
         if self._run_dir is not None and (self._is_offline or not self._is_finished):
-            print(f"W&B: recorded in the run folder; to send it: wandb sync {self._run_dir}", flush=True)
+            shown = min(self._run_dir, os.path.relpath(self._run_dir), key=len)
+            print(f"W&B: recorded in the run folder; to send it: wandb sync {shown}", flush=True)
 
     def _send(self, call: str, **arguments: Any) -> None:
         if self._client is None:

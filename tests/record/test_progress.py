@@ -35,7 +35,7 @@ def test_without_a_terminal_there_is_a_line_at_the_start_and_at_the_end(capsys: 
     assert [line.split()[:2] for line in lines] == [["align", "1/50"], ["align", "50/50"]]
     assert "loss 2.5000" in lines[1]
     assert "1,234 tokens/s" in lines[1]
-    assert lines[1].endswith("0:00:00 left")
+    assert "/s  took 0:00:0" in lines[1]
 
 
 def test_lines_come_as_often_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,10 +113,17 @@ def test_on_a_terminal_lines_stand_above_the_bar_and_the_log_has_no_bar(
 
 
 def test_pace_counts_only_what_was_done_since_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 2.0, 4.0, 6.0])
-    monkeypatch.setattr("mgm_exp.record.progress.time.monotonic", lambda: next(clock))
+    times = iter([0.0, 2.0, 4.0, 6.0, 200.0])
+    monkeypatch.setattr("mgm_exp.record.progress.time.monotonic", lambda: next(times))
     pace = Pace(100, 200)
     for done in (101, 102, 103):
         pace.reach(done)
     assert pace.unit_s == pytest.approx(2.0)
     assert pace.in_words("steps") == "2.0 s each  0:03:14 left"
+    pace.reach(200)
+    assert pace.in_words("").endswith("took 0:03:20")
+
+
+def test_work_that_was_done_before_the_first_call_is_not_taken_for_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    ProgressSink().progress("evaluate[demo]", 900, 1000)
+    assert capsys.readouterr().out == "evaluate[demo]  900/1000\n"
