@@ -150,7 +150,6 @@ class _Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             console=self._console,
-            transient=True,
             redirect_stdout=not self._tees,
             redirect_stderr=not self._tees,
         )
