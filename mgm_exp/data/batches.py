@@ -253,6 +253,7 @@ class StepLoader:
             sampler=_Order(self.plan, self.start_step),
             num_workers=self.workers,
             worker_init_fn=start if self.workers else None,
+            multiprocessing_context="fork" if self.workers else None,
             pin_memory=self.pin_memory,
             # Without a generator of its own the loader would draw from the global one and change dropout masks.
             generator=torch.Generator().manual_seed(self.plan.seed),

@@ -26,7 +26,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mgm_exp.errors import DataError
@@ -149,10 +148,8 @@ def read_image_file(root: Path | str, relative: str) -> bytes:
     except (OSError, ValueError) as error:
         kind = "bad_path" if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG else "unreadable"
         raise ImageFault(kind, f"{relative:.200}: {error.__class__.__name__}: {error}"[:300]) from error
-    with open(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise ImageFault("not_a_file", f"{relative} is a folder, a pipe or a device")
+    with os.fdopen(_regular(descriptor, relative), "rb") as file:
+        facts = os.fstat(file.fileno())
         if facts.st_size == 0:
             raise ImageFault("zero_bytes", f"{relative} is empty")
         if facts.st_size > MAX_FILE_BYTES:
@@ -163,14 +160,27 @@ def read_image_file(root: Path | str, relative: str) -> bytes:
             raise ImageFault("unreadable", f"{relative}: {error.strerror}") from error
 
 
+def _regular(descriptor: int, relative: str) -> int:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageFault("not_a_file", f"{relative} is a folder, a pipe or a device")
+    return descriptor
+
+
 class _decoding:
-    """Turns whatever a decoder says about a damaged file into an :class:`ImageFault`."""
+    """Turns whatever a decoder says about a damaged file into an :class:`ImageFault`, and its warnings into silence."""
+
+    def __init__(self) -> None:
+        self._warnings = warnings.catch_warnings()
 
     def __enter__(self) -> None:
         # Data tools switch this on for the whole process; it would hide half images.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")  # of large sizes (our own limit follows) and odd metadata
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._warnings.__exit__(None, None, None)
         if error is None or isinstance(error, ImageFault) or not isinstance(error, Exception):
             return
         said = f"{error.__class__.__name__}: {error}"[:200]
@@ -185,9 +195,7 @@ class _decoding:
 
 
 def _open(content: bytes, max_megapixels: float) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
     _check_size(*image.size, max_megapixels)
     if image.format != "MPO" and getattr(image, "is_animated", False):
         raise ImageFault("animated", f"{image.format} with several frames or pages")
@@ -223,8 +231,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image.copy()
     if image.mode in _PLAIN_MODES:
-        # Without it Pillow warns that RGB has no place for a palette's transparency, which is dropped on purpose.
-        image.info.pop("transparency", None)
         return image.convert("RGB")
+    import numpy as np  # loaded here: most images need it not, and each checking process would pay for it
+
     sixteen = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((sixteen + 128) // 257).astype(np.uint8)).convert("RGB")

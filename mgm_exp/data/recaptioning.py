@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 CAPTIONS, REJECTED = "captions.jsonl", "rejected.jsonl"
 _SHARDS_IN_A_FOLDER = 1000
+_MOST_ROWS = 10_000  # of a batch, where most of them want no caption
 
 
 class Captioner(Protocol):
@@ -112,27 +112,14 @@ def recaption(
         open(captions_at, "w", encoding="utf-8", newline="\n") as captions,
         open(rejected_at, "w", encoding="utf-8", newline="\n") as rejected,
     ):
-        for batch, shard in _captioned(
-            _batches(islice(rows, max_samples), batch_size), captioner, image_root, work, max_megapixels, counts
-        ):
+        for batch in _batches(islice(rows, max_samples), batch_size):
+            shard, is_from_before = _shard_of(batch, captioner, image_root, work, max_megapixels)
+            counts["from_before"] += len(shard) * is_from_before
             for row in batch.rows:
+                fate, line = _fate(row, shard)
                 counts["rows"] += 1
-                said = None if isinstance(row, BadRow) else shard.get(row.index)
-                if isinstance(row, BadRow):
-                    bad: BadRow | None = row
-                elif said is None:
-                    bad = None
-                    counts["unchanged"] += 1
-                    captions.write(json_line(_unchanged(row)))
-                elif "kind" in said:
-                    bad = row.bad(said["kind"], said["detail"])
-                else:
-                    bad = None
-                    counts["recaptioned"] += 1
-                    captions.write(json_line(_with_caption(row, said["caption"])))
-                if bad is not None:
-                    counts["rejected"] += 1
-                    rejected.write(json_line(bad.to_json()))
+                counts[fate] += 1
+                (rejected if fate == "rejected" else captions).write(json_line(line))
             if on_progress is not None:
                 on_progress("recaption", counts["rows"], max(total, counts["rows"]))
         for file in (captions, rejected):
@@ -159,7 +146,7 @@ def _batches(rows: Iterable[Row | BadRow], batch_size: int) -> Iterator[_Batch]:
         gathered.append(row)
         if isinstance(row, Row) and can_be_recaptioned(row):
             wanted.append(row)
-        if len(wanted) == batch_size:
+        if len(wanted) == batch_size or len(gathered) == _MOST_ROWS:
             yield _Batch(number, gathered, wanted)
             gathered, wanted, number = [], [], number + 1
     if gathered:
@@ -167,60 +154,47 @@ def _batches(rows: Iterable[Row | BadRow], batch_size: int) -> Iterator[_Batch]:
 
 
 Shard = dict[int, dict[str, Any]]
-Opened = tuple[list[tuple[Row, "Image.Image"]], Shard]
 
 
-def _captioned(
-    batches: Iterator[_Batch],
-    captioner: Captioner,
-    image_root: Path,
-    work: Path,
-    max_megapixels: float,
-    counts: dict[str, int],
-) -> Iterator[tuple[_Batch, Shard]]:
-    """Each batch with its shard, read or made; the next batch's images are opened meanwhile."""
-
-    def prepare(batch: _Batch) -> Shard | Opened:
-        shard = _read_shard(work / "shards" / batch.name, batch)
-        return shard if shard is not None else _open_images(batch.wanted, image_root, max_megapixels)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="open-images") as reader:
-        ahead: list[tuple[_Batch, Future[Shard | Opened]]] = []
-        for following in [*islice(batches, 1)]:
-            ahead.append((following, reader.submit(prepare, following)))
-        while ahead:
-            batch, future = ahead.pop()
-            prepared = future.result()
-            for following in islice(batches, 1):
-                ahead.append((following, reader.submit(prepare, following)))
-            if isinstance(prepared, dict):
-                counts["from_before"] += len(prepared)
-                yield batch, prepared
-                continue
-            opened, shard = prepared
-            shard.update(_captions_of(opened, captioner))
-            _write_shard(work / "shards" / batch.name, shard)
-            yield batch, shard
+def _shard_of(
+    batch: _Batch, captioner: Captioner, image_root: Path, work: Path, max_megapixels: float
+) -> tuple[Shard, bool]:
+    """What became of a batch, and whether an interrupted attempt had found it out."""
+    path = work / "shards" / batch.name
+    shard = _read_shard(path, batch)
+    if shard is not None:
+        return shard, True
+    shard = _captions_of(batch, captioner, image_root, max_megapixels)
+    _write_shard(path, shard)
+    return shard, False
 
 
-def _open_images(rows: Sequence[Row], image_root: Path, max_megapixels: float) -> Opened:
+def _fate(row: Row | BadRow, shard: Shard) -> tuple[str, dict[str, Any]]:
+    """The count that a row belongs to, and what is written about it."""
+    if isinstance(row, BadRow):
+        return "rejected", row.to_json()
+    said = shard.get(row.index)
+    if said is None:
+        return "unchanged", _unchanged(row)
+    if "kind" in said:
+        return "rejected", row.bad(said["kind"], said["detail"]).to_json()
+    return "recaptioned", _with_caption(row, said["caption"])
+
+
+def _captions_of(batch: _Batch, captioner: Captioner, image_root: Path, max_megapixels: float) -> Shard:
+    """Captions of a batch's images, or the faults of those that cannot be opened."""
     opened: list[tuple[Row, Image.Image]] = []
-    faults: Shard = {}
-    for row in rows:
+    shard: Shard = {}
+    for row in batch.wanted:
         try:
             opened.append((row, open_image(image_root, row.image or "", max_megapixels)))
         except ImageFault as fault:
-            faults[row.index] = {"id": row.id, "kind": fault.kind, "detail": fault.detail}
-    return opened, faults
-
-
-def _captions_of(opened: list[tuple[Row, Image.Image]], captioner: Captioner) -> Shard:
-    if not opened:
-        return {}
-    texts = captioner.caption([image for _, image in opened])
+            shard[row.index] = {"id": row.id, "kind": fault.kind, "detail": fault.detail}
+    texts = captioner.caption([image for _, image in opened]) if opened else []
     if len(texts) != len(opened):
         raise MgmError(f"The captioner gave {len(texts)} captions for {len(opened)} images.")
-    return {row.index: _judged(row, text) for (row, _), text in zip(opened, texts, strict=True)}
+    shard.update((row.index, _judged(row, text)) for (row, _), text in zip(opened, texts, strict=True))
+    return shard
 
 
 def _judged(row: Row, text: str) -> dict[str, Any]:

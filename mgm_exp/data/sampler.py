@@ -1,7 +1,8 @@
 """In which order samples are seen: the official grouping by length and modality, in orders of our own seeds.
 
-Samples of similar length in one micro-batch waste less padding; micro-batches of text alone and of images alone keep
-the work of all processes even. Source: mgm/train/llava_trainer.py (`get_length_grouped_indices`,
+The micro-batches of a global batch get even total lengths, and batches of text alone and of images alone are kept
+apart, so that no process waits for another. (The official grouping does not put similar lengths into one micro-batch:
+it evens out work, it does not save padding.) Source: mgm/train/llava_trainer.py (`get_length_grouped_indices`,
 `get_modality_length_grouped_indices`); the same indices come out for the same draws (tests hold it to recorded ones).
 """
 

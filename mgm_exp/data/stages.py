@@ -18,6 +18,7 @@ from mgm_exp.data.recaptioning import CAPTIONS, Captioner, recaption
 from mgm_exp.data.recaptioning import REJECTED as REJECTED_CAPTIONS
 from mgm_exp.errors import DataError
 
+
 class Progress(Protocol):
     """Told how far a stage is: ``done`` of ``total`` units of ``what``."""
 

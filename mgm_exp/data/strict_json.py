@@ -201,10 +201,11 @@ class ListElements(Iterator[Element]):
         self._move(self._at + 1)  # the bracket that opens the list
 
     def _fill(self) -> bool:
-        """Reads one block more; False at the end of the file."""
+        """Reads as much again as is held, one block at least; False at the end of the file."""
         if self._is_whole:
             return False
-        raw = self._file.read(_BLOCK)
+        # Doubling: a row that is looked at again and again until its end is in sight costs twice its size in all.
+        raw = self._file.read(max(_BLOCK, len(self._text) - self._at))
         self.bytes_read += len(raw)
         self._is_whole = not raw
         self._text = self._text[self._at :] + self._decode(raw, final=not raw)
