@@ -173,15 +173,24 @@ def _pairs(
                     raise
                 refused.append({"a": first.name, "b": run.name, "benchmark": benchmark, "reason": str(error)})
         if candidates:
-            scored = _tested(candidates[0][1], [right for _, _, right in candidates], n_comparisons)
+            scored = paired_tests(candidates[0][1], [right for _, _, right in candidates], n_comparisons)
             for (run, _, _), row in zip(candidates, scored, strict=True):
                 pairs.append({"a": first.name, "b": run.name, "benchmark": benchmark, **row})
-    _judge(pairs)
+    judge(pairs)
     return pairs, refused
 
 
-def _tested(base: Predictions, candidates: Sequence[Predictions], n_comparisons: int) -> list[dict[str, Any]]:
-    """Difference, interval and p of every candidate; all share the resamples of the questions."""
+def paired_tests(base: Predictions, candidates: Sequence[Predictions], n_comparisons: int) -> list[dict[str, Any]]:
+    """Difference, interval and p of every candidate against a baseline; all share the resamples of the questions.
+
+    Args:
+        base: The baseline's scores.
+        candidates: Scores on the same questions in the same order.
+        n_comparisons: How many comparisons will be adjusted together.
+
+    Returns:
+        The keys of ``pairs`` in ``comparison.json`` from ``n`` to ``p_value``, a row for each candidate.
+    """
     differences = np.column_stack([candidate.scores - base.scores for candidate in candidates])
     images = base.images if base.has_shared_images else None
     low, high = stats.bootstrap_intervals(differences, RESAMPLES, SEED, images)
@@ -212,8 +221,8 @@ def _tested(base: Predictions, candidates: Sequence[Predictions], n_comparisons:
     return rows
 
 
-def _judge(pairs: Sequence[dict[str, Any]]) -> None:
-    """Adds Holm-adjusted p-values over all pairs, and the verdict on b."""
+def judge(pairs: Sequence[dict[str, Any]]) -> None:
+    """Adds ``p_adjusted`` (Holm, over all pairs) and the ``verdict`` on b: better, worse or tied."""
     adjusted = stats.holm([pair["p_value"] for pair in pairs])
     by_image = stats.holm([pair["p_value"] if pair["p_by_image"] is None else pair["p_by_image"] for pair in pairs])
     for pair, p, p_image in zip(pairs, adjusted, by_image, strict=True):

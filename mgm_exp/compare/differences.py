@@ -83,7 +83,7 @@ def _word(key: str, value: Any) -> str:
     last = key.removesuffix(".name").split(".")[-1]
     is_choice = key.endswith(".name") or "." not in key
     if is_choice and isinstance(value, str) and not value.replace(".", "").isdigit():
-        return value
+        return shown(value)
     return f"{last}={shown(value)}"
 
 
@@ -97,7 +97,7 @@ def shown(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(shown(item) for item in value) + "]"
-    return str(value)
+    return " ".join(str(value).split())  # one line, whatever it holds
 
 
 def environment_differences(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from mgm_exp.compare.wording import (
     short_folders,
     trained,
     verdict_lines,
+    where,
 )
 from mgm_exp.store import write_atomic
 
@@ -46,7 +47,7 @@ _COST = ("trained", "tok/s", "GiB", "status")
 _COLUMNS = (*_NAME, *_SCORE, *_COST)
 _RIGHT = {"trained", "tok/s", "GiB"}
 _HEADERS = {"tok/s": "tokens\n/s", "GiB": "peak\nGiB"}
-_PADDINGS = (2, 1)
+_PADDINGS = (3, 2, 1)
 """Columns between two columns: narrower where that makes a table fit."""
 
 
@@ -140,7 +141,8 @@ def _grid(rows: Sequence[Row], columns: Sequence[str], padding: int) -> Renderab
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0), pad_edge=False, show_edge=False)
+    # The box itself puts one column between two columns.
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, padding - 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(_HEADERS.get(column, column), justify="right" if column in _RIGHT else "left", overflow="fold")
     for row in rows:
@@ -181,6 +183,8 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
     target = console or RichConsole()
     target.print(comparison_table(comparison, target.width))
+    if where(comparison):
+        target.print(where(comparison), style="dim", markup=False, highlight=False)
 
 
 # -- as files ----------------------------------------------------------------------------------------------------------
@@ -221,7 +225,7 @@ def write_svg(comparison: Comparison, path: Path | str, *, width: int = 104, tit
     from rich.terminal_theme import MONOKAI
 
     console = RichConsole(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    print_comparison(comparison, console)
+    console.print(comparison_table(comparison, width))
     picture = console.export_svg(title=title, theme=MONOKAI)
     # rich would load its font from a CDN; a reader's own monospace font does.
     picture = re.sub(r"@font-face\s*\{[^}]*\}", "", picture).replace("Fira Code", "ui-monospace, Menlo, Consolas")

@@ -171,10 +171,16 @@ def notes(comparison: Comparison) -> list[str]:
         if comparison["baselines"]:
             said.append(_BASELINES)
         said.append("Intervals are about other questions of the same kind; another seed may train another model")
-    folder = short_folders([run["run_dir"] for run in comparison["runs"]])[0]
-    if folder:
-        said.append(f"Runs lie in {folder}")
     return said
+
+
+def where(comparison: Comparison) -> str:
+    """Where the run folders lie, as short as it can be said from here; empty where they share nothing."""
+    folder = short_folders([run["run_dir"] for run in comparison["runs"]])[0]
+    if not folder:
+        return ""
+    path, here = Path(folder).resolve(), Path.cwd()
+    return f"Runs lie in {path.relative_to(here) if here in path.parents else folder}"
 
 
 def _advice(run: Mapping[str, Any]) -> str:
