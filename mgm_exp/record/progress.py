@@ -30,6 +30,7 @@ class ProgressSink(Sink):
         self._pace = Pace(0, 0)
         self._what = ""
         self._next_line = 0.0
+        self._is_on_terminal = False
 
     def stage_started(self, stage: str, total_steps: int, rows: Sequence[Row]) -> None:
         """Says where a stage begins again; the bar comes with its first step."""
@@ -74,12 +75,13 @@ class ProgressSink(Sink):
         self._what = what
         self._pace = Pace(done, total)
         self._next_line = 0.0
+        self._is_on_terminal = _on_terminal()
 
     def _move(self, done: int, facts: str, unit: str) -> None:
         self._pace.reach(done)
         now = time.monotonic()
         state = f"{facts}  {self._pace.in_words(unit)}".strip()
-        if self._bar is None and _on_terminal():
+        if self._bar is None and self._is_on_terminal:
             self._bar = _Bar(self._what, self._pace.total)
         if self._bar is not None:
             self._bar.move(done, state)

@@ -67,7 +67,7 @@ class WandbSink(Sink):
 
     def start(self, run: RunInfo) -> None:
         """Starts the client; only the first process of a run does."""
-        if os.environ.get("RANK", "0") != "0" or self._tracker.mode is TrackerMode.disabled:
+        if os.environ.get("RANK", "0") != "0" or self._is_unwanted():
             return
         self._folder = folder = run.run_dir / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +123,11 @@ class WandbSink(Sink):
         if self._run_dir is not None and (self._is_offline or not self._is_finished):
             shown = min(self._run_dir, os.path.relpath(self._run_dir), key=len)
             print(f"W&B: recorded in the run folder; to send it: wandb sync {shown}", flush=True)
+
+    def _is_unwanted(self) -> bool:
+        mode = self._tracker.mode
+        switched_off = mode is TrackerMode.auto and os.environ.get("WANDB_MODE") == "disabled"
+        return mode is TrackerMode.disabled or switched_off
 
     def _send(self, call: str, **arguments: Any) -> None:
         if self._client is None:

@@ -309,11 +309,15 @@ def test_almost_no_space_left_switches_the_sink_off(
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-@pytest.mark.parametrize(("mode", "rank"), [("disabled", "0"), ("auto", "1")])
+@pytest.mark.parametrize(
+    ("mode", "variables"),
+    [("disabled", {}), ("auto", {"RANK": "1"}), ("auto", {"WANDB_MODE": "disabled"})],
+)
 def test_nothing_is_started_when_it_is_not_wanted(
-    mode: str, rank: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, variables: dict[str, str], run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RANK", rank)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     sink = WandbSink(TrackerConfig(mode=TrackerMode(mode)))
     sink.start(info(run_dir))
     sink.stage_started("align", 1, [])
