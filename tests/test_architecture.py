@@ -224,3 +224,10 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
             if not (page.parent / target.partition("#")[0]).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [path.name for path in tracked() if path.parent == ROOT / "docs" and path.name != "README.md"]
+    assert pages
+    assert [page for page in pages if f"]({page})" not in index] == []
