@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import config, write_run, write_sweep
+from run_folders import config, write_run, write_sweep
 
 import mgm_exp
 from mgm_exp.compare import PairingError, compare, write_comparison

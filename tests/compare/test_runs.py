@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import config, write_run, write_sweep
+from run_folders import config, write_run, write_sweep
 
 from mgm_exp.compare import PairingError, load_run, load_runs
 from mgm_exp.compare.runs import check_pair

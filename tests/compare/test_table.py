@@ -6,7 +6,7 @@ import io
 import re
 
 import pytest
-from conftest import config, write_run, write_sweep
+from run_folders import config, write_run, write_sweep
 from rich.console import Console
 
 from mgm_exp.compare import compare, markdown, print_comparison, write_markdown, write_svg
