@@ -6,8 +6,8 @@ import io
 import re
 
 import pytest
-from run_folders import config, write_run, write_sweep
 from rich.console import Console
+from run_folders import config, write_run, write_sweep
 
 from mgm_exp.compare import compare, markdown, print_comparison, write_markdown, write_svg
 from mgm_exp.compare import comparison as room
