@@ -7,10 +7,13 @@ meant; both are put right here, so that every way in (``python -m mgm_exp``, ``m
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -48,7 +51,28 @@ def register() -> None:
 
     from mgm_exp.config import ExperimentConfig
 
-    ConfigStore.instance().store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+    if "base_schema.yaml" not in ConfigStore.instance().repo:
+        ConfigStore.instance().store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+
+
+@contextmanager
+def logging_kept() -> Iterator[None]:
+    """Hydra sets up logging for its process; afterwards a notebook or a test finds its own again."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextmanager
+def one_version_of_hydra() -> Iterator[None]:
+    """``version_base`` keeps Hydra 1.3 and 1.4 alike; 1.4 warns that 1.5 will not know it, which pyproject excludes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The version_base parameter is deprecated")
+        yield
 
 
 def quote_numeric_choices(overrides: Iterable[str]) -> list[str]:

@@ -81,7 +81,9 @@ def _status(arguments: list[str]) -> int:
 def _report(arguments: list[str]) -> int:
     parser = _parser("report", "Compares runs or sweeps: a table on the screen, comparison.json, and Markdown.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders and sweep folders")
-    parser.add_argument("--baseline", metavar="RUN", help="run that the others are compared with (default: the first)")
+    parser.add_argument(
+        "--baseline", metavar="RUN", help="folder, label or trial number (default: the first completed)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="FILE.md; comparison.json is written beside it")
     options = parser.parse_args(arguments)
     from mgm_exp.report import report

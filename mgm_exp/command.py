@@ -307,7 +307,9 @@ def _shown(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     with _hydra_speaks(["mgm_exp", *bootstrap.quote_numeric_choices(arguments)]):
         try:
-            hydra.main(config_path=str(bootstrap.CONF), config_name="config", version_base="1.3")(job)()
+            with bootstrap.one_version_of_hydra():
+                show = hydra.main(config_path=str(bootstrap.CONF), config_name="config", version_base="1.3")(job)
+            show()
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise explained(error, overrides) from error
         except SystemExit as end:
@@ -324,7 +326,8 @@ def _hydra_speaks(argv: list[str]) -> Iterator[None]:
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
     GlobalHydra.instance().clear()
     try:
-        yield
+        with bootstrap.logging_kept():
+            yield
     finally:
         sys.argv, GlobalHydra.instance().hydra = old_argv, old_hydra
         if old_errors is None:

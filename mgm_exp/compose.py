@@ -54,7 +54,9 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(bootstrap.CONF), job_name="mgm_exp", version_base="1.3"):
+        with bootstrap.one_version_of_hydra():
+            started = initialize_config_dir(str(bootstrap.CONF), job_name="mgm_exp", version_base="1.3")
+        with started, bootstrap.logging_kept():
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             if config_dir is not None:

@@ -8,6 +8,7 @@ Nothing here imports torch: composing a config must not pay for it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -18,8 +19,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from mgm_exp.errors import ConfigError
 
 # ${mgm_times:2,${.rank}}: a product. ${mgm_choose:${train.default_lr},${adapter.kind}}: the value that a choice names.
-OmegaConf.register_new_resolver("mgm_times", lambda a, b: a * b, replace=True)
-OmegaConf.register_new_resolver("mgm_choose", lambda values, choice: values[choice.value], replace=True)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # OmegaConf 2.4 renames the function to one that means something else in 2.3
+    OmegaConf.register_new_resolver("mgm_times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("mgm_choose", lambda values, choice: values[choice.value], replace=True)
 
 
 class Attention(Enum):

@@ -1,12 +1,10 @@
-"""The comparison of runs and sweeps as files and on the screen: ``comparison.json``, a table, Markdown."""
+"""The comparison of runs and sweeps as files and on the screen: ``comparison.json``, the table, Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from mgm_exp.store import write_json_atomic
 
 
 def report(
@@ -18,13 +16,20 @@ def report(
         paths: Run folders and sweep folders.
         comparison: Where ``comparison.json`` goes.
         markdown: Where the table goes as Markdown; None: nowhere.
-        baseline: The run that the others are compared with; None: the first.
+        baseline: The run that the others are compared with: a folder, a label or a trial's number; None: the first
+            completed one.
 
     Returns:
-        The content of ``comparison.json``.
-    """
-    from mgm_exp.compare import compare
+        What was found, as in ``comparison.json``.
 
-    content = compare(list(paths), baseline=baseline)
-    write_json_atomic(comparison, content)
-    return content
+    Raises:
+        UserError: a path is no run or sweep, or runs cannot be compared.
+    """
+    from mgm_exp.compare import compare, print_comparison, write_comparison, write_markdown
+
+    found = compare(list(paths), baseline)
+    write_comparison(found, comparison)
+    if markdown is not None:
+        write_markdown(found, markdown)
+    print_comparison(found)
+    return found

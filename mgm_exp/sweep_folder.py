@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
         error: Why it did not start, or broke off.
         overrides: What it was to run with; the configuration itself may not exist.
     """
-    from mgm_exp.record import collect_environment, explain, redact, write_manifest, write_result
+    from mgm_exp.record import explain, redact, write_manifest, write_result
 
     run_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"{run_dir.parent.name}-{run_dir.name}-failed"
@@ -94,7 +95,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
         "run_id": run_id,
         "config_hash": None,
         "command": list(overrides),
-        **collect_environment(),
+        **_environment(),
         "seed": None,
         "stages": [],
         "data": {"name": None, "fingerprint": None, "n_train": None},
@@ -119,3 +120,10 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
         "error": explain(error),
     }
     write_result(run_dir, result)
+
+
+@cache
+def _environment() -> dict[str, Any]:
+    from mgm_exp.record import collect_environment
+
+    return collect_environment()

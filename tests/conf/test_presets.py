@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from mgm_exp.bootstrap import CONF, SWEEPS
+from mgm_exp.compose import checked
 from mgm_exp.config import AdapterKind, BadRows, ExperimentConfig, Precision, TrackerMode, from_plain, plain
 from mgm_exp.errors import ConfigError
 from mgm_exp.grid import parse_grid
@@ -32,15 +33,12 @@ def missing_keys(tree: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("choice", ["", *CHOICES])
-def test_every_choice_of_every_group_composes_and_is_complete(
-    choice: str, compose_tree: Callable[..., Any], compose: Compose
-) -> None:
-    overrides = [choice] if choice else []
-    tree = compose_tree(*overrides)
+def test_every_choice_of_every_group_composes_and_is_complete(choice: str, compose_tree: Callable[..., Any]) -> None:
+    tree = compose_tree(*([choice] if choice else []))
+    config = checked(tree)
     OmegaConf.set_struct(tree, False)
     tree.pop("hydra")
     assert missing_keys(tree) == []
-    config = compose(*overrides)
     assert from_plain(plain(config)) == config
 
 
@@ -108,7 +106,9 @@ def test_mgm_2b_brings_the_official_recipe_and_benchmark(compose: Compose) -> No
     assert not config.train.cache_visual_tokens
 
 
-@pytest.mark.parametrize("order", [("model=mgm_2b", "train=demo", "eval=demo"), ("eval=demo", "train=demo", "model=mgm_2b")])
+@pytest.mark.parametrize(
+    "order", [("model=mgm_2b", "train=demo", "eval=demo"), ("eval=demo", "train=demo", "model=mgm_2b")]
+)
 def test_the_command_line_wins_over_what_a_model_brings(compose: Compose, order: tuple[str, ...]) -> None:
     config = compose(*order)
     assert (config.train.name, config.eval.name, config.model.name) == ("demo", "demo", "mgm_2b")

@@ -123,7 +123,7 @@ def test_a_folder_inside_of_the_root_may_be_chosen(app: Any) -> None:
 
 
 def test_a_path_with_spaces_quotes_and_commas_is_a_path(app: Any) -> None:
-    app.root = app.root / "it's a, \"path\""
+    app.root = app.root / 'it\'s a, "path"'
     app.root.mkdir(parents=True)
     from mgm_exp.command import main, quoted
 
@@ -149,7 +149,7 @@ SHOWN = [
 def test_a_command_can_be_looked_at_without_running_it(
     app: Any, capsys: pytest.CaptureFixture[str], arguments: list[str], says: list[str]
 ) -> None:
-    overrides = [] if "--help" in arguments else [f"paths.root={app.root}"]
+    overrides = [] if "help" in arguments[0] else [f"paths.root={app.root}"]
     from mgm_exp.command import main
 
     assert main([*arguments, *overrides], task=app.task) == 0

@@ -201,18 +201,19 @@ class Round:
             print(f"trial {trial.number} {now.status}: {error}", flush=True)
 
     def _launch(self, overrides: list[str], number: int) -> JobReturn:
-        from omegaconf import open_dict
+        from omegaconf import read_write
 
         sweeper = self.sweeper
         assert sweeper.config is not None and sweeper.launcher is not None
-        with open_dict(sweeper.config):
+        with read_write(sweeper.config.hydra.sweep):
             sweeper.config.hydra.sweep.dir = str(self.ledger.folder)
         return sweeper.launcher.launch([overrides], initial_job_idx=number)[0]
 
     def _compare(self) -> None:
         from mgm_exp.report import report
 
-        if any(trial.status == "completed" for trial in self.ledger.trials.values()):
+        if any(trial.status is not None for trial in self.ledger.trials.values()):
+            print()
             report([self.ledger.folder], self.ledger.folder / "comparison.json", self.ledger.folder / "table.md")
 
 
