@@ -223,6 +223,9 @@ class Lease:
         }
         if not create_once(path, encode_json(content)):
             return False
+        if not self._follows(predecessor, token):
+            unlink_if_there(path)
+            return False
         self._claim = read_claim(path)
         self.token, self._pid, self._lost, self._renewed_at = token, os.getpid(), None, time.monotonic()
         for older in sorted(tokens_in(self.path)):
@@ -231,6 +234,18 @@ class Lease:
         self._heartbeat = Heartbeat(self._beat, self.ttl_s / BEATS_PER_TTL)
         self._heartbeat.start()
         return True
+
+    def _follows(self, predecessor: Claim | None, token: int) -> bool:
+        """Whether our new claim really is the next one.
+
+        The number may have been free because others had taken it and moved on since we looked. Claims are removed in
+        ascending order: if the predecessor is still there, ours is the first of its number.
+        """
+        others = set(tokens_in(self.path)) - {token}
+        if predecessor is None:
+            return not others
+        still = read_claim(predecessor.path)
+        return still is not None and still.nonce == predecessor.nonce and max(others) == predecessor.token
 
     def _who_works(self) -> str | None:
         """Waits for, ends or shuts out the workers of earlier owners; None when there are none."""

@@ -145,11 +145,85 @@ def test_two_objects_in_one_process_exclude_each_other(path: Path) -> None:
 def test_only_one_at_a_time_has_it(path: Path, tmp_path: Path, machines: list[str]) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
-    children = [Child(COUNT, path, counter, 7, elsewhere=machine) for machine in machines]
+    children = [Child(COUNT, path, counter, 10, elsewhere=machine) for machine in machines]
     for child in children:
         child.finish()
-    assert counter.read_text() == str(7 * len(children))
+    assert counter.read_text() == str(10 * len(children))
     assert Lease(path).holder() is None
+
+
+def test_a_number_is_claimed_by_one_only_with_hard_links_and_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.mkdir(parents=True)
+    assert claims.create_once(path / "claim-000001.json", b"first")
+    assert not claims.create_once(path / "claim-000001.json", b"second")
+
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(claims.os, "link", no_links)
+    assert not claims.create_once(path / "claim-000001.json", b"third")
+    assert claims.create_once(path / "claim-000002.json", b"fourth")
+    assert [(path / name).read_bytes() for name in names_below(path)] == [b"first", b"fourth"]
+
+
+def test_a_claim_counts_when_only_the_servers_answer_was_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.mkdir(parents=True)
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        real(source, target)
+        real(source, target)  # the request is sent again
+
+    monkeypatch.setattr(claims.os, "link", link)
+    assert claims.create_once(path / "claim-000001.json", b"first")
+
+
+def test_a_number_that_others_took_and_left_behind_is_not_taken_again(path: Path) -> None:
+    with Lease(path):
+        pass
+    seen = claims.newest_claim(path)  # we look, and are held up
+    assert seen is not None and seen.token == 1
+    with Lease(path):
+        pass
+    with Lease(path) as other:
+        assert other.token == 3 and tell_apart(path) == ["claim-000003.json"]
+        late = Lease(path)
+        lock = claims.FileLock.attempt(path.parent / "any", is_shared=False)
+        assert lock is not None
+        assert not late._link_claim(seen, lock)
+        assert not late._link_claim(None, lock)
+        other.check()
+        lock.release()
+    assert tell_apart(path) == ["claim-000003.json"]
+
+
+def test_claims_that_a_killed_owner_did_not_clear_away_are_no_obstacle(path: Path) -> None:
+    with Lease(path) as first:
+        old = first.path / "claim-000001.json"
+        content = old.read_bytes()
+    with Lease(path):
+        pass
+    old.write_bytes(content)
+    with Lease(path) as third:
+        assert third.token == 3 and tell_apart(path) == ["claim-000003.json"]
+
+
+def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.mkdir(parents=True)
+    real, successors = claims.fcntl.flock, []
+
+    def flock(descriptor: int, kind: int) -> None:
+        if not successors:  # between our open and our lock the owner forgets the lease and another takes a new file
+            successors.append(None)
+            (path / "lock").unlink()
+            successors.append(claims.FileLock.attempt(path / "lock", is_shared=False))
+        real(descriptor, kind)
+
+    monkeypatch.setattr(claims.fcntl, "flock", flock)
+    assert claims.FileLock.attempt(path / "lock", is_shared=False) is None
+    successors[1].release()
 
 
 def test_an_owner_elsewhere_is_not_replaced_while_its_heart_beats(path: Path, elsewhere: None) -> None:

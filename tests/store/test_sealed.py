@@ -259,6 +259,8 @@ def test_killed_at_any_change_to_the_disk_no_committed_checkpoint_is_lost(tmp_pa
         assert found.name == f"step-{version_of(found):06d}", point
         for name, content in FILES.items():
             assert (found / name).read_bytes() == content + str(version_of(found)).encode(), point
+        for folder in parent.iterdir():
+            assert not (folder / MARK).exists() or verify(folder) == [], "half a folder has no mark"
         if point.number % 7 == 0:  # and the one who comes next finds nothing in the way
             save_versions(parent, range(version_of(found) + 1, 9), lambda text: None)
             assert names_below(parent)[0] == "step-000007" and verify(parent / "step-000008") == []
