@@ -137,24 +137,25 @@ class Experiment:
         from mgm_exp.data import stages as data
 
         config, sources, tell = self.config, found.sources, self.recorder.progress
-        demo = captions = None
+        demo: StageOutput | None = None
+        captions: StageOutput | None = None
         if found.needs_demo:
             demo = self._produce("demo", stages.demo_payload(config), lambda work: data.make_demo(config, work, tell))
-        self.demo = demo.path if demo else None
+        self.demo = _path(demo)
         if config.data.recaption and config.data.recaptioned_path is None:
             captions = self._produce(
                 "recaption",
-                stages.recaption_payload(config, sources, demo and demo.key),
+                stages.recaption_payload(config, sources, _key(demo)),
                 lambda work: data.make_captions(config, self._captioner(sources.device), work, self.demo, tell),
             )
-        self.origins = data.origins(config, self.demo, captions and captions.path)
+        self.origins = data.origins(config, self.demo, _path(captions))
         lengths = {"align": config.train.align.max_length, "instruct": config.train.max_length}
 
         def make(work: Path) -> dict[str, Any]:
             processors = {stage: model.load_processor(found.model_folder, length) for stage, length in lengths.items()}
-            return data.make_curated(config, processors, work, self.demo, captions and captions.path, tell)
+            return data.make_curated(config, processors, work, self.demo, _path(captions), tell)
 
-        payload = stages.curate_payload(config, sources, demo and demo.key, captions and captions.key)
+        payload = stages.curate_payload(config, sources, _key(demo), _key(captions))
         curated = self._produce("curate", payload, make)
         self.manifest["data"].update(fingerprint=curated.meta["fingerprint"], n_train=curated.meta["instruct"]["kept"])
         for sentence in data.in_words(curated.meta):
@@ -179,7 +180,7 @@ class Experiment:
         from mgm_exp import train
 
         config = self.config
-        align_key = aligned and aligned.key
+        align_key = _key(aligned)
         features = None
         if config.train.cache_visual_tokens:
             self.recorder.say(
@@ -233,7 +234,7 @@ class Experiment:
         """One benchmark on one set of weights; the store scores each pair once."""
         from mgm_exp import evaluate
 
-        key = weights and weights.key
+        key = _key(weights)
         name = f"evaluate[{benchmark.name}] {label}"
         return self._produce(
             "evaluate",
@@ -241,7 +242,7 @@ class Experiment:
             lambda work: evaluate.evaluate_weights(
                 self.config,
                 benchmark,
-                weights and weights.path,
+                _path(weights),
                 work / "out",
                 device=found.sources.device,
                 model_fingerprint=fingerprint({"weights": key, "base": found.sources.model}),
@@ -388,6 +389,14 @@ class Experiment:
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)
         return result
+
+
+def _key(output: StageOutput | None) -> str | None:
+    return output.key if output else None
+
+
+def _path(output: StageOutput | None) -> Path | None:
+    return output.path if output else None
 
 
 def _run_id(run_dir: Path, config: ExperimentConfig) -> str:

@@ -209,7 +209,7 @@ def changed(key: str, value: Any) -> Any:
         return not value
     if isinstance(value, (int, float)):
         return value * 2 or 1
-    return "other" if isinstance(value, str) or value is None and not key.endswith(NUMERIC) else 3
+    return "other" if isinstance(value, str) or (value is None and not key.endswith(NUMERIC)) else 3
 
 
 NUMERIC = ("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes")
