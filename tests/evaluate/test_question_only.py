@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -108,6 +109,20 @@ def test_benchmarks_are_found_by_name_with_the_configured_settings(compose, demo
     benchmark = load_benchmark("demo", config, demo_folder)
     assert isinstance(benchmark, Demo) and len(benchmark.questions) == 2
     assert benchmark.settings == Settings(7, config.eval.demo.max_new_tokens, 2, config.data.max_megapixels)
+
+
+def test_textvqa_is_found_by_name_with_its_files(compose):
+    data = Path(__file__).parents[1] / "data" / "mgm"
+    config = compose(
+        "eval=textvqa",
+        f"eval.textvqa.annotations={data}/eval/textvqa_annotations.json",
+        f"eval.textvqa.questions={data}/eval/textvqa_questions.jsonl",
+        f"eval.textvqa.images={data}/images",
+        "eval.textvqa.batch_size=3",
+    )
+    benchmark = load_benchmark("textvqa", config)
+    assert isinstance(benchmark, TextVqa) and benchmark.ocr_tokens and len(benchmark.questions) == 3
+    assert benchmark.settings == Settings(3, 128, None, config.data.max_megapixels)
 
 
 def test_what_a_benchmark_needs_is_said(compose, demo_folder):
