@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mgm_exp.data.batches import Batch, BatchPlan, StepLoader, collate
-    from mgm_exp.data.curation import CurationReport, Policy, Source, StageReport, curate, read_report
+    from mgm_exp.data.curation import Policy, Source, curate
     from mgm_exp.data.dataset import ImageTextDataset
     from mgm_exp.data.formats import Row, dj_row, read_rows, source_fingerprint
     from mgm_exp.data.image_checks import ImageChecks
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mgm_exp.data.processor import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Processor, supervised_tokens
     from mgm_exp.data.recaptioning import Captioner, RecaptionReport, recaption
     from mgm_exp.data.records import BadRow, Record, RecordFile, Turn, read_records, write_records
+    from mgm_exp.data.reports import CurationReport, StageReport, read_report
     from mgm_exp.data.visual_tokens import VisualTokens, write_visual_tokens
 
 _HOMES = {
@@ -26,12 +27,12 @@ _HOMES = {
     "BatchPlan": "batches",
     "StepLoader": "batches",
     "collate": "batches",
-    "CurationReport": "curation",
+    "CurationReport": "reports",
     "Policy": "curation",
     "Source": "curation",
-    "StageReport": "curation",
+    "StageReport": "reports",
     "curate": "curation",
-    "read_report": "curation",
+    "read_report": "reports",
     "ImageTextDataset": "dataset",
     "Row": "formats",
     "dj_row": "formats",

@@ -16,26 +16,25 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from mgm_exp.data.conversations import to_record
 from mgm_exp.data.formats import Row, RowReader, read_rows
 from mgm_exp.data.image_checks import ImageChecks
-from mgm_exp.data.kinds import FATAL_KINDS, KINDS
+from mgm_exp.data.kinds import FATAL_KINDS
 from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, supervised_tokens
 from mgm_exp.data.records import BadRow, Record, json_line
+from mgm_exp.data.reports import REPORT, CurationReport, StageReport
 from mgm_exp.errors import DataError
 from mgm_exp.store import disk_full_named, hard_link_or_copy, write_json_atomic
 
-SCHEMA_VERSION = 1
-REPORT, REJECTED = "report.json", "rejected.jsonl"
+REJECTED = "rejected.jsonl"
 _CHUNK = 512  # rows that are read ahead and whose images are checked together
-_EXAMPLES = 3
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,65 +85,6 @@ class Policy:
     max_megapixels: float = 50.0
 
 
-@dataclass(frozen=True)
-class StageReport:
-    """What became of one stage's rows.
-
-    Args:
-        file: Name of the source file.
-        image_root: Absolute folder of the images.
-        rows: Rows read; ``kept`` and the rejected ones are all of them.
-        kept: Records written.
-        rejected: Number of rows for each kind of rejection.
-        changed: Number of kept rows for each kind of change (see :mod:`mgm_exp.data.conversations`); ``recaptioned``:
-            rows that bring a ``raw_caption``.
-        images: Different images among the kept records.
-        max_length: Longest sequence.
-        truncated: Kept records that are longer and lose their end.
-        supervised_tokens: Tokens that are learnt in one pass over the records.
-        tokens: Tokens of all sequences after truncation, image tokens included.
-        lengths: Of the sequences before truncation, image tokens included: mean, p50, p90, p95, p99, max.
-        fingerprint: SHA-256 over records and image files.
-    """
-
-    file: str
-    image_root: str
-    rows: int
-    kept: int
-    rejected: dict[str, int]
-    changed: dict[str, int]
-    images: int
-    max_length: int
-    truncated: int
-    supervised_tokens: int
-    tokens: int
-    lengths: dict[str, float]
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class CurationReport:
-    """What became of all rows; ``report.json``."""
-
-    stages: dict[str, StageReport] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all stages: equal for equal records and images, wherever they lie."""
-        parts = [f"{name} {stage.fingerprint}" for name, stage in sorted(self.stages.items())]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: ``schema_version``, ``fingerprint`` and one object for each stage."""
-        stages = {name: dict(vars(stage)) for name, stage in self.stages.items()}
-        return {"schema_version": SCHEMA_VERSION, "fingerprint": self.fingerprint, **stages}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> CurationReport:
-        """The inverse of :meth:`to_json`."""
-        return cls({name: StageReport(**value) for name, value in values.items() if isinstance(value, dict)})
-
-
 def curate(
     sources: Mapping[str, Source],
     out: Path,
@@ -189,11 +129,6 @@ def curate(
     return report
 
 
-def read_report(folder: Path) -> CurationReport:
-    """The report of a curated folder."""
-    return CurationReport.from_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
-
-
 def _repeat_rejected(path: Path, rejected: IO[str], twin: str, stage: str) -> None:
     rejected.flush()
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -220,7 +155,7 @@ class _StageCuration:
         self.rows = self.kept = self.truncated = self.supervised = self.tokens = 0
         self.rejected: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
-        self.examples: dict[str, list[BadRow]] = {}
+        self.examples: dict[str, BadRow] = {}
         self.images: set[str] = set()
         self.lengths = array("l")
         self.digest = hashlib.sha256()
@@ -319,16 +254,14 @@ class _StageCuration:
     def _reject(self, bad: BadRow) -> None:
         self.rejected_file.write(json_line({"stage": self.stage, **bad.to_json()}))
         self.rejected[bad.kind] += 1
-        self.examples.setdefault(bad.kind, [])
-        if len(self.examples[bad.kind]) < _EXAMPLES:
-            self.examples[bad.kind].append(bad)
+        self.examples.setdefault(bad.kind, bad)
         if bad.kind in FATAL_KINDS:
             self.rejected_file.flush()
             raise DataError(f"{self.source.path} cannot be trusted: {bad}.", advice="Get the whole file, or repair it.")
         if self.policy.bad_rows == "fail":
             self.rejected_file.flush()
             raise DataError(
-                f"A row of the {self.stage} data cannot be used: {bad} ({KINDS.get(bad.kind, bad.kind)}).",
+                f"A row of the {self.stage} data cannot be used: {bad}.",
                 advice="Repair or remove the row, or go on without such rows with data.bad_rows=skip.",
             )
 
@@ -338,7 +271,7 @@ class _StageCuration:
         if self.kept and n_bad <= self.policy.max_bad_share * self.rows:
             return
         kinds = "; ".join(
-            f"{kind}: {count} ({KINDS.get(kind, kind)}; first: {self.examples[kind][0]})"
+            f"{count} {kind} (first: {self.examples[kind].place}: {self.examples[kind].detail})"
             for kind, count in self.rejected.most_common(4)
         )
         what = f"{n_bad} of {self.rows} rows of the {self.stage} data ({self.source.path}) cannot be used"

@@ -110,9 +110,14 @@ class BadRow:
     def from_json(cls, row: dict[str, Any]) -> BadRow:
         return cls(row["file"], row["line"], row["id"], row["kind"], row["detail"], row["index"])
 
-    def __str__(self) -> str:
+    @property
+    def place(self) -> str:
+        """Where it stands, in words."""
         name = f" (id {self.id})" if self.id is not None else ""
-        return f"{self.file}, line {self.line}, row {self.index}{name}: {self.kind}: {self.detail}"
+        return f"{self.file}, line {self.line}, row {self.index}{name}"
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.kind}: {self.detail}"
 
 
 def json_line(value: dict[str, Any]) -> str:

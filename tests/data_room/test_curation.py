@@ -140,7 +140,9 @@ def test_fail_stops_at_the_first_bad_row_with_its_name(mixed: Path, root: Path, 
 
 
 def test_too_many_bad_rows_stop_the_run_and_are_named(mixed: Path, root: Path, processor: Any) -> None:
-    with pytest.raises(DataError, match=r"3 of 200 rows .* data\.max_bad_share=0\.01 .*zero_bytes: 2 ") as caught:
+    with pytest.raises(
+        DataError, match=r"3 of 200 rows .* data\.max_bad_share=0\.01 .*2 zero_bytes \(first: mixed\.jsonl, line 18"
+    ) as caught:
         run(mixed, root, processor, Policy(max_bad_share=0.01))
     listed = caught.value.advice.split("named in ")[1].split(". Repair")[0]
     assert len(lines_of(Path(listed))) == 3
