@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,7 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     from mgm_exp.model import LossModule
     from mgm_exp.model.folders import source_of_section
     from mgm_exp.model.processor import processor_of
+    from mgm_exp.train.contract import assert_same_start
 
     config = job.experiment()
     settings = stage_settings(config, job.stage)
@@ -110,6 +112,8 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     module = LossModule(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = make_engine(module, trainable, config, settings, ranks)
+    if ranks.world_size > 1 and not settings.zero_stage:
+        assert_same_start(engine, ranks)
     return Stage(
         config=config,
         settings=settings,
@@ -123,8 +127,9 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
         load_report=load_report,
         n_parameters=n_parameters,
         belongs_to={
-            "stage": job.stage,
-            "settings": {key: plain(value) for key, value in vars(settings).items()},
+            **{key: plain(value) for key, value in vars(settings).items()},
+            "adapter": plain(config.adapter) if job.stage == "instruct" else None,
+            "freeze_connector": job.stage == "instruct" and config.train.freeze_connector,
             "engine": engine.describe()["name"],
             "records": file_sha256(job.records),
             "n_steps": plan.n_steps,
@@ -140,15 +145,13 @@ def prepare_model(
     from mgm_exp.train.engine import COMPUTE_DTYPE
 
     seed = derived_seed(config.seed, "new weights")
-    model, report = build_model(
-        config.model, device=ranks.device, dtype=COMPUTE_DTYPE[settings.precision], seed=seed
-    )
+    model, report = build_model(config.model, device=ranks.device, dtype=COMPUTE_DTYPE[settings.precision], seed=seed)
     model.config.tokenizer_model_max_length = settings.max_length
     if job.connector is not None:
         load_connector(model, job.connector)
     if job.stage == "align":
         reset_connector(model, config.train.align.reset.value, seed)
-    return model, report.to_dict()
+    return model, json.loads(json.dumps(report.to_dict()))  # tuples as lists, as they come back from a file
 
 
 def make_trainable(
@@ -230,6 +233,6 @@ def open_plan(dataset: ImageTextDataset, settings: StageSettings, ranks: Ranks) 
 def _in_words(stage: str, trainable: TrainableSet) -> str:
     counts = trainable.counts()
     return (
-        f"{stage}: trains {counts['n_total']:,} parameters in {len(trainable.names)} tensors (LoRA {counts['n_lora']:,}, "
-        f"others {counts['n_other']:,}): {', '.join(trainable.patterns)}"
+        f"{stage}: trains {counts['n_total']:,} parameters in {len(trainable.names)} tensors "
+        f"(LoRA {counts['n_lora']:,}, others {counts['n_other']:,}): {', '.join(trainable.patterns)}"
     )

@@ -12,18 +12,24 @@ Everything is written into ``step-000050.tmp`` and renamed when all processes ar
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.errors import TrainingFailed
-from mgm_exp.store import disk_full_named, newest_whole, prune, publish_folder, read_json, remove_folder, write_json_atomic
+from mgm_exp.store import (
+    disk_full_named,
+    newest_whole,
+    prune,
+    publish_folder,
+    read_json,
+    remove_folder,
+    write_json_atomic,
+)
+from mgm_exp.train.generators import generator_states, set_generator_states
 from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    import torch
-
     from mgm_exp.train.engine import Engine
 
 SCHEMA_VERSION = 1
@@ -115,61 +121,15 @@ def load_newest(
         return None, []
     folder = root / name[0]
     state = read_json(folder / "state.json")
-    differing = {key for key in belongs_to.keys() | state["belongs_to"].keys()} - {
-        key for key in belongs_to if state["belongs_to"].get(key) == belongs_to[key]
-    }
+    found = state["belongs_to"]
+    differing = [key for key in sorted({*belongs_to, *found}) if belongs_to.get(key) != found.get(key)]
     if differing:
         raise TrainingFailed(
             f"The checkpoint {folder} was made with other settings: "
-            + ", ".join(f"{key}={state['belongs_to'].get(key)!r} (now {belongs_to.get(key)!r})" for key in sorted(differing))
+            + ", ".join(f"{key}={found.get(key)!r} (now {belongs_to.get(key)!r})" for key in differing)
             + ".",
             advice="Give the settings it was made with, or delete it to train the stage from its beginning.",
         )
     engine.load(folder, state["engine"])
     set_generator_states(read_json(folder / f"rng-{ranks.rank}.json"), ranks.device)
     return Progress(**state["progress"]), passed_over
-
-
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """The states of python's, numpy's and torch's global generators, as plain lists and hexadecimal digits."""
-    import numpy as np
-    import torch
-
-    version, internal, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    states: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
-        "numpy": {
-            "bit_generator": numpy_state["bit_generator"],
-            "key": [int(word) for word in numpy_state["state"]["key"]],
-            "pos": int(numpy_state["state"]["pos"]),
-            "has_gauss": int(numpy_state["has_gauss"]),
-            "gauss": float(numpy_state["gauss"]),
-        },
-        "torch": bytes(torch.get_rng_state().tolist()).hex(),
-    }
-    if device.type == "cuda":
-        states["cuda"] = bytes(torch.cuda.get_rng_state(device).tolist()).hex()
-    return states
-
-
-def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
-    """Puts back what :func:`generator_states` gave."""
-    import numpy as np
-    import torch
-
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    saved = states["numpy"]
-    np.random.set_state(
-        {
-            "bit_generator": saved["bit_generator"],
-            "state": {"key": np.array(saved["key"], dtype=np.uint32), "pos": saved["pos"]},
-            "has_gauss": saved["has_gauss"],
-            "gauss": saved["gauss"],
-        }
-    )
-    torch.set_rng_state(torch.tensor(list(bytes.fromhex(states["torch"])), dtype=torch.uint8))
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(states["cuda"])), dtype=torch.uint8), device)

@@ -68,7 +68,9 @@ class MovementCheck:
             TrainingFailed: A frozen tensor moved, or a trained one did not although it had to.
         """
         assert self._before, "before_update() comes first"
-        moved_frozen = [name for name, parameter in self._frozen.items() if self._frozen_sum(parameter) != self._before_frozen[name]]
+        moved_frozen = [
+            name for name, parameter in self._frozen.items() if self._frozen_sum(parameter) != self._before_frozen[name]
+        ]
         still = {name for name in sorted(self._waiting) if checksum(self._engine.master(name)) == self._before[name]}
         expected = {name for name in self._waiting if self._must_move(name, has_images)}
         self._waiting = still
@@ -76,7 +78,8 @@ class MovementCheck:
         stuck = sorted(still & expected)
         # A shard may be frozen here and moved there: all processes agree before anyone raises
         faults = self._ranks.gather_texts(
-            [f"{name} is frozen and moved" for name in moved_frozen] + [f"{name} is trained and did not move" for name in stuck]
+            [f"{name} is frozen and moved" for name in moved_frozen]
+            + [f"{name} is trained and did not move" for name in stuck]
         )
         if faults:
             shown = "; ".join(sorted(set(faults))[:5])
@@ -102,6 +105,21 @@ class MovementCheck:
             "not_moved": sorted(self._waiting),
             "is_complete": self.is_done,
         }
+
+
+def assert_same_start(engine: Engine, ranks: Ranks) -> None:
+    """All processes must begin with the same trained weights; called by all of them.
+
+    Raises:
+        TrainingFailed: They do not: adding their gradients up would train nothing sensible.
+    """
+    sums = ranks.gather_texts([" ".join(checksum(parameter) for parameter in engine.trainable.values())])
+    differing = [str(rank) for rank, text in enumerate(sums) if text != sums[0]]
+    if differing:
+        raise TrainingFailed(
+            f"Processes {', '.join(differing)} begin with other weights than process 0.",
+            advice="Do all of them read the same model folder? It must not change while a run starts.",
+        )
 
 
 def checksum(tensor: Tensor, *, sampled: bool = False) -> str:

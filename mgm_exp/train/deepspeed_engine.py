@@ -140,7 +140,7 @@ class DeepSpeedEngine(Engine):
         return Update(bool(self.engine.was_step_applied()), float(self.engine.get_global_grad_norm()), scale)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """DeepSpeed's own files: each process writes its shard of weights and optimizer state; frozen weights are left out."""
+        """DeepSpeed's own files: each process its shard of weights and optimizer state; frozen weights are left out."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
         return {"tag": TAG}
 

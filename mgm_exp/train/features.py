@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def encode_images_once(
-    job: TrainJob, *, on_progress: Callable[[str, int, int], None] | None = None
-) -> dict[str, Any]:
+def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
     """Writes the visual tokens of every image of ``job.records`` into ``job.out``.
 
     In the precision of training, ``train.micro_batch_size`` images at a time (which belongs to the bits of the result).
@@ -70,9 +68,7 @@ def encode_images_once(
 
     job.out.mkdir(parents=True, exist_ok=True)
     names = [record.image for record in read_records(job.records) if record.image is not None]
-    count = write_visual_tokens(
-        names, encode, job.out, batch_size=settings.micro_batch_size, on_progress=on_progress
-    )
+    count = write_visual_tokens(names, encode, job.out, batch_size=settings.micro_batch_size, on_progress=on_progress)
     seconds = time.perf_counter() - started
     return {
         "images": count,

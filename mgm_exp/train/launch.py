@@ -15,11 +15,10 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import mgm_exp
 from mgm_exp import errors
@@ -70,8 +69,15 @@ def run_stage(
     stop = StopRequest(should_stop)
     with stop.listening():
         if config.devices == 1 and config.zero.stage == 0:
-            return _in_this_process(job, config, listener, stop)
-        return _in_processes(job, config, listener, stop)
+            summary = _in_this_process(job, config, listener, stop)
+        else:
+            summary = _in_processes(job, config, listener, stop)
+    if stop.reason is not None:  # it came during the last step: the stage is complete, but nobody else has heard of it
+        raise Interrupted(
+            f"The {job.stage} stage was stopped by {stop.reason} after its last step; its state is saved.",
+            advice="The same command continues from there.",
+        )
+    return summary
 
 
 def check_machine(config: ExperimentConfig) -> None:
@@ -104,8 +110,8 @@ def _in_this_process(job: TrainJob, config: ExperimentConfig, listener: Listener
 class LaunchFolder:
     """The files through which a parent and its workers talk; made anew for each launch.
 
-    ``job.json``, ``launch.json`` (from the parent), ``events.jsonl`` (of the first process), ``outcome-<rank>.json``
-    (how a process ended), ``stop`` (asks all to stop), ``logs/`` (what each process printed).
+    ``job.json``, ``launch.json`` (from the parent), ``pid-<rank>`` (of each process), ``events.jsonl`` (of the first
+    one), ``outcome-<rank>.json`` (how a process ended), ``stop`` (asks all to stop), ``logs/`` (what each one printed).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -115,6 +121,9 @@ class LaunchFolder:
         self.events = folder / "events.jsonl"
         self.stop = folder / "stop"
         self.logs = folder / "logs"
+
+    def pid(self, rank: int) -> Path:
+        return self.folder / f"pid-{rank}"
 
     def outcome(self, rank: int) -> Path:
         return self.folder / f"outcome-{rank}.json"
@@ -145,18 +154,23 @@ def _in_processes(job: TrainJob, config: ExperimentConfig, listener: Listener, s
     with _environment(worker_environment(config)):
         agent.start()
         try:
-            follower = Follower(launch.events, job, listener)
-            while agent.is_alive():
+            with open(launch.events, encoding="utf-8") as events:
+                follower = Follower(events, job, listener)
+                while agent.is_alive():
+                    follower.follow()
+                    _pass_on(stop, launch)
+                    agent.join(POLL_S)
                 follower.follow()
-                if stop.is_requested() and not launch.stop.exists():
-                    write_atomic(launch.stop, stop.reason or "a request")
-                agent.join(POLL_S)
-            follower.follow()
         except BaseException:  # a callback failed, or ended the run: the workers save and end before it goes on
             write_atomic(launch.stop, "its parent")
             agent.join()
             raise
-    return _outcome(job, launch, config.devices)
+    return _outcome(job, launch, config.devices, listener)
+
+
+def _pass_on(stop: StopRequest, launch: LaunchFolder) -> None:
+    if stop.is_requested() and not launch.stop.exists():
+        write_atomic(launch.stop, stop.reason or "a request")
 
 
 def _run_agent(launch: LaunchFolder, config: ExperimentConfig) -> None:
@@ -185,7 +199,7 @@ def _run_agent(launch: LaunchFolder, config: ExperimentConfig) -> None:
         elastic_launch(settings, sys.executable)("-m", "mgm_exp.train.worker", str(launch.folder))
     except ChildFailedError as error:
         failed = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
-    except Exception as error:  # the launcher itself failed: told to the parent's main thread, which raises it
+    except Exception as error:  # noqa: BLE001 - the launcher itself failed: the parent's main thread raises it
         failed = {"launcher": f"{type(error).__name__}: {error}"}
     (launch.folder / "agent.json").write_text(json.dumps(failed), encoding="utf-8")
 
@@ -234,8 +248,8 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 class Follower:
     """Reads what the first worker writes to ``events.jsonl`` and tells it to the listener."""
 
-    def __init__(self, path: Path, job: TrainJob, listener: Listener) -> None:
-        self._file = open(path, encoding="utf-8")  # noqa: SIM115 - open as long as the workers run
+    def __init__(self, events: TextIO, job: TrainJob, listener: Listener) -> None:
+        self._file = events
         self._job, self._listener, self._torn = job, listener, ""
 
     def follow(self) -> None:
@@ -259,7 +273,7 @@ class Follower:
             self._listener.say(value)
 
 
-def _outcome(job: TrainJob, launch: LaunchFolder, devices: int) -> StageSummary:
+def _outcome(job: TrainJob, launch: LaunchFolder, devices: int, listener: Listener) -> StageSummary:
     """The summary, or the error that happened first."""
     outcomes = {rank: _read_outcome(launch.outcome(rank)) for rank in range(devices)}
     agent = json.loads((launch.folder / "agent.json").read_text(encoding="utf-8"))
@@ -272,6 +286,9 @@ def _outcome(job: TrainJob, launch: LaunchFolder, devices: int) -> StageSummary:
             f"The {job.stage} stage's processes could not be started: {agent['launcher']}.",
             advice=f"Their logs are in {launch.logs}.",
         )
+    for rank, outcome in outcomes.items():
+        if outcome and outcome["kind"] == "error":
+            listener.say(f"process {rank} of {devices}: {outcome['traceback']}")
     raise _first_failure(job, launch, outcomes, agent, devices)
 
 
@@ -304,8 +321,10 @@ def _first_failure(
     )
     if errors_by_time:
         _, rank, first = errors_by_time[0]
-        return _rebuilt(first, f"process {rank} of {devices}")
-    codes = ", ".join(f"process {rank}: exit code {code}" for rank, code in sorted(exit_codes.items())) or "no exit code"
+        return _rebuilt(first, f"process {rank} of {devices}", launch)
+    codes = (
+        ", ".join(f"process {rank}: exit code {code}" for rank, code in sorted(exit_codes.items())) or "no exit code"
+    )
     tail = _log_tail(launch.logs)
     return TrainingFailed(
         f"The {job.stage} stage's processes ended without a result ({codes}){': ' + tail if tail else ''}.",
@@ -313,14 +332,15 @@ def _first_failure(
     )
 
 
-def _rebuilt(outcome: dict[str, Any], where: str) -> MgmError:
+def _rebuilt(outcome: dict[str, Any], where: str, launch: LaunchFolder) -> MgmError:
     """The worker's error as one of ours: the same class where it was one of ours."""
     kind = getattr(errors, outcome["type"], None)
     if isinstance(kind, type) and issubclass(kind, MgmError):
         return kind(f"{outcome['message']} ({where})", advice=outcome["advice"])
-    error = TrainingFailed(f"{outcome['type']} in {where}: {outcome['message']}", advice="The traceback is in log.txt.")
-    error.add_note(outcome["traceback"])
-    return error
+    return TrainingFailed(
+        f"{outcome['type']} in {where}: {outcome['message']}",
+        advice=f"The traceback is in log.txt, what each process printed in {launch.logs}.",
+    )
 
 
 def _read_outcome(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The story of one training stage, top to bottom: read :func:`train_stage` first."""
+"""The story of one training stage, top to bottom: read :func:`_train` first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mgm_exp.store import write_json_atomic
 from mgm_exp.train.assemble import Stage, assemble
 from mgm_exp.train.checkpoint import Progress, load_newest, save_checkpoint
 from mgm_exp.train.contract import MovementCheck
-from mgm_exp.train.job import StageSummary, TrainJob
+from mgm_exp.train.generators import own_generators
+from mgm_exp.train.job import StageSummary, TrainJob, derived_seed
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.memory import PeakMemory
 from mgm_exp.train.metrics_file import MetricsFile
@@ -37,6 +38,11 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
         TrainingFailed: The loss stays not finite, or the trainable set is not what was declared.
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
+    with own_generators(derived_seed(job.experiment().seed, job.stage), ranks.device):
+        return _train(job, ranks, listener, stop)
+
+
+def _train(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> StageSummary:
     memory = PeakMemory(ranks.device)
     metrics = MetricsFile(job.metrics)
     stage = assemble(job, ranks, listener.say)
@@ -188,8 +194,8 @@ def _fail_if_stuck(job: TrainJob, progress: Progress, outcome: Outcome) -> None:
         f"Loss or gradient of the {job.stage} stage was not finite in {progress.skipped_in_a_row} steps in a row, the "
         f"last at step {progress.step} (loss {outcome.loss}, gradient norm {outcome.grad_norm}; samples {shown}"
         f"{', ...' if len(outcome.sample_ids) > 8 else ''}); no weight was changed by them.",
-        advice="Lower the learning rate, lengthen the warm-up, use bf16 or fp32 in place of fp16, or remove the samples "
-        f"that metrics.jsonl names; the last good checkpoint is in {job.checkpoints}.",
+        advice="Lower the learning rate, lengthen the warm-up, use bf16 or fp32 in place of fp16, or remove the "
+        f"samples that metrics.jsonl names; the last good checkpoint is in {job.checkpoints}.",
     )
 
 

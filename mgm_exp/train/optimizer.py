@@ -1,4 +1,4 @@
-"""AdamW over two groups: what the LLM learns (adapter or weights), and the connector with a learning rate of its own."""
+"""AdamW over two groups: what the LLM learns (adapter or weights), and the connector with its own learning rate."""
 
 from __future__ import annotations
 

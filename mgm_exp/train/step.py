@@ -20,6 +20,7 @@ from mgm_exp.train.job import StageSettings, derived_seed
 from mgm_exp.train.optimizer import learning_rates
 from mgm_exp.train.ranks import Ranks
 
+
 @dataclass(frozen=True)
 class CountedBatch:
     """One micro-batch and what it holds, counted before the forward pass.

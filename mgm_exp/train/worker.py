@@ -37,6 +37,7 @@ def main(folder: Path) -> int:
         hold_shared(facts["lease"])
     job = TrainJob.from_json(launch.job.read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
+    launch.pid(rank).write_text(str(os.getpid()), encoding="ascii")
     outcome, code = _train(job, launch, rank)
     write_json_atomic(launch.outcome(rank), {**outcome, "time": time.time()})
     sys.stdout.flush()
@@ -56,7 +57,7 @@ def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, An
             ranks.leave()
     except Interrupted as error:
         return {"kind": "interrupted", "message": error.message, "advice": error.advice}, 0
-    except Exception as error:  # whatever it is, the parent shows it
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent shows it
         traceback.print_exc()
         is_ours = isinstance(error, MgmError)
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -119,21 +120,24 @@ def experiment(
     )
 
 
+def job_in(
+    folder: Path, stage: str = "instruct", *, name: str = "work", n_records: int = 14, **settings: Any
+) -> TrainJob:
+    """A job with a work folder of its own; ``settings`` go to :func:`experiment`."""
+    work = folder / name
+    work.mkdir(exist_ok=True)
+    return TrainJob(
+        stage=stage,
+        config=plain(experiment(**settings)),
+        records=write_records(folder / "records.jsonl", n_records),
+        image_root=MGM / "images",
+        connector=None,
+        visual_tokens=None,
+        work=work,
+    )
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., TrainJob]:
-    """``make_job("instruct", name="a", zero=2, ...)``: a job with a work folder of its own."""
-
-    def make(stage: str = "instruct", *, name: str = "work", n_records: int = 14, **settings: Any) -> TrainJob:
-        work = tmp_path / name
-        work.mkdir(exist_ok=True)
-        return TrainJob(
-            stage=stage,
-            config=plain(experiment(**settings)),
-            records=write_records(tmp_path / "records.jsonl", n_records),
-            image_root=MGM / "images",
-            connector=None,
-            visual_tokens=None,
-            work=work,
-        )
-
-    return make
+    """``make_job("instruct", name="a", zero=2, ...)``: see :func:`job_in`."""
+    return functools.partial(job_in, tmp_path)

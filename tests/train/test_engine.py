@@ -81,7 +81,9 @@ def test_the_update_is_torchs_adamw_with_clipping() -> None:
     update = train(engine, [batch_of(8)], 1.0, lr=0.25)
     assert update.applied
     assert update.grad_norm == float(norm)
-    assert all(torch.equal(weight, dict(reference.named_parameters())[name]) for name, weight in weights(engine).items())
+    assert all(
+        torch.equal(weight, dict(reference.named_parameters())[name]) for name, weight in weights(engine).items()
+    )
 
 
 def test_without_clipping_the_norm_is_only_reported() -> None:

@@ -1,0 +1,36 @@
+"""Not a test: one process of a group that trains several jobs one after the other (start-up is paid once).
+
+Started by torch's elastic launcher with a folder: trains every ``FOLDER/*.job.json`` in the order of their names, with
+the product's own loop and engines.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def main(folder: Path) -> None:
+    from mgm_exp.config import Device
+    from mgm_exp.store import die_with_parent
+    from mgm_exp.train.job import TrainJob
+    from mgm_exp.train.listener import Listener
+    from mgm_exp.train.loop import train_stage
+    from mgm_exp.train.ranks import Ranks
+    from mgm_exp.train.stop import StopRequest
+    from tests.train.poison import poison_pixels
+
+    die_with_parent()
+    ranks = Ranks.join(Device.cpu)
+    for path in sorted(folder.glob("*.job.json")):
+        job = TrainJob.from_json(path.read_text())
+        with poison_pixels((folder / f"{path.name}.poison").read_text().split()):
+            train_stage(job, ranks, Listener(), StopRequest())
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

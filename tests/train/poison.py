@@ -1,0 +1,29 @@
+"""Not a test: makes samples bad on their way to the model, as a broken image or a hardware fault would."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mgm_exp.train.step import CountedBatch
+
+
+@contextmanager
+def poison_pixels(ids: Collection[str]) -> Iterator[None]:
+    """The pixels of every micro-batch that holds one of these samples become NaN."""
+    original = CountedBatch.on
+
+    def on(self: CountedBatch, device: torch.device) -> dict[str, Any]:
+        batch = original(self, device)
+        if set(self.ids) & set(ids):
+            batch["images"] = batch["images"] * float("nan")
+        return batch
+
+    CountedBatch.on = on  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        CountedBatch.on = original  # type: ignore[method-assign]

@@ -1,0 +1,240 @@
+"""Several real processes, real DeepSpeed: the same steps for any engine, and no process is lost without a word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgm_exp.config import Offload, Precision
+from mgm_exp.errors import DataError, Interrupted, MissingDependencyError, TrainingFailed
+from mgm_exp.train import TrainJob, run_stage
+from mgm_exp.train.launch import LaunchFolder, threads_each
+from mgm_exp.train.metrics_file import read_rows
+
+from .conftest import experiment, full, job_in, lora
+from .killed import train_until_killed
+
+MakeJob = Callable[..., TrainJob]
+pytestmark = pytest.mark.timeout(900)
+
+
+def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, str] | None = None) -> None:
+    """Trains the jobs in one group of two processes, one after the other."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from mgm_exp.train.launch import _environment, worker_environment
+
+    for name, job in jobs.items():
+        (folder / f"{name}.job.json").write_text(job.to_json())
+        (folder / f"{name}.job.json.poison").write_text((poisoned or {}).get(name, ""))
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        run_id="tests",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        shutdown_timeout=5,
+    )
+    script = str(Path(__file__).with_name("group_worker.py"))
+    # In a thread: in the main one the launcher would install signal handlers for good
+    with _environment(worker_environment(experiment(devices=2))), ThreadPoolExecutor(1) as pool:
+        pool.submit(elastic_launch(settings, sys.executable), script, str(folder)).result()
+
+
+def steps_of(job: TrainJob) -> list[tuple[float, float, int]]:
+    return [(row["loss"], row["grad_norm"], row["tokens"]) for row in read_rows(job.metrics) if "event" not in row]
+
+
+def weights_of(job: TrainJob) -> dict[str, bytes]:
+    return {path.relative_to(job.out).as_posix(): path.read_bytes() for path in job.out.rglob("*.safetensors")}
+
+
+# -- one recipe, the same steps -----------------------------------------------------------------------------------
+
+
+def test_engines_and_process_counts_agree_on_every_step(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """Global batch 4: one process x 4 micro-batches, two processes x 2; plain, ZeRO-2, ZeRO-3, offload; fp32."""
+    kinds: dict[str, dict[str, Any]] = {
+        "lora": {"adapter": lora(), "steps": 4},
+        "full": {"adapter": full(), "steps": 4, "lr": 1e-3},
+        "align": {"stage": "align", "steps": 3},
+    }
+    two = {
+        "lora-none": {}, "lora-zero2": {"zero": 2}, "lora-zero3": {"zero": 3},
+        "full-none": {}, "full-zero2": {"zero": 2}, "full-zero3": {"zero": 3},
+        "full-zero2offload": {"zero": 2, "offload": Offload.cpu},
+        "align-zero3": {"zero": 3},
+    }  # fmt: skip
+    alone = {kind: job_in(tmp_path, name=f"{kind}-alone", **settings) for kind, settings in kinds.items()}
+    jobs = {
+        name: job_in(tmp_path, name=name, devices=2, **kinds[name.split("-")[0]], **engine)
+        for name, engine in two.items()
+    }
+    for stage in (2, 3):
+        jobs[f"bf16-zero{stage}"] = job_in(
+            tmp_path, name=f"bf16-zero{stage}", devices=2, steps=3, zero=stage, precision=Precision.bf16
+        )
+        jobs[f"poison-zero{stage}"] = job_in(tmp_path, name=f"poison-zero{stage}", devices=2, steps=4, zero=stage)
+    jobs["poison-none"] = job_in(tmp_path, name="poison-none", devices=2, steps=4)
+    for job in alone.values():
+        run_stage(job)
+    train_together(tmp_path, jobs, {name: "sample-3" for name in jobs if name.startswith("poison")})
+
+    for name in two:
+        with subtests.test(name):
+            expected = steps_of(alone[name.split("-")[0]])
+            assert len(expected) >= 3
+            assert steps_of(jobs[name]) == [pytest.approx(step, rel=1e-5) for step in expected]
+    for name in ("full-zero3", "align-zero3", "lora-zero3"):
+        with subtests.test(f"{name} leaves whole tensors"):
+            assert_close_weights(jobs[name], alone[name.split("-")[0]])
+    with subtests.test("bf16 under ZeRO-2 and ZeRO-3"):
+        a, b = (steps_of(jobs[f"bf16-zero{stage}"]) for stage in (2, 3))
+        assert a[-1][0] < a[0][0]
+        assert [loss for loss, *_ in a] == pytest.approx([loss for loss, *_ in b], rel=1e-3)
+    skipped = {}
+    for engine in ("none", "zero2", "zero3"):
+        with subtests.test(f"a step that is not finite is skipped by all processes, {engine}"):
+            rows = read_rows(jobs[f"poison-{engine}"].metrics)
+            skipped[engine] = [(row["step"], row["event"], sorted(row["sample_ids"])) for row in rows if "event" in row]
+            assert skipped[engine]
+            assert all(
+                event == "not_finite" and "sample-3" in ids and len(ids) == 4 for _, event, ids in skipped[engine]
+            )
+            good = [row["loss"] for row in rows if "event" not in row]
+            expected_good = [row["loss"] for row in read_rows(jobs["poison-none"].metrics) if "event" not in row]
+            assert good == pytest.approx(expected_good, rel=1e-5)
+            assert skipped[engine] == skipped["none"]
+
+
+def assert_close_weights(job: TrainJob, reference: TrainJob) -> None:
+    """The same tensors, and the same values but for what Adam makes of last-bit differences in tiny gradients."""
+    import torch
+    from safetensors.torch import load_file
+
+    for path in reference.out.rglob("*.safetensors"):
+        theirs, ours = load_file(path), load_file(job.out / path.relative_to(reference.out))
+        assert theirs.keys() == ours.keys()
+        for name, tensor in theirs.items():
+            assert tensor.shape == ours[name].shape
+            if "vlm_uni_aux_projector" in name and name.endswith("bias"):
+                continue  # its gradient is rounding noise: Adam walks at random there
+            assert (
+                float(torch.linalg.vector_norm(tensor - ours[name]))
+                < 1e-3 * float(torch.linalg.vector_norm(tensor)) + 1e-4
+            ), name
+
+
+# -- ends of every kind -------------------------------------------------------------------------------------------
+
+# Enough steps that a process is still at work when its starter has heard of a row and acts on it
+STORY: dict[str, Any] = {"steps": 10, "every_steps": 2, "devices": 2, "adapter": lora(dropout=0.1)}
+
+
+def at_step(step: int, action: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    done: list[int] = []
+
+    def on_row(row: dict[str, Any]) -> None:
+        if row["step"] >= step and "event" not in row and not done:
+            done.append(step)
+            action()
+
+    return on_row
+
+
+def kill_worker(job: TrainJob, rank: int) -> None:
+    os.kill(int(LaunchFolder(job.work / "launch").pid(rank).read_text()), signal.SIGKILL)
+
+
+def assert_no_worker_is_left(job: TrainJob, within_s: float = 0.0) -> None:
+    pids = [int(LaunchFolder(job.work / "launch").pid(rank).read_text()) for rank in range(2)]
+    deadline = time.monotonic() + within_s
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_killed_and_stopped_deepspeed_runs_end_as_undisturbed_ones(tmp_path: Path) -> None:
+    undisturbed = {stage: job_in(tmp_path, name=f"undisturbed-{stage}", zero=stage, **STORY) for stage in (2, 3)}
+    train_together(tmp_path, {str(stage): job for stage, job in undisturbed.items()})
+
+    zero2 = job_in(tmp_path, name="story-2", zero=2, **STORY)
+    with pytest.raises(TrainingFailed, match=r"Process 1 of 2 .* was killed by SIGKILL"):
+        run_stage(zero2, on_row=at_step(3, lambda: kill_worker(zero2, 1)))
+    assert_no_worker_is_left(zero2)
+    with pytest.raises(Interrupted, match="SIGTERM after"):
+        run_stage(zero2, on_row=at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert_no_worker_is_left(zero2)
+
+    zero3 = job_in(tmp_path, name="story-3", zero=3, **STORY)
+    with pytest.raises(TrainingFailed, match=r"Process 0 of 2 .* was killed by SIGKILL"):
+        run_stage(zero3, on_row=at_step(3, lambda: kill_worker(zero3, 0)))
+    assert_no_worker_is_left(zero3)
+    train_until_killed(zero3, "row written", 6)
+    assert_no_worker_is_left(zero3, within_s=60)
+
+    for stage, job in ((2, zero2), (3, zero3)):
+        summary = run_stage(job)
+        assert len(summary.resumed_from) == 2
+        assert summary.resumed_from[0] in (2, 4, 6)
+        assert steps_of(job) == steps_of(undisturbed[stage])
+        assert weights_of(job) == weights_of(undisturbed[stage])
+
+
+def test_the_error_of_a_worker_is_shown_with_its_process_and_its_kind(make_job: MakeJob) -> None:
+    job = make_job(devices=2)
+    rows = job.records.read_text().replace("wide.png", "gone.png")
+    job.records.write_text(rows)
+    with pytest.raises(DataError, match=r"gone\.png.*process [01] of 2"):
+        run_stage(job)
+    assert_no_worker_is_left(job)
+
+
+# -- before anything is loaded ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_without_deepspeed_says_what_to_install(
+    make_job: MakeJob, stage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(MissingDependencyError, match=rf"zero={stage}.*not installed.*zero=none"):
+        run_stage(make_job(zero=stage))
+
+
+def test_a_gpu_that_is_not_there_is_missed_before_anything_is_loaded(make_job: MakeJob) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    job = make_job()
+    job.config["device"] = "cuda"
+    job.config["model"]["path"] = "/nowhere"
+    with pytest.raises(MissingDependencyError, match=r"device=cuda needs a GPU.*sees 0"):
+        run_stage(job)
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [threads_each(n) for n in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert [threads_each(n) for n in (1, 2, 4)] == [2, 1, 1]
