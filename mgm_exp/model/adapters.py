@@ -149,7 +149,9 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         raise ModelError(f"{folder} holds a {config.peft_type} adapter; only LoRA can be applied.")
     config.inference_mode = True
+    is_training = model.training
     inject_adapter_in_model(config, model)
+    model.train(is_training)  # new layers come in training mode: their dropout would be active in an eval model
     put_adapter(model, {n.removeprefix(PEFT_PREFIX): t for n, t in read_safetensors(folder / ADAPTER_FILE).items()})
     if (folder / CONNECTOR_FILE).is_file():
         load_connector(model, folder / CONNECTOR_FILE)

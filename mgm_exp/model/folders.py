@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class ModelSource:
     hidden_activation: str | None = None
     attn_implementation: str | None = None
     adapter: Path | None = None
+    # Of the weights, where a run says in which precision it computes.
+    dtype: str | None = None
+
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def find_source(path: str | Path) -> ModelSource:
@@ -71,9 +76,10 @@ def _base_of_run(run: Path) -> ModelSource:
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         section: dict[str, Any] = dict(config["model"])
+        dtype = _DTYPES.get(config.get("train", {}).get("precision"))
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ModelError(f"{run / 'config.yaml'} cannot be read as a run's config: {error}") from error
-    return source_of_section(section, adapter=run / "adapter")
+    return replace(source_of_section(section, adapter=run / "adapter"), dtype=dtype)
 
 
 def source_of_section(section: dict[str, Any], adapter: Path | None = None) -> ModelSource:

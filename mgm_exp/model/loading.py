@@ -108,7 +108,8 @@ def load_model(
         path: a folder with official tensor names and `config.json` (sharded or single safetensors, towers inside or
             beside), one of our own `save_pretrained`, or a run folder (its adapter is applied).
         device: "cpu", "cuda", "cuda:1", ...
-        dtype: of the weights, "bfloat16", torch.float32, ...; None: what `config.json` says, else float32.
+        dtype: of the weights, "bfloat16", torch.float32, ...; None: the precision of the run's training, or what
+            `config.json` says, else float32.
         attn_implementation: "auto" (the default), "eager", "sdpa" or "flash_attention_2".
 
     Returns:
@@ -120,7 +121,7 @@ def load_model(
     """
     source = find_source(path)
     asked = attn_implementation or source.attn_implementation
-    model, report = _load(source, device=device, dtype=dtype, asked_attention=asked, seed=0)
+    model, report = _load(source, device=device, dtype=dtype or source.dtype, asked_attention=asked, seed=0)
     if source.adapter is not None:
         from mgm_exp.model.adapters import load_adapter
 

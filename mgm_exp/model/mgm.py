@@ -339,7 +339,12 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
             padding_side="left",
         )
         settings = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": self.config.pad_token_id}
-        return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **(settings | kwargs))
+        was_training = self.training
+        self.eval()  # no dropout, and checkpointed layers drop the cache while they train
+        try:
+            return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **(settings | kwargs))
+        finally:
+            self.train(was_training)
 
 
 class LossModule(nn.Module):

@@ -117,7 +117,9 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
         ModelError: damaged, or it holds anything but tensors.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with open(file, "rb") as opened:
+            is_zip = opened.read(4) == b"PK\x03\x04"  # torch's form since 1.6: mapped, not read as a whole
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{file} holds objects other than tensors and was refused: {str(error).splitlines()[0]}",
@@ -133,7 +135,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor]]:
-    """Reads (name, tensor) file by file, one tensor in memory at a time (a `.bin` as a whole).
+    """Reads (name, tensor) file by file, one tensor in memory at a time.
 
     Raises:
         ModelError: a file is damaged.

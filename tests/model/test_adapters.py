@@ -249,3 +249,17 @@ def test_the_official_mm_projector_bin_is_read(model, still_model, tmp_path: Pat
     reset_connector(model, "connector", seed=1)
     load_connector(model, tmp_path / "mm_projector.bin")
     assert model_fingerprint(model) == model_fingerprint(still_model)
+
+
+def test_dropout_of_a_loaded_adapter_sleeps_in_an_eval_model(run_folder: Path) -> None:
+    edit_json(run_folder / "adapter" / "adapter_config.json", lora_dropout=0.5)
+    loaded = load_model(run_folder)
+    assert not [name for name, module in loaded.named_modules() if module.training]
+
+
+def test_a_run_folder_loads_in_the_precision_of_its_training(run_folder: Path) -> None:
+    assert load_model(run_folder).dtype == torch.float32
+    with (run_folder / "config.yaml").open("a") as file:
+        file.write("train:\n  precision: bf16\n")
+    assert load_model(run_folder).dtype == torch.bfloat16
+    assert load_model(run_folder, dtype="float32").dtype == torch.float32
