@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mgm_exp.model import MGMForConditionalGeneration, load_model
 
+torch.set_num_threads(1)  # tensors this small are slower on several
+
 
 @pytest.fixture(scope="session")
 def golden() -> Path:

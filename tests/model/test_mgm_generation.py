@@ -98,4 +98,9 @@ def test_a_model_in_training_generates_with_its_adapter(model, prompts, lora) ->
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.5)
-    assert not torch.equal(model.generate(torch.tensor(rows[:1]), **kwargs), before)
+    changed = model.generate(torch.tensor(rows[:1]), **kwargs)
+    assert not torch.equal(changed, before)
+    model.enable_gradient_checkpointing()
+    model.train()
+    assert torch.equal(model.generate(torch.tensor(rows[:1]), **kwargs), changed)
+    assert model.training
