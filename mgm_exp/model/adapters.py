@@ -69,6 +69,7 @@ def apply_adapter(model: MGMForConditionalGeneration, adapter: Any, seed: int) -
         task_type="CAUSAL_LM",
     )
     inject_adapter_in_model(config, model)
+    model.train(model.training)  # new layers come in training mode, whatever the model is in
     found = _adapter_parameters(model)
     if (wanted := lora_names(model.config, modules)) != set(found):
         raise ModelError(f"LoRA was put on other layers than declared: {sorted(wanted ^ set(found))[:3]}.")
@@ -149,9 +150,8 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         raise ModelError(f"{folder} holds a {config.peft_type} adapter; only LoRA can be applied.")
     config.inference_mode = True
-    is_training = model.training
     inject_adapter_in_model(config, model)
-    model.train(is_training)  # new layers come in training mode: their dropout would be active in an eval model
+    model.train(model.training)  # new layers come in training mode: their dropout would be active in an eval model
     put_adapter(model, {n.removeprefix(PEFT_PREFIX): t for n, t in read_safetensors(folder / ADAPTER_FILE).items()})
     if (folder / CONNECTOR_FILE).is_file():
         load_connector(model, folder / CONNECTOR_FILE)

@@ -118,6 +118,13 @@ def test_an_adapter_on_bf16_weights_stays_fp32(golden: Path, lora, batch) -> Non
     assert torch.isfinite(model.loss(batch))
 
 
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_new_adapter_takes_the_models_mode(model, lora, is_training: bool) -> None:
+    model.train(is_training)
+    apply_adapter(model, {**lora, "dropout": 0.5}, seed=0)
+    assert {m.training for n, m in model.named_modules() if "lora_dropout" in n} == {is_training}
+
+
 def test_unknown_targets_and_a_second_adapter_are_refused(model, lora) -> None:
     with pytest.raises(ConfigError, match="fc1_proj"):
         apply_adapter(model, {**lora, "target_modules": ["q_proj", "fc1"]}, seed=0)
