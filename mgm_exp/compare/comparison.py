@@ -207,6 +207,7 @@ def paired_tests(base: Predictions, candidates: Sequence[Predictions], n_compari
         rows.append(
             {
                 "n": len(base.ids),
+                "n_images": len(set(base.images)),
                 "difference": estimate.difference,
                 "ci_low": float(low[k]),
                 "ci_high": float(high[k]),
@@ -222,12 +223,16 @@ def paired_tests(base: Predictions, candidates: Sequence[Predictions], n_compari
 
 
 def judge(pairs: Sequence[dict[str, Any]]) -> None:
-    """Adds ``p_adjusted`` (Holm, over all pairs) and the ``verdict`` on b: better, worse or tied."""
+    """Adds ``p_adjusted`` and the ``verdict`` on b (better, worse or tied).
+
+    p_adjusted is Holm's over all pairs; where questions share images, the larger one of both tests, so that it always
+    agrees with the verdict.
+    """
     adjusted = stats.holm([pair["p_value"] for pair in pairs])
     by_image = stats.holm([pair["p_value"] if pair["p_by_image"] is None else pair["p_by_image"] for pair in pairs])
     for pair, p, p_image in zip(pairs, adjusted, by_image, strict=True):
-        pair["p_adjusted"] = p
-        is_sure = p < ALPHA and p_image < ALPHA
+        pair["p_adjusted"] = p if pair["p_by_image"] is None else max(p, p_image)
+        is_sure = pair["p_adjusted"] < ALPHA
         pair["verdict"] = ("better" if pair["difference"] > 0 else "worse") if is_sure else "tied"
 
 

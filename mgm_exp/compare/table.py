@@ -6,6 +6,7 @@ run becomes a few lines.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _COST = ("trained", "tok/s", "GiB", "status")
 _COLUMNS = (*_NAME, *_SCORE, *_COST)
 _RIGHT = {"trained", "tok/s", "GiB"}
 _HEADERS = {"tok/s": "tokens\n/s", "GiB": "peak\nGiB"}
+_FILE_WIDTH = 110
 _PADDINGS = (3, 2, 1)
 """Columns between two columns: narrower where that makes a table fit."""
 
@@ -178,10 +180,12 @@ def _styled(row: Row, column: str) -> Text:
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints the comparison, as wide as the terminal is."""
+    """Prints the comparison, as wide as the terminal is; into a file or a pipe so that a run fits on a line."""
     from rich.console import Console as RichConsole
 
     target = console or RichConsole()
+    if console is None and not target.is_terminal and "COLUMNS" not in os.environ:
+        target = RichConsole(width=_FILE_WIDTH)
     target.print(comparison_table(comparison, target.width))
     if where(comparison):
         target.print(where(comparison), style="dim", markup=False, highlight=False)

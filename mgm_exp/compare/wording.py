@@ -12,6 +12,8 @@ Comparison = Mapping[str, Any]
 
 _MOST_SENTENCES = 3
 """Pairs that get a sentence each; more are counted in one."""
+_FEW_IMAGES = 30
+"""With fewer clusters a bootstrap interval does not hold what it promises."""
 _PHRASES = {"better": "is better than", "worse": "is worse than"}
 _ENDED = {"failed": "failed", "interrupted": "was interrupted", "pruned": "was pruned", "running": "is still running"}
 _BASELINES = (
@@ -168,10 +170,24 @@ def notes(comparison: Comparison) -> list[str]:
             f"{'s' if method['comparisons'] != 1 else ''}; a true difference of {smallest} is found with "
             f"probability {method['power']:.0%}"
         )
+        said += _about_images(comparison["pairs"])
         if comparison["baselines"]:
             said.append(_BASELINES)
         said.append("Intervals are about other questions of the same kind; another seed may train another model")
     return said
+
+
+def _about_images(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    shared = {pair["benchmark"]: pair for pair in pairs if pair["p_by_image"] is not None}
+    said = [
+        f"{benchmark}: {pair['n']:,} questions about {pair['n_images']:,} images; those about one image count as "
+        "dependent"
+        for benchmark, pair in shared.items()
+    ]
+    few = dict.fromkeys(pair["benchmark"] for pair in pairs if pair["n_images"] < _FEW_IMAGES)
+    return said + [
+        f"{benchmark}: fewer than {_FEW_IMAGES} images, so its intervals are too narrow" for benchmark in few
+    ]
 
 
 def where(comparison: Comparison) -> str:

@@ -93,7 +93,8 @@ def test_answers_that_move_with_their_image_are_weaker_evidence():
     together = paired_tests(predictions(base, images), [predictions(better, images)], 1)
     judge(together)
     assert only(alone)["verdict"] == "better"
-    assert only(together)["verdict"] == "tied" and only(together)["p_by_image"] > 0.05
+    assert only(together)["verdict"] == "tied" and only(together)["p_value"] < 0.05
+    assert only(together)["p_adjusted"] == only(together)["p_by_image"] > 0.05
 
 
 def test_holm_adjusts_over_all_runs_and_benchmarks(tmp_path):

@@ -59,6 +59,12 @@ def test_narrow_terminals_lose_nothing(comparison, width):
         assert part in text
 
 
+def test_into_a_pipe_a_run_is_printed_on_one_line(comparison, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_comparison(comparison)
+    assert re.search(r"^1 +lora_r16 .* tied .* completed$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_baselines_failures_and_limits_are_told(comparison):
     text = "\n".join(printed(comparison, 200))
     assert re.search(r"question only +21\.0 \[", text) and re.search(r"untouched base +0\.0 \[0\.0, 0\.6\]", text)
@@ -89,6 +95,17 @@ def test_two_benchmarks_have_a_table_each_and_costs_are_shown_once(tmp_path):
     lines = printed(compare(folders), 120)
     assert "demo" in lines and "textvqa" in lines
     assert sum("completed" in line for line in lines) == 2
+
+
+def test_questions_that_share_images_are_pointed_out(tmp_path):
+    images = [k // 10 for k in range(100)]
+    folders = [
+        write_run(tmp_path / n, [1.0] * (50 + 2 * (n == "b")) + [0.0] * (50 - 2 * (n == "b")), images=images)
+        for n in "ab"
+    ]
+    text = notes(compare(folders))
+    assert "demo: 100 questions about 10 images; those about one image count as dependent" in text
+    assert "demo: fewer than 30 images, so its intervals are too narrow" in text
 
 
 def test_nothing_to_compare_is_said_in_words(tmp_path):
