@@ -87,7 +87,7 @@ class Level(enum.IntEnum):
 @pytest.mark.parametrize(
     "value",
     [Path("/data"), b"x", {1, 2}, Colour.red, Level.one, {1: 2}, {None: 1}, {Colour.red: 1}, object(), range(3)],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if type(value) is object else repr(value),
 )
 def test_what_has_no_canonical_form_is_refused_with_its_place(value: object) -> None:
     with pytest.raises(TypeError, match=r"value\.train\[1\]"):
