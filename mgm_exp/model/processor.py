@@ -67,6 +67,10 @@ class MGMProcessor:
         # Every 8-bit value's normalised float, per channel: what the official arithmetic gives, looked up
         scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
         mean, std = np.array(self.settings.mean, np.float32), np.array(self.settings.std, np.float32)
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        if core is not None:  # what a tokenizer.json says of cutting and padding is not for the core to do here
+            core.no_truncation()
+            core.no_padding()
         self._table = torch.from_numpy((scaled[None] - mean[:, None]) / std[:, None])  # (3, 256)
 
     @property
@@ -128,7 +132,7 @@ class MGMProcessor:
             input_ids = input_ids[: self.model_max_length]
 
         labels = list(input_ids)
-        n_real = sum(i != self.pad_token_id for i in input_ids)
+        n_real = len(input_ids) - input_ids.count(self.pad_token_id)
         place = 1
         _mask(labels, 0, place)
         for round_text in prompt.split(self._eos):
@@ -201,7 +205,9 @@ class MGMProcessor:
         return str(self.tokenizer.eos_token)
 
     def _tokenize(self, text: str) -> list[int]:
-        return list(self.tokenizer(text)["input_ids"])
+        # The tokenizer's own core gives the same ids as calling it, in a third of the time
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        return list(core.encode(text).ids) if core is not None else list(self.tokenizer(text)["input_ids"])
 
     def _tokenize_with_image(self, text: str) -> list[int]:
         # The parts around a placeholder are tokenised by themselves; only the first keeps its <bos>
