@@ -7,6 +7,7 @@ which does the same for each cell. Nothing starts before everything is checked.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +78,8 @@ def run_once(
         task: What to run, with the signature of ``run_experiment``, the default.
     """
     from mgm_exp.compose import checked, compose_tree, session
-    from mgm_exp.store import LeaseHeld
+    from mgm_exp.folders import LEASE, wait_until_free
+    from mgm_exp.store import Lease, LeaseHeld
 
     with session(config_dir) as hydra:
         tree = compose_tree(hydra, overrides)
@@ -92,9 +94,12 @@ def run_once(
             try:
                 return _one_job(hydra, arguments, partial(job, task=task, command=list(command)))
             except LeaseHeld:
-                # Another command took the same unfinished run a moment before: this one makes a run of its own.
                 if wanted:
                     raise
+                # Another command was quicker to take the unfinished run: this one makes a run of its own. Or its owner
+                # was killed and its last processes are still ending: then this one goes on with it.
+                if Lease(folder / LEASE).holder() is None:
+                    wait_until_free(folder, print)
 
 
 def _run_folder(config: ExperimentConfig) -> Path:
@@ -280,7 +285,8 @@ def run_arguments(arguments: list[str], *, program: str, task: Task | None = Non
 
 def _describes_sweep(overrides: list[str], config_dir: str | None) -> bool:
     """Whether a chosen file (``+sweeps=NAME``) or override sets Hydra's mode to a sweep."""
-    if not overrides:
+    may_set_it = re.compile(r"\+{0,2}(?:sweeps|experiment|debug|hydra[./].*)=")
+    if config_dir is None and not any(may_set_it.match(item) for item in overrides):
         return False
     from mgm_exp.compose import compose_tree, session
 

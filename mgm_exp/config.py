@@ -481,8 +481,6 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
             "train.cache_visual_tokens=true needs train.freeze_connector=true: cached tokens would go stale while the "
             "projector trains"
         )
-    if train.freeze_connector and config.adapter.kind is AdapterKind.full and train.lr <= 0:
-        yield f"train.lr={train.lr} must be above 0"
     if config.zero.stage not in (0, 2, 3):
         yield f"zero.stage={config.zero.stage}; allowed are 0 (zero=none), 2 and 3"
     if config.zero.stage == 0 and config.zero.offload_optimizer is not Offload.none:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def unfinished(parent: Path, wanted_hash: str) -> Path | None:
             continue
         return None if read_record(folder / "result.json").get("status") in DONE else folder
     return None
+
+
+def wait_until_free(folder: Path, say: Callable[[str], None]) -> None:
+    """Waits until nobody works in ``folder``: processes of an owner that was killed end, or are ended, first."""
+    if (folder / LEASE).is_dir():
+        lease = Lease(folder / LEASE)
+        lease.acquire(on_wait=say)
+        lease.release()
 
 
 def recorded_hash(folder: Path) -> str | None:

@@ -197,8 +197,8 @@ def _entries(path: Path) -> list[Trial]:
 
 
 def _lasting(overrides: Sequence[str]) -> list[str]:
-    """Without what only says how this command treats its trials (``sweep.rerun=failed``)."""
-    return [item for item in overrides if not item.lstrip("+").startswith("sweep.")]
+    """Without what only says how this one command treats its trials."""
+    return [item for item in overrides if not item.lstrip("+").startswith("sweep.rerun=")]
 
 
 def _canonical(params: dict[str, Any]) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import yaml
 
 from mgm_exp.config import ExperimentConfig, plain
 from mgm_exp.errors import ConfigError
-from mgm_exp.folders import LEASE, confined, run_folder
+from mgm_exp.folders import LEASE, confined, run_folder, wait_until_free
 from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease
 
@@ -127,3 +131,30 @@ def test_a_root_that_cannot_be_made_is_named(compose: Compose, tmp_path: Path) -
     config: Any = compose(f"paths.root={tmp_path}/file/below")
     with pytest.raises(ConfigError, match=r"paths\.root"):
         run_folder(config)
+
+
+def test_a_folder_is_waited_for_until_its_killed_owner_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from mgm_exp.store import Lease; lease = Lease(sys.argv[1]); lease.acquire(); "
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / LEASE)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+    assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        owner.kill()
+        owner.wait()
+
+    wait_until_free(tmp_path, say)
+    assert owner.returncode == -signal.SIGKILL
+    assert str(owner.pid) in said[0]
+    assert Lease(tmp_path / LEASE).holder() is None
+    wait_until_free(tmp_path / "nothing_here", say)
+    assert len(said) == 1

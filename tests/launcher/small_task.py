@@ -1,8 +1,8 @@
 """A task that is small and real: it takes the lease, writes every file of a run folder, and scores what its rank says.
 
-As a program it is the command line of the package with this task: ``python small_task.py -m adapter.rank=1,2``. What it
-is to do besides stands in the environment: ``SMALL_FAIL=13`` (ranks that fail), ``SMALL_STOP=9`` (ranks that wait, until
-``go`` lies in their folder).
+As a program it is the command line of the package with this task: ``python small_task.py -m adapter.rank=1,2``. What
+it is to do besides stands in the environment: ``SMALL_FAIL=13`` (ranks that fail), ``SMALL_STOP=9`` (ranks that wait
+until ``go`` lies in their folder).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(f"  {verb}" in output for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS])
+@pytest.mark.parametrize("verb", list(VERBS))
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = main([verb, "--help"])

@@ -169,8 +169,10 @@ def test_a_ready_made_sweep_needs_no_flag(app: Any) -> None:
 
 
 def test_an_objective_to_be_small_is_ordered_the_other_way(app: Any) -> None:
-    assert app("-m", "adapter.rank=4,2,8", "sweep.direction=minimize") == 0
+    assert app("-m", "adapter.rank=4,2,8", "sweep.direction=minimize", "sweep.objective=demo/accuracy") == 0
     assert app.sweep()["best"] == {"number": 1, "value": 0.1, "run_dir": "1"}
+    called = (app.sweep_dir / "0" / "calls.txt").read_text(encoding="utf-8")
+    assert "sweep.objective=demo/accuracy" in called, "the run sees the sweep's settings"
 
 
 def test_no_best_without_a_completed_trial(app: Any) -> None:

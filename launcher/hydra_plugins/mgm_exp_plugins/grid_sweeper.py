@@ -169,6 +169,7 @@ class Round:
     def _run_trial(self, trial: Trial, position: str) -> None:
         from mgm_exp.command import quoted
         from mgm_exp.errors import Interrupted
+        from mgm_exp.folders import wait_until_free
         from mgm_exp.store import LeaseHeld
         from mgm_exp.sweep_folder import record_failure
 
@@ -181,6 +182,7 @@ class Round:
             f"hydra.sweep.dir={quoted(str(ledger.folder))}",
             f"hydra.sweep.subdir='{trial.number}'",
         ]
+        wait_until_free(ledger.run_dir(trial), print)
         before = ledger.run_dir(trial) / "result.json"
         stamp = before.stat().st_mtime_ns if before.exists() else None
         try:
