@@ -54,7 +54,7 @@ def test_the_adapter_folder_loads_with_plain_peft_and_with_load_model(undisturbe
 
     (run,) = undisturbed.runs()
     ours = load_model(run)
-    base = load_model(TINY)
+    base = load_model(TINY, dtype=ours.dtype)
     load_connector(base, run / "adapter" / "non_lora_trainables.safetensors")
     plain = PeftModel.from_pretrained(base, run / "adapter").eval()
     ids = torch.tensor([[2, 4, 5, 6, 7]])
