@@ -168,6 +168,13 @@ class Ledger:
         return content
 
 
+def in_words(params: dict[str, Any]) -> str:
+    """What is swept and its values, as they would be typed."""
+    words = {None: "null", True: "true", False: "false"}
+    shown = {key: words[value] if value is None or isinstance(value, bool) else value for key, value in params.items()}
+    return " ".join(f"{key}={value}" for key, value in shown.items()) or "(nothing is swept)"
+
+
 def _entries(path: Path) -> list[Trial]:
     """The trials of an earlier command.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mgm_exp.errors import UserError
 from mgm_exp.folders import LEASE, read_record
+from mgm_exp.ledger import in_words
 from mgm_exp.store import Lease
 
 
@@ -67,7 +67,7 @@ def sweep_lines(folder: Path) -> list[Line]:
     objective = str(record.get("objective"))
     trials = [*record.get("trials", []), *record.get("pending", [])]
     return [
-        run_line(folder / str(trial["number"]), f"{trial['number']}  {_words(trial['params'])}", objective)
+        run_line(folder / str(trial["number"]), f"{trial['number']}  {in_words(trial['params'])}", objective)
         for trial in sorted(trials, key=lambda trial: int(trial["number"]))
     ]
 
@@ -100,10 +100,6 @@ def _title(folder: Path) -> str:
     best = read_record(folder / "sweep.json").get("best")
     score = f"; best: trial {best['number']} with {best['value']:.4f}" if best else ""
     return f"sweep {folder}: {sweep_state(folder)}{score}"
-
-
-def _words(params: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in params.items())
 
 
 def _print(title: str, lines: list[Line]) -> None:

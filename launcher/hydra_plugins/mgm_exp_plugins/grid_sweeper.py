@@ -230,7 +230,9 @@ def _error_of(returned: JobReturn) -> BaseException | None:
 
 
 def _words(trial: Trial) -> str:
-    return " ".join(f"{key}={value}" for key, value in trial.params.items()) or "(nothing is swept)"
+    from mgm_exp.ledger import in_words
+
+    return in_words(trial.params)
 
 
 def _counts(ledger: Ledger) -> str:
