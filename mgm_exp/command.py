@@ -257,7 +257,7 @@ def run_arguments(arguments: list[str], *, program: str, task: Task | None = Non
 
     parser = get_args_parser()
     parser.prog = program
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.help:
         from mgm_exp.helptext import help_text
 

@@ -48,7 +48,7 @@ def test_different_cells_have_different_weights_and_every_run_has_all_steps(swee
 
 def test_the_table_names_what_differs_and_the_comparison_is_written(sweep: tuple[Command, Path, str]) -> None:
     _, folder, output = sweep
-    for text in ("lora_r16", "full", "blip2", "question-only"):
+    for text in ("lora_r16", "full", "blip2", "question only"):
         assert text in output
     comparison = read(folder / "comparison.json")
     assert len(comparison["runs"]) == 6
