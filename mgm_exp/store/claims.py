@@ -58,7 +58,10 @@ class FileLock:
         """The lock, or None if another process stands in the way."""
         kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
         while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(
+                FileExistsError
+            ):  # not exist_ok=True: it raises if the folder is forgotten meanwhile
+                path.parent.mkdir(parents=True)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:

@@ -196,12 +196,12 @@ class Lease:
         try:
             with open(path, "rb") as file:  # opening it makes a network file system ask its server
                 beat = os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:
+            now = time.monotonic()
+            if path.name not in self._seen:
+                self._seen[path.name] = (beat, now)
+                return now_on(self.path) - beat / 1e9 > max(_LONG_GONE_S, self.ttl_s)
+        except FileNotFoundError:  # given back at this moment
             return False
-        now = time.monotonic()
-        if path.name not in self._seen:
-            self._seen[path.name] = (beat, now)
-            return now_on(self.path) - beat / 1e9 > max(_LONG_GONE_S, self.ttl_s)
         before, since = self._seen[path.name]
         if before != beat:
             self._seen[path.name] = (beat, now)
@@ -405,5 +405,7 @@ class Lease:
                 is_dead = (lock.works and claim.has_lock) or (claim.holder.is_visible() and not claim.holder.is_alive())
                 return None if is_dead else claim
             return claim if now_on(self.path) - claim.heartbeat <= self.ttl_s else None
+        except FileNotFoundError:  # forgotten at this moment
+            return None
         finally:
             lock.release()

@@ -460,6 +460,37 @@ def test_gc_drops_what_was_not_used_and_keeps_the_rest(store: Store, tmp_path: P
     assert sorted(entry.key for entry in store.entries()) == ["broken", "kept", "new", "used"]
 
 
+def test_gc_puts_back_what_was_used_in_the_last_instant(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_path = store.produce("align", KEY, make, inputs={}).path
+    age(entry_path, 1000)
+    real = os.rename
+
+    def rename(old: Path, new: Path) -> None:
+        if old == entry_path:
+            assert store.produce("align", KEY, refuse, inputs={}).reused
+        real(old, new)
+
+    monkeypatch.setattr(entries.os, "rename", rename)
+    assert store.gc(older_than_s=500) == []
+    assert is_right(entry_path)
+
+
+def test_an_entry_that_is_collected_between_look_up_and_use_is_made_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry_path = store.produce("align", KEY, make, inputs={}).path
+    real = os.utime
+
+    def utime(path: Path, *args: object) -> None:
+        if path == entry_path and path.exists():
+            shutil.rmtree(path)
+        real(path, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(entries.os, "utime", utime)
+    output = store.produce("align", KEY, make, inputs={})
+    assert not output.reused and is_right(output.path)
+
+
 def test_gc_never_touches_what_somebody_makes(store: Store) -> None:
     with Child(MAKER, store.root, KEY, 60, "--slowly") as maker:
         maker.hear("step 0")

@@ -95,6 +95,23 @@ def test_another_failure_to_write_keeps_its_own_name_and_the_old_content(
     assert path.read_text() == "old"
 
 
+def test_a_file_system_that_cannot_fsync_a_folder_is_good_enough_one_that_fails_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, code = os.fsync, errno.EINVAL
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    write_atomic(tmp_path / "f", "1")
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomic(tmp_path / "f", "2")
+
+
 def test_every_way_of_saying_full_becomes_one_error(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")

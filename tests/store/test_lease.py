@@ -56,17 +56,26 @@ print("owner", child)
 input()
 """
 
+# Adds one to a number in a file, again and again, in a way that loses counts if anybody else does it at the same time.
+# The polling is sped up so that they meet often.
 COUNT = """
-import sys, time
-from mgm_exp.store import Lease
+import random, sys, time
+from mgm_exp.store import Lease, lease as module
+class Clock:
+    monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(lambda seconds: time.sleep(random.random() * 0.003))
+module.time = Clock
 for _ in range(int(sys.argv[3])):
-    with Lease(sys.argv[1], ttl_s=60) as lease:
-        with open(sys.argv[2]) as file:
-            value = int(file.read())
-        time.sleep(0.001)
-        with open(sys.argv[2], "w") as file:
-            file.write(str(value + 1))
-        lease.check()
+    time.sleep(random.random() * 0.003)
+    lease = Lease(sys.argv[1], ttl_s=60)
+    lease.acquire()
+    with open(sys.argv[2]) as file:
+        value = int(file.read())
+    time.sleep(random.random() * 0.002)
+    with open(sys.argv[2], "w") as file:
+        file.write(str(value + 1))
+    lease.check()
+    lease.release(forget="--forget" in sys.argv)
 """
 
 
@@ -141,14 +150,15 @@ def test_two_objects_in_one_process_exclude_each_other(path: Path) -> None:
     second.release()
 
 
+@pytest.mark.parametrize("option", ["--keep", "--forget"])
 @pytest.mark.parametrize("machines", [["", "", ""], ["a", "b", "c"]], ids=["one machine", "three without locks"])
-def test_only_one_at_a_time_has_it(path: Path, tmp_path: Path, machines: list[str]) -> None:
+def test_only_one_at_a_time_has_it(path: Path, tmp_path: Path, machines: list[str], option: str) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
-    children = [Child(COUNT, path, counter, 10, elsewhere=machine) for machine in machines]
+    children = [Child(COUNT, path, counter, 25, option, elsewhere=machine) for machine in machines]
     for child in children:
         child.finish()
-    assert counter.read_text() == str(10 * len(children))
+    assert counter.read_text() == str(25 * len(children))
     assert Lease(path).holder() is None
 
 
@@ -342,6 +352,19 @@ def test_a_living_owners_forked_children_are_left_alone(path: Path) -> None:
             Lease(path, grace_s=0.0).acquire(timeout_s=0.5)
         assert processes.start_time(pid) is not None
         os.kill(pid, signal.SIGKILL)
+
+
+def test_a_process_that_is_just_taking_a_dead_ones_lock_is_left_alone(path: Path) -> None:
+    with Child(OWNER, path, 60) as owner:
+        owner.hear("token")
+        owner.kill()
+    code = "import sys; from pathlib import Path; from mgm_exp.store import claims\n"
+    code += "lock = claims.FileLock.attempt(Path(sys.argv[1]) / 'lock', is_shared=False); print('has it'); input()"
+    with Child(code, path) as taker:
+        taker.hear("has it")
+        with pytest.raises(LeaseHeld):
+            Lease(path, grace_s=0.0).acquire(timeout_s=0.5)
+        assert processes.start_time(taker.pid) is not None
 
 
 def test_a_forked_child_cannot_give_away_its_parents_lease(path: Path) -> None:
