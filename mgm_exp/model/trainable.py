@@ -1,4 +1,6 @@
-"""The trainable-set contract: which tensors a stage trains, declared by name, asserted, and checked after a step.
+"""The trainable-set contract: which tensors a stage trains, declared by name and asserted.
+
+Whether exactly these move is checked while training, see `mgm_exp.train.contract`.
 
 Suffix lists hit the CLIP tower too (its attention uses the same names), so nothing here matches by suffix: LoRA
 targets are full-match patterns, and the declared names are made from the configuration, not read off the model.
@@ -11,10 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mgm_exp.errors import ConfigError, ModelError, TrainingFailed
+from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.model.configuration import MGMConfig
 from mgm_exp.model.tensors import official_name
 
@@ -194,59 +195,6 @@ def assert_trainable(model: nn.Module, trainable: TrainableSet) -> None:
             f"The trainable set is not the declared one: {len(extra)} extra (first {extra[:1]}), "
             f"{len(absent)} absent (first {absent[:1]})."
         )
-
-
-def digests(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """A cheap checksum of every parameter's bits by official name, made where the tensor lies.
-
-    A sharded parameter (ZeRO-3) gives the checksum of the part that this process holds.
-    """
-    with torch.no_grad():
-        return {official_name(n): _digest(getattr(p, "ds_tensor", p)) for n, p in model.named_parameters()}
-
-
-def moved_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> frozenset[str]:
-    """Names whose digests differ."""
-    return frozenset(name for name in before if before[name] != after[name])
-
-
-def verify_moved(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    trainable: TrainableSet,
-    moved_elsewhere: Iterable[str] = (),
-) -> None:
-    """After the first update: everything declared has moved (but for the known zero gradients) and nothing else.
-
-    Args:
-        before, after: from `digests`.
-        moved_elsewhere: names that moved on other processes (sharded parameters).
-
-    Raises:
-        TrainingFailed: naming the tensors.
-    """
-    moved = moved_names(before, after) | frozenset(moved_elsewhere)
-    strayed = sorted(moved - trainable.names)
-    stuck = sorted(trainable.names - trainable.zero_gradient_by_construction - moved)
-    if strayed:
-        raise TrainingFailed(f"{len(strayed)} frozen tensors changed in the first step, first {strayed[0]!r}.")
-    if stuck:
-        raise TrainingFailed(
-            f"{len(stuck)} trainable tensors did not change in the first step, first {stuck[0]!r}.",
-            advice="They got no gradient (no image in the batch, a learning rate of 0) or are not in the optimizer.",
-        )
-
-
-def _digest(tensor: Tensor) -> tuple[int, int]:
-    flat = tensor.detach().reshape(-1).contiguous()
-    bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-    plain, weighted = 0, 0
-    for start in range(0, bits.numel(), 1 << 24):  # a slice at a time: int64 copies are large
-        part = bits[start : start + (1 << 24)].long()
-        places = torch.arange(1, len(part) + 1, device=part.device)
-        plain += int(part.sum())
-        weighted += (start + 1) * int((part * places).sum())
-    return plain, weighted
 
 
 def _numel(parameter: Tensor) -> int:

@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgm_exp.errors import ConfigError, ModelError, TrainingFailed
+from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.model import (
     LossModule,
     apply_adapter,
     assert_trainable,
-    digests,
-    moved_names,
     official_name,
     set_trainable,
-    verify_moved,
 )
 
 FULL = {"kind": "full"}
@@ -26,6 +23,14 @@ FULL = {"kind": "full"}
 @pytest.fixture(scope="module")
 def official(golden: Path) -> dict:
     return json.loads((golden / "trainable_and_lora_names.json").read_text())
+
+
+def snapshot(model) -> dict[str, torch.Tensor]:
+    return {official_name(name): p.detach().clone() for name, p in model.named_parameters()}
+
+
+def moved_since(before: dict[str, torch.Tensor], model) -> set[str]:
+    return {name for name, value in snapshot(model).items() if not torch.equal(value, before[name])}
 
 
 def step(model, batch, lr: float = 1e-2) -> None:
@@ -86,11 +91,11 @@ def test_everything_declared_moves_in_the_first_step_and_nothing_else(model, bat
     if stage == "lora":
         apply_adapter(model, lora, seed=0)
     trainable = set_trainable(model, "align" if stage == "align" else "instruct", adapter)
-    before = digests(model)
+    before = snapshot(model)
     step(model, batch)
-    after = digests(model)
-    verify_moved(before, after, trainable)
-    assert moved_names(before, after) <= trainable.names
+    moved = moved_since(before, model)
+    assert moved <= trainable.names
+    assert trainable.names - moved <= trainable.zero_gradient_by_construction
 
 
 def test_lora_a_has_no_gradient_while_b_is_zero_and_then_has_one(model, batch, lora) -> None:
@@ -98,12 +103,12 @@ def test_lora_a_has_no_gradient_while_b_is_zero_and_then_has_one(model, batch, l
     trainable = set_trainable(model, "instruct", lora)
     a = {n for n in trainable.lora if ".lora_A." in n}
     assert a < trainable.zero_gradient_by_construction
-    before = digests(model)
+    before = snapshot(model)
     step(model, batch)
-    middle = digests(model)
-    assert not a & moved_names(before, middle)
+    assert not a & moved_since(before, model)
+    middle = snapshot(model)
     step(model, batch)
-    assert a <= moved_names(middle, digests(model))
+    assert a <= moved_since(middle, model)
 
 
 def test_the_two_biases_of_the_keys_have_no_gradient_but_noise(model, batch) -> None:
@@ -117,55 +122,5 @@ def test_the_two_biases_of_the_keys_have_no_gradient_but_noise(model, batch) -> 
     }  # fmt: skip
 
 
-def test_a_frozen_tensor_that_moves_and_a_trainable_one_that_does_not_are_named(model, batch) -> None:
-    trainable = set_trainable(model, "align")
-    before = digests(model)
-    with pytest.raises(TrainingFailed, match="did not change"):
-        verify_moved(before, digests(model), trainable)
-    step(model, batch)
-    with torch.no_grad():
-        model.model.norm.weight[0] += 1e-3
-    with pytest.raises(TrainingFailed, match=r"model\.norm\.weight"):
-        verify_moved(before, digests(model), trainable)
-
-
-def test_what_moved_on_another_process_counts(model) -> None:
-    trainable = set_trainable(model, "align")
-    before = digests(model)
-    verify_moved(before, before, trainable, moved_elsewhere=trainable.names)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_digest_sees_one_bit_and_two_swapped_values(dtype: torch.dtype) -> None:
-    module = torch.nn.Linear(8, 8, bias=False).to(dtype)
-    first = digests(module)
-    with torch.no_grad():
-        bits = module.weight.view(torch.int16 if dtype == torch.bfloat16 else torch.int32)
-        bits[0, 0] ^= 1
-    second = digests(module)
-    assert moved_names(first, second) == {"weight"}
-    with torch.no_grad():
-        module.weight[[0, 1]] = module.weight[[1, 0]].clone()
-    assert moved_names(second, digests(module)) == {"weight"}
-
-
-@pytest.mark.parametrize(
-    ("wrapped", "official"),
-    [
-        ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.weight"),
-        ("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight", "model.layers.0.mlp.up_proj.weight"),
-        ("module.model.model.mm_projector.0.bias", "model.mm_projector.0.bias"),
-        ("model.model.layers.3.mlp.up_proj.lora_A.default.weight", "model.layers.3.mlp.up_proj.lora_A.weight"),
-        ("model.lm_head.weight", "lm_head.weight"),
-        (
-            "module.model.base_model.model.model.vision_tower.vision_tower.vision_model.post_layernorm.bias",
-            "model.vision_tower.vision_tower.vision_model.post_layernorm.bias",
-        ),
-    ],
-)
-def test_official_names_show_through_any_wrapper(wrapped: str, official: str) -> None:
-    assert official_name(wrapped) == official
-
-
 def test_a_loss_module_has_the_models_names(model) -> None:
-    assert set(digests(LossModule(model))) == set(digests(model))
+    assert set(snapshot(LossModule(model))) == set(snapshot(model))
