@@ -110,6 +110,7 @@ def test_sigterm_then_kill_then_the_same_command_give_the_weights_of_an_undistur
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_killed_zero_process_and_the_same_command_give_the_weights_of_an_undisturbed_run(
     stage: int, tmp_path: Path
