@@ -217,8 +217,8 @@ def open_plan(dataset: ImageTextDataset, settings: StageSettings, ranks: Ranks) 
     from mgm_exp.data import BatchPlan
 
     return BatchPlan(
-        dataset.lengths,
-        dataset.has_image,
+        dataset.lengths.tolist(),
+        dataset.has_image.tolist(),
         global_batch_size=settings.global_batch_size,
         micro_batch_size=settings.micro_batch_size,
         world_size=ranks.world_size,

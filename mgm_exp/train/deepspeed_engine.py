@@ -135,7 +135,7 @@ class DeepSpeedEngine(Engine):
 
     def update(self, lr_factor: float) -> Update:
         set_learning_rates(self.groups, lr_factor)
-        scale = float(self.engine.optimizer.cur_scale) if self.dtype is torch.float16 else None
+        scale = float(self.engine.optimizer.loss_scale) if self.dtype is torch.float16 else None
         self.engine.step()
         return Update(bool(self.engine.was_step_applied()), float(self.engine.get_global_grad_norm()), scale)
 

@@ -22,8 +22,8 @@ from typing import Any, TextIO
 
 import mgm_exp
 from mgm_exp import errors
-from mgm_exp.config import Device, ExperimentConfig
-from mgm_exp.errors import Interrupted, MgmError, TrainingFailed
+from mgm_exp.config import Device, ExperimentConfig, Precision
+from mgm_exp.errors import Interrupted, MgmError, MissingDependencyError, TrainingFailed
 from mgm_exp.store import lease_of, write_atomic
 from mgm_exp.train.job import StageSummary, TrainJob
 from mgm_exp.train.listener import Listener
@@ -84,17 +84,22 @@ def check_machine(config: ExperimentConfig) -> None:
     """Fails before anything is loaded where a package or a device is missing.
 
     Raises:
-        MissingDependencyError: DeepSpeed for ``zero=2|3``, or a GPU for each process.
+        MissingDependencyError: DeepSpeed for ``zero=2|3``, a GPU for each process, a GPU for fp16.
     """
     if config.zero.stage:
         from mgm_exp.train.deepspeed_engine import check_deepspeed
 
         check_deepspeed(config.zero.stage)
-    if config.device is not Device.cpu:
-        from mgm_exp.train.ranks import compute_device
+    if config.device is Device.cpu:
+        return
+    from mgm_exp.train.ranks import compute_device
 
-        if compute_device(config.device, 0).type == "cuda":
-            compute_device(Device.cuda, config.devices - 1)
+    if compute_device(config.device, 0).type == "cuda":
+        compute_device(Device.cuda, config.devices - 1)
+    elif config.train.precision is Precision.fp16:
+        raise MissingDependencyError(
+            "train.precision=fp16 needs a GPU, and torch sees none here.", advice="Use train.precision=bf16 or fp32."
+        )
 
 
 def _in_this_process(job: TrainJob, config: ExperimentConfig, listener: Listener, stop: StopRequest) -> StageSummary:
@@ -179,7 +184,8 @@ def _run_agent(launch: LaunchFolder, config: ExperimentConfig) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it has to say is said below, in our words
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -217,7 +223,7 @@ def worker_environment(config: ExperimentConfig) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads_each(config.devices)),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if device == "cpu":
+    if device == "cpu" and sys.platform.startswith("linux"):  # else gloo looks the host's name up, which may be slow
         variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     return variables
 

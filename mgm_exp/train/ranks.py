@@ -39,14 +39,14 @@ class Ranks:
     @classmethod
     def alone(cls, device: Device) -> Ranks:
         """The only process."""
-        return cls(0, 1, compute_device(device, 0))
+        return cls(0, 1, _made_current(compute_device(device, 0)))
 
     @classmethod
     def join(cls, device: Device) -> Ranks:
         """Joins the process group that torch's elastic launcher described in the environment."""
         import torch.distributed as dist
 
-        where = compute_device(device, int(os.environ["LOCAL_RANK"]))
+        where = _made_current(compute_device(device, int(os.environ["LOCAL_RANK"])))
         on_gpu = where.type == "cuda"
         dist.init_process_group(
             "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=where if on_gpu else None
@@ -91,6 +91,14 @@ def _in_group() -> bool:
     import torch.distributed as dist
 
     return dist.is_available() and dist.is_initialized()
+
+
+def _made_current(device: torch.device) -> torch.device:
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)
+    return device
 
 
 def compute_device(device: Device, local_rank: int) -> torch.device:

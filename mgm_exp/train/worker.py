@@ -59,12 +59,12 @@ def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, An
         return {"kind": "interrupted", "message": error.message, "advice": error.advice}, 0
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shows it
         traceback.print_exc()
-        is_ours = isinstance(error, MgmError)
+        message, advice = (error.message, error.advice) if isinstance(error, MgmError) else (str(error), "")
         return {
             "kind": "error",
             "type": type(error).__name__,
-            "message": error.message if is_ours else str(error),
-            "advice": error.advice if is_ours else "",
+            "message": message,
+            "advice": advice,
             "traceback": traceback.format_exc(),
         }, 1
     return {"kind": "done", "summary": summary.to_dict()}, 0
