@@ -97,6 +97,7 @@ class Tee(io.TextIOBase):
         self.book = book
         self.above: Callable[[str], None] | None = None
         self._own = os.getpid()
+        self._is_gone = False
         # Every thread builds its own line: print() writes the text and the line end separately.
         self._parts = threading.local()
 
@@ -104,7 +105,7 @@ class Tee(io.TextIOBase):
         """Passes ``text`` on. Returns its length."""
         above = self.above if os.getpid() == self._own else None
         if above is None:
-            self.terminal.write(text)
+            self._to_terminal(self.terminal.write, text)
         *lines, rest = (getattr(self._parts, "text", "") + text).split("\n")
         # A carriage return begins the line again: only what stands after the last one remains to be seen.
         self._parts.text = rest[rest.rfind("\r", 0, len(rest) - 1) + 1 :]
@@ -123,7 +124,17 @@ class Tee(io.TextIOBase):
 
     def flush(self) -> None:
         """Flushes the terminal; the log has every whole line already."""
-        self.terminal.flush()
+        self._to_terminal(self.terminal.flush)
+
+    def _to_terminal(self, call: Callable[..., object], *args: str) -> None:
+        """A terminal that went away (closed window, ended ``| head``) is no reason to stop a run: its log goes on."""
+        if self._is_gone:
+            return
+        try:
+            call(*args)
+        except OSError as error:
+            self._is_gone = True
+            self.book.line(f"[the terminal went away ({error.strerror}); the run goes on]")
 
     def isatty(self) -> bool:
         """Whether the terminal behind it is one."""

@@ -175,3 +175,16 @@ def test_children_get_the_terminal_itself(tmp_path: Path, capfd: pytest.CaptureF
 )
 def test_a_line_as_a_reader_sees_it(line: str, expected: str) -> None:
     assert plain_line(line) == expected
+
+
+def test_a_run_outlives_its_terminal_and_its_log_is_complete(tmp_path: Path) -> None:
+    class Closed(Terminal):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with printing_to(Closed(), tmp_path):
+        print("step 1", flush=True)
+        print("step 2", flush=True)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("step")] == ["step 1", "step 2"]
+    assert sum("terminal went away" in line for line in lines) == 1
