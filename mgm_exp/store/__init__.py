@@ -2,7 +2,8 @@
 
 from mgm_exp.errors import DiskFullError, LeaseLost
 
-from .entries import Dropped, Entry, StageOutput, Store, lease_of
+from .collection import Dropped
+from .entries import Entry, StageOutput, Store
 from .files import (
     disk_full_named,
     encode_json,
@@ -15,6 +16,7 @@ from .files import (
 )
 from .hash_cache import cached_tree_fingerprint
 from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
+from .layout import lease_of
 from .lease import Lease, LeaseHeld
 from .processes import Process, die_with_parent
 from .sealed import MARK, newest_whole, prune, publish_folder, remove_folder, seal, verify

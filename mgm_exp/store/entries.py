@@ -1,38 +1,27 @@
-"""The store: outputs of stages, addressed by everything that determines them, made once and shared.
-
-<root>/<stage>/<key>/            published: what the stage made, its record `stage.json`, its mark `MANIFEST.json`
-<root>/<stage>/<key>.work/       being made: scratch and checkpoints; `out/` is what will be published
-<root>/<stage>/<key>.lease/      who makes it
-<root>/<stage>/<key>.damaged-1/  was published, did not verify, moved aside
-"""
+"""The store: outputs of stages, addressed by everything that determines them, made once and shared."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.errors import DiskFullError, LeaseLost, UserError
+from mgm_exp.errors import LeaseLost, UserError
 
 from .claims import TTL_S, utc_now
-from .files import PathLike, encode_json, read_json, regular_files, temporary_name, write_json_atomic
-from .lease import GRACE_S, Lease, LeaseHeld
+from .collection import Collector, Dropped
+from .files import PathLike, encode_json, read_json, regular_files, write_json_atomic
+from .layout import OUT, RECORD, beside, is_name, stored_folders
+from .lease import GRACE_S, Lease
 from .sealed import MARK, publish_folder, remove_folder, verify
+from .work import ATTEMPTS, Clock, adopt_work
 
 _log = logging.getLogger(__name__)
 
-RECORD = "stage.json"
-OUT = "out"
 SCHEMA_VERSION = 1
-_ATTEMPTS = "attempts.json"
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
-_OURS = re.compile(r"(?P<key>.+?)\.(?P<kind>work|lease|damaged|trash)(?:-(?P<number>[0-9a-f]+))?")
 
 
 @dataclass(frozen=True)
@@ -76,24 +65,6 @@ class StageOutput:
     inputs: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """Something that ``Store.gc`` dropped, or would drop.
-
-    Attributes:
-        path: The folder.
-        kind: ``entry``, ``work`` (of a stage nobody finished), ``damaged``, ``trash`` (of an interrupted deletion) or
-            ``lease``.
-        size: Bytes on disk that only it held: files with other hard links do not count.
-        idle_s: Seconds since it was last used.
-    """
-
-    path: Path
-    kind: str
-    size: int
-    idle_s: float
-
-
 class Store:
     """A folder of published stage outputs.
 
@@ -115,7 +86,7 @@ class Store:
             UserError: The stage's folder is a link that leads out of the store.
         """
         for name in (stage, key):
-            if not _NAME.fullmatch(name) or _OURS.fullmatch(name):
+            if not is_name(name):
                 raise ValueError(f"{name!r} cannot name a stage or a key: letters, digits, '.', '_' and '-' can.")
         path = self.root / stage / key
         if os.path.realpath(path) != os.path.join(os.path.realpath(self.root), stage, key):
@@ -124,7 +95,7 @@ class Store:
 
     def lease(self, stage: str, key: str) -> Lease:
         """The lease of an entry, not acquired."""
-        return Lease(_beside(self.folder(stage, key), "lease"), ttl_s=self.ttl_s, grace_s=self.grace_s)
+        return Lease(beside(self.folder(stage, key), "lease"), ttl_s=self.ttl_s, grace_s=self.grace_s)
 
     def entry(self, stage: str, key: str, *, verify: bool = False) -> Entry | None:
         """The published entry if there is one and it is whole.
@@ -156,7 +127,7 @@ class Store:
 
     def entries(self) -> Iterator[Entry]:
         """All published entries that have a readable record; their content is not verified."""
-        for stage, key, kind, path in self._folders():
+        for stage, key, kind, path in stored_folders(self.root):
             if kind == "entry":
                 try:
                     yield _read_entry(path)
@@ -195,8 +166,8 @@ class Store:
         if entry is not None and self.touch(entry):
             return _output(entry, is_reused=True)
         final = self.folder(stage, key)
-        clock = _Clock()
-        lease = Lease(_beside(final, "lease"), ttl_s=self.ttl_s, grace_s=self.grace_s, on_beat=clock.save)
+        clock = Clock()
+        lease = Lease(beside(final, "lease"), ttl_s=self.ttl_s, grace_s=self.grace_s, on_beat=clock.save)
         lease.acquire(on_wait=on_wait)
         is_done = False
         try:
@@ -214,7 +185,7 @@ class Store:
 
     def _move_aside(self, final: Path, faults: list[str]) -> None:
         number = 1
-        while (aside := _beside(final, f"damaged-{number}")).exists():
+        while (aside := beside(final, f"damaged-{number}")).exists():
             number += 1
         os.rename(final, aside)
         _log.warning("%s was damaged (%s): moved to %s, made again", final, "; ".join(faults), aside.name)
@@ -225,17 +196,17 @@ class Store:
         make: Callable[[Path], Mapping[str, Any] | None],
         inputs: dict[str, Any],
         lease: Lease,
-        clock: _Clock,
+        clock: Clock,
     ) -> None:
         record = {"schema_version": SCHEMA_VERSION, "stage": final.parent.name, "key": final.name, "inputs": inputs}
         encode_json(record, RECORD)  # what cannot be recorded should fail before hours of work, not after
-        work = _adopt_work(final, lease)
+        work = adopt_work(final, lease)
         out = work / OUT
         if verify(out):  # else: killed between sealing and renaming, and there is nothing left to make
             out.mkdir(exist_ok=True)
             for leftover in (MARK, RECORD):
                 (out / leftover).unlink(missing_ok=True)
-            clock.start(work / _ATTEMPTS)
+            clock.start(work / ATTEMPTS)
             try:
                 meta = dict(make(work) or {})
             finally:
@@ -285,104 +256,7 @@ class Store:
         Returns:
             What was dropped, oldest first.
         """
-        dropped = []
-        for stage, key, kind, path in self._folders():
-            if key in keep_keys or f"{stage}/{key}" in keep_keys:
-                continue
-            found = self._collect(stage, key, kind, path, older_than_s, dry_run)
-            if found is not None:
-                dropped.append(found)
-        return sorted(dropped, key=lambda item: -item.idle_s)
-
-    def _collect(
-        self, stage: str, key: str, kind: str, path: Path, older_than_s: float, dry_run: bool
-    ) -> Dropped | None:
-        is_leftover = kind == "trash" or (kind in ("work", "lease") and (self.root / stage / key / MARK).exists())
-        limit_s = 0.0 if is_leftover else older_than_s
-        try:
-            idle_s = _idle_s(path)
-            if idle_s < limit_s or (kind == "lease" and any(path.parent.glob(f"{key}.work*"))):
-                return None
-            lease = self.lease(stage, key)
-            if dry_run:
-                return None if lease.holder() else Dropped(path, kind, _own_bytes(path), idle_s)
-            lease.acquire(wait=False)
-        except (LeaseHeld, FileNotFoundError):
-            return None
-        try:
-            if kind != "lease" and (not path.is_dir() or _idle_s(path) < limit_s):
-                return None  # used, or dropped by another collector, before we had the lease
-            found = Dropped(path, kind, _own_bytes(path), idle_s)
-            if kind == "entry":
-                trash = _beside(path, f"trash-{temporary_name().rpartition('-')[2]}")
-                os.rename(path, trash)  # from here on it is not published
-                if _idle_s(trash) < limit_s:  # touched in the instant before
-                    os.rename(trash, path)
-                    return None
-                path = trash
-            if kind != "lease":
-                remove_folder(path)
-            return found
-        finally:
-            lease.release(forget=True)
-
-    def _folders(self) -> Iterator[tuple[str, str, str, Path]]:
-        """(stage, key, kind, path) of everything in the store."""
-        if not self.root.is_dir():
-            return
-        for stage in sorted(self.root.iterdir()):
-            if not _NAME.fullmatch(stage.name) or stage.is_symlink() or not stage.is_dir():
-                continue
-            for path in sorted(stage.iterdir()):
-                match = _OURS.fullmatch(path.name)
-                key, kind = (match["key"], match["kind"]) if match else (path.name, "entry")
-                if _NAME.fullmatch(key) and not path.is_symlink() and path.is_dir():
-                    yield stage.name, key, kind, path
-
-
-class _Clock:
-    """Time spent in ``make`` over all attempts, also those that were killed: saved with each heartbeat."""
-
-    def __init__(self) -> None:
-        self.seconds, self.attempts = 0.0, 0
-        self._before, self._started = 0.0, 0.0
-        self._file: Path | None = None
-
-    def start(self, file: Path) -> None:
-        try:
-            saved = read_json(file)
-            self._before, self.attempts = float(saved["seconds"]), int(saved["attempts"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            self._before, self.attempts = 0.0, 0
-        self.attempts += 1
-        self._started, self._file = time.monotonic(), file
-        self.save()
-
-    def save(self) -> None:
-        if self._file is None:
-            return
-        self.seconds = self._before + time.monotonic() - self._started
-        try:
-            write_json_atomic(self._file, {"seconds": self.seconds, "attempts": self.attempts})
-        except (OSError, DiskFullError) as error:  # a record of time is no reason to stop the work it measures
-            _log.warning("%s", error)
-
-    def stop(self) -> None:
-        self.save()
-        self._file = None
-
-
-def lease_of(work: PathLike) -> Path:
-    """The lease folder that guards a work folder of the store: what a worker process hands to ``hold_shared``."""
-    work = Path(work)
-    match = _OURS.fullmatch(work.name)
-    if match is None or match["kind"] != "work":
-        raise ValueError(f"{work} is not a work folder of the store (<key>.work).")
-    return work.with_name(f"{match['key']}.lease")
-
-
-def _beside(final: Path, kind: str) -> Path:
-    return final.with_name(f"{final.name}.{kind}")
+        return Collector(self.root, self.lease, older_than_s, dry_run).collect(keep_keys)
 
 
 def _output(entry: Entry, is_reused: bool) -> StageOutput:
@@ -404,58 +278,8 @@ def _read_entry(path: Path) -> Entry:
     )
 
 
-def _adopt_work(final: Path, lease: Lease) -> Path:
-    """The work folder, new or of an earlier attempt.
-
-    An earlier owner that is known to be dead left it as it is. One that was only not heard of (on another machine) may
-    wake up and go on writing: its folder gets a new name, so that its paths lead nowhere, and its files new bytes on
-    disk, so that what it has open is no longer part of it.
-    """
-    plain = _beside(final, "work")
-    found = [path for path in final.parent.glob(f"{final.name}.work*") if path == plain or _number(path)]
-    work = max(found, key=_number, default=plain)
-    for older in found:
-        if older != work:
-            remove_folder(older)
-    if lease.took_over_expired and work.is_dir():
-        fenced = _beside(final, f"work-{max(lease.token, _number(work) + 1):06x}")
-        os.rename(work, fenced)
-        work = fenced
-        for parent, _, names in os.walk(work):
-            for name in names:
-                path, temporary = Path(parent, name), Path(parent, temporary_name())
-                shutil.copy2(path, temporary, follow_symlinks=False)
-                os.replace(temporary, path)
-    work.mkdir(parents=True, exist_ok=True)
-    return work
-
-
-def _number(work: Path) -> int:
-    match = _OURS.fullmatch(work.name)
-    return int(match["number"], 16) if match and match["number"] else 0
-
-
 def _protect(folder: Path) -> None:
     """Takes the write permission from files: run folders hard-link them, and an edit there would change the store's."""
     for relative in regular_files(folder):
         path = folder / relative
         path.chmod(path.stat().st_mode & ~0o222)
-
-
-def _idle_s(path: Path) -> float:
-    """Seconds since a folder or, for a work folder, anything in it was last changed or touched."""
-    newest = path.stat().st_mtime
-    if not (path / MARK).exists():
-        for parent, folders, files in os.walk(path):
-            for name in (*folders, *files):
-                newest = max(newest, os.lstat(os.path.join(parent, name)).st_mtime)
-    return max(0.0, time.time() - newest)
-
-
-def _own_bytes(path: Path) -> int:
-    total = 0
-    for parent, _, files in os.walk(path):
-        for name in files:
-            facts = os.lstat(os.path.join(parent, name))
-            total += facts.st_blocks * 512 if facts.st_nlink == 1 else 0
-    return total

@@ -41,15 +41,14 @@ from .claims import (
     utc_now,
 )
 from .files import PathLike, encode_json, read_json, write_json_atomic
-from .processes import Process, kill, lock_holders, start_time
-from .workers import read_worker
+from .predecessors import Predecessors
+from .processes import Process
 
 _log = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 _NOT_WAITING_S = 0.25  # somebody who only looks (`holder`) has the lock for an instant
 _SAY_AGAIN_S = 30.0
-_LONG_GONE_S = 86_400.0
 
 
 class LeaseHeld(UserError):
@@ -86,14 +85,13 @@ class Lease:
         self.path = Path(path)
         self.ttl_s, self.grace_s = ttl_s, grace_s
         self.token: int = 0
-        self.took_over_expired = False
         self._on_lost, self._on_beat = on_lost, on_beat
         self._lock: FileLock | None = None
         self._claim: Claim | None = None
         self._heartbeat: Heartbeat | None = None
         self._lost: str | None = None
         self._pid = 0
-        self._seen: dict[str, tuple[object, float]] = {}
+        self._predecessors = Predecessors(self.path, ttl_s, grace_s)
         self._renewed_at = 0.0
 
     def __enter__(self) -> Lease:
@@ -121,6 +119,7 @@ class Lease:
         """
         if self._claim is not None:
             raise RuntimeError(f"{self.path} is already held by this object.")
+        self._predecessors = Predecessors(self.path, self.ttl_s, self.grace_s)
         started, pause_s, said, said_at = time.monotonic(), 0.02, "", 0.0
         limit_s = timeout_s if wait else _NOT_WAITING_S
         try:
@@ -152,61 +151,18 @@ class Lease:
         if self._lock is None:
             self._lock = FileLock.attempt(self.path / "lock", is_shared=False)
             if self._lock is None:
-                return self._who_locks()
+                return self._predecessors.who_locks()
         if self._claim is None:
-            current, self.took_over_expired = newest_claim(self.path), False
+            current = newest_claim(self.path)
             if current is not None and not current.is_released:
-                obstacle = self._who_claims(current, self._lock)
+                obstacle = self._predecessors.who_claims(current, self._lock)
                 if obstacle is not None:
                     return obstacle
             if not self._link_claim(current, self._lock):
                 self._lock.release()
                 self._lock = None
                 return "another process, which was quicker"
-        return self._who_works()
-
-    def _who_locks(self) -> str:
-        claim = newest_claim(self.path)
-        if claim is None or claim.holder is None:
-            return "a process that has just begun"
-        if claim.holder.is_visible() and not claim.holder.is_alive():
-            # The lock outlives a dead owner in children that were forked from it and inherited its descriptor.
-            orphans = [pid for pid, taken_by in lock_holders(self.path / "lock") if pid != taken_by]
-            if orphans:
-                return self._end_orphans("lock", orphans)
-        return (
-            f"{claim.holder}, which is stopped: continue or kill it" if claim.holder.is_stopped() else str(claim.holder)
-        )
-
-    def _who_claims(self, claim: Claim, lock: FileLock) -> str | None:
-        holder = claim.holder
-        if holder is not None and holder.is_on_this_machine():
-            if lock.works and claim.has_lock:
-                return None  # its lock was free, so it is dead
-            if holder.is_visible():
-                return str(holder) if holder.is_alive() else None
-        if self._stands_still(claim.path):
-            self.took_over_expired = True
-            return None
-        name = str(holder) if holder else f"an owner that {claim.path.name} does not name"
-        return f"{name}, unless its heartbeat stands still for {self.ttl_s:g} s"
-
-    def _stands_still(self, path: Path) -> bool:
-        """Whether a heartbeat has not moved for ``ttl_s`` since we first looked, or for a day when we first look."""
-        try:
-            with open(path, "rb") as file:  # opening it makes a network file system ask its server
-                beat = os.fstat(file.fileno()).st_mtime_ns
-            now = time.monotonic()
-            if path.name not in self._seen:
-                self._seen[path.name] = (beat, now)
-                return now_on(self.path) - beat / 1e9 > max(_LONG_GONE_S, self.ttl_s)
-        except FileNotFoundError:  # given back at this moment
-            return False
-        before, since = self._seen[path.name]
-        if before != beat:
-            self._seen[path.name] = (beat, now)
-            return False
-        return now - since >= self.ttl_s
+        return self._predecessors.who_works(self._lock)
 
     def _link_claim(self, predecessor: Claim | None, lock: FileLock) -> bool:
         token = (predecessor.token if predecessor else 0) + 1
@@ -247,48 +203,10 @@ class Lease:
         still = read_claim(predecessor.path)
         return still is not None and still.nonce == predecessor.nonce and max(others) == predecessor.token
 
-    def _who_works(self) -> str | None:
-        """Waits for, ends or shuts out the workers of earlier owners; None when there are none."""
-        for path in self.path.glob("worker-*.json"):
-            worker = read_worker(path)
-            if worker is not None and worker.is_visible():
-                if not worker.is_alive():
-                    unlink_if_there(path)
-                continue
-            if worker is not None and worker.is_on_this_machine() and self._lock is not None and self._lock.works:
-                continue  # another container on this machine: its lock tells
-            if not self._stands_still(path):
-                name = f"{worker or path.name}, a worker of the owner before"
-                return f"{name}, unless its heartbeat stands still for {self.ttl_s:g} s"
-            unlink_if_there(path)
-        lock = FileLock.attempt(self.path / "workers", is_shared=False)
-        if lock is None:
-            return self._end_orphans("workers", [pid for pid, _ in lock_holders(self.path / "workers")])
-        works = lock.works
-        lock.release()
-        if not works:
-            workers = [read_worker(path) for path in self.path.glob("worker-*.json")]
-            if alive := [worker.pid for worker in workers if worker and worker.is_alive()]:
-                return self._end_orphans("workers", alive)
-        for path in self.path.glob("worker-*.json"):
-            unlink_if_there(path)  # the lock was free, so these are dead
-        return None
-
-    def _end_orphans(self, what: str, pids: list[int]) -> str:
-        """Names processes of a dead owner on this machine, and after the grace period kills them."""
-        if not pids:
-            return f"a process that holds {self.path / what} and cannot be seen from here (another user or container)"
-        now, names = time.monotonic(), []
-        for pid in sorted(pids):
-            started = start_time(pid)
-            if started is None or pid == os.getpid():
-                continue
-            _, since = self._seen.setdefault(f"{what} {pid} {started}", (None, now))
-            if now - since >= self.grace_s and kill(pid, started):
-                _log.warning("%s: killed process %d, which outlived the owner it worked for", self.path, pid)
-            names.append(str(pid))
-        who = f"process {', '.join(names) or '(ending)'} of an owner that is dead"
-        return f"{who}; killed if still there after {self.grace_s:g} s"
+    @property
+    def took_over_expired(self) -> bool:
+        """Whether the owner before is not known to be dead, only not heard of: it may wake up."""
+        return self._predecessors.took_over_expired
 
     def check(self) -> None:
         """Confirms, on disk, that the lease is still ours; call it before anything becomes visible to others.
@@ -388,7 +306,6 @@ class Lease:
         if self._lock is not None:
             self._lock.release()
         self._lock = self._claim = self._heartbeat = None
-        self._seen.clear()
 
     def holder(self) -> Claim | None:
         """Who has it now, without taking it; None if it is free. On another machine the last heartbeat tells."""

@@ -20,6 +20,7 @@ from mgm_exp.store import (
     Lease,
     Store,
     claims,
+    collection,
     entries,
     files,
     lease_of,
@@ -29,6 +30,7 @@ from mgm_exp.store import (
     stage_key,
     verify,
 )
+from mgm_exp.store.work import adopt_work
 
 from .crash_points import crash_points, names_below
 from .real_processes import Child
@@ -212,19 +214,21 @@ def test_an_owner_that_was_replaced_cannot_publish_nor_spoil_the_new_ones_work(s
 
 def test_a_new_owner_gets_files_that_the_old_one_has_no_longer_open(store: Store) -> None:
     work = store.root / "align" / f"{KEY}.work"
-    (work / "checkpoints").mkdir(parents=True)
+    with Child(MAKER, store.root, KEY, 3600, "--slowly", elsewhere="a") as maker:
+        maker.hear("step 0")
+        maker.kill()
+    claim = claims.newest_claim(lease_of(work))
+    assert claim is not None
+    os.utime(claim.path, (claim.heartbeat - 2 * 86_400,) * 2)  # not heard of for two days
+    (work / "checkpoints").mkdir()
     (work / "checkpoints" / "log").write_text("one\n")
     (work / "latest").symlink_to("checkpoints/log")
-    with open(work / "checkpoints" / "log", "a") as open_elsewhere:
-        lease = Lease(store.root / "align" / f"{KEY}.lease")
-        lease.acquire()
-        lease.took_over_expired = True
-        adopted = entries._adopt_work(store.root / "align" / KEY, lease)
+    with open(work / "checkpoints" / "log", "a") as open_elsewhere, store.lease("align", KEY) as lease:
+        adopted = adopt_work(store.root / "align" / KEY, lease)
         open_elsewhere.write("two\n")
-    lease.release()
-    assert adopted.name == f"{KEY}.work-000001" and not work.exists()
+    assert adopted.name == f"{KEY}.work-000002" and not work.exists()
     assert (adopted / "checkpoints" / "log").read_text() == "one\n"
-    assert lease_of(adopted) == lease_of(work) == lease.path
+    assert lease_of(adopted) == lease_of(work)
     assert store.produce("align", KEY, lambda folder: {"same": folder == adopted}, inputs={}).meta == {"same": True}
     assert not adopted.exists()
 
@@ -470,7 +474,7 @@ def test_gc_puts_back_what_was_used_in_the_last_instant(store: Store, monkeypatc
             assert store.produce("align", KEY, refuse, inputs={}).reused
         real(old, new)
 
-    monkeypatch.setattr(entries.os, "rename", rename)
+    monkeypatch.setattr(collection.os, "rename", rename)
     assert store.gc(older_than_s=500) == []
     assert is_right(entry_path)
 
