@@ -1,7 +1,7 @@
-"""Builds the C++ extension that DeepSpeed loads for CPU processes, once, before many processes want it at the same time.
+"""Builds the C++ extension that DeepSpeed loads for CPU processes, once, before many processes want it together.
 
-DeepSpeed compiles it on first use. A process that is killed meanwhile leaves a lock file that makes every later one wait
-without end; building it here, in a folder of its own (``TORCH_EXTENSIONS_DIR``), keeps that out of tests and runs.
+DeepSpeed compiles it on first use. A process that is killed meanwhile leaves a lock file that makes every later one
+wait without end; building it here, in a folder of its own (``TORCH_EXTENSIONS_DIR``), keeps that out of tests and runs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def main() -> int:
         return 2
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         print(
-            "No C++ compiler was found, and DeepSpeed compiles an extension for CPU processes (zero=2, zero=3 without a "
-            "GPU). Install one (Debian, Ubuntu: apt-get install g++).",
+            "No C++ compiler was found, and DeepSpeed compiles an extension for CPU processes (zero=2 or zero=3 without "
+            "a GPU). Install one (Debian, Ubuntu: apt-get install g++).",
             file=sys.stderr,
         )
         return 2
