@@ -22,8 +22,8 @@ def main() -> int:
         return 2
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         print(
-            "No C++ compiler was found, and DeepSpeed compiles an extension for CPU processes (zero=2 or zero=3 without "
-            "a GPU). Install one (Debian, Ubuntu: apt-get install g++).",
+            "No C++ compiler was found, and DeepSpeed compiles an extension for CPU processes (zero=2 or zero=3 "
+            "without a GPU). Install one (Debian, Ubuntu: apt-get install g++).",
             file=sys.stderr,
         )
         return 2
