@@ -174,8 +174,8 @@ def test_the_names_for_notebooks(app: Any, monkeypatch: pytest.MonkeyPatch) -> N
     root = f"paths.root={app.root}"
     result = mgm_exp.run(["adapter=lora_r16", root])
     assert (result["status"], result["metrics"]["demo/accuracy"]) == ("completed", 0.8)
-    sweep = mgm_exp.sweep(["adapter=lora_r8,lora_r16", "zero=2", root])
-    assert [trial["status"] for trial in sweep["trials"]] == ["completed", "completed"]
+    sweep = mgm_exp.sweep(["zero=2", root])
+    assert [trial["status"] for trial in sweep["trials"]] == ["completed"]
     monkeypatch.setenv("SMALL_FAIL", "5")
     with pytest.raises(TrainingFailed):
         mgm_exp.run(["adapter.rank=5", root])

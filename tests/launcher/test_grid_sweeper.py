@@ -55,13 +55,13 @@ def test_the_sweep_ends_with_the_comparison_as_a_table_and_as_files(
 
 
 def test_the_same_command_repeats_nothing(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app("-m", "adapter.rank=4,8", "seed=0,1") == 0
+    assert app("-m", "adapter.rank=4", "seed=0,1") == 0
     first = app.sweep()
     capsys.readouterr()
-    assert app("-m", "seed=0,1", "adapter.rank=4,8") == 0
-    assert [app.calls(number) for number in range(4)] == [1, 1, 1, 1]
+    assert app("-m", "seed=0,1", "adapter.rank=4") == 0
+    assert [app.calls(number) for number in range(2)] == [1, 1]
     assert app.sweep()["trials"] == first["trials"]
-    assert capsys.readouterr().out.count("completed before, demo/accuracy") == 4
+    assert capsys.readouterr().out.count("completed before, demo/accuracy") == 2
 
 
 def test_a_failing_cell_harms_no_other_and_ends_with_1(app: Any) -> None:
@@ -126,25 +126,25 @@ def test_what_no_cell_can_be_is_refused_before_anything_is_written(
 def test_a_trial_keeps_its_number_when_the_grid_grows(app: Any) -> None:
     name = "sweep.name=mine"
     assert app("-m", "adapter.rank=8,16", name) == 0
-    assert app("-m", "adapter.rank=4,8,12,16", name) == 0
+    assert app("-m", "adapter.rank=4,8,16", name) == 0
     ranks = {trial["number"]: trial["params"]["adapter.rank"] for trial in app.sweep()["trials"]}
-    assert ranks == {0: 8, 1: 16, 2: 4, 3: 12}
-    assert [app.calls(number) for number in range(4)] == [1, 1, 1, 1]
+    assert ranks == {0: 8, 1: 16, 2: 4}
+    assert [app.calls(number) for number in range(3)] == [1, 1, 1]
 
 
 def test_another_configuration_is_another_trial_even_with_the_same_cell(app: Any) -> None:
-    assert app("-m", "adapter.rank=8,16", "sweep.name=mine") == 0
-    assert app("-m", "adapter.rank=8,16", "sweep.name=mine", "train.max_steps=7") == 0
+    assert app("-m", "adapter.rank=8", "sweep.name=mine") == 0
+    assert app("-m", "adapter.rank=8", "sweep.name=mine", "train.max_steps=7") == 0
     sweep = app.sweep()
-    assert len(sweep["trials"]) == 4
-    assert len({trial["config_hash"] for trial in sweep["trials"]}) == 4
-    assert [app.calls(number) for number in range(4)] == [1, 1, 1, 1]
+    assert len(sweep["trials"]) == 2
+    assert len({trial["config_hash"] for trial in sweep["trials"]}) == 2
+    assert [app.calls(number) for number in range(2)] == [1, 1]
 
 
 def test_what_does_not_define_an_experiment_repeats_nothing(app: Any) -> None:
-    assert app("-m", "adapter.rank=8,16") == 0
-    assert app("-m", "adapter.rank=8,16", "tracker=disabled", "train.checkpoint.every_steps=3") == 0
-    assert [app.calls(number) for number in range(2)] == [1, 1]
+    assert app("-m", "adapter.rank=8") == 0
+    assert app("-m", "adapter.rank=8", "tracker=disabled", "train.checkpoint.every_steps=3") == 0
+    assert app.calls(0) == 1
 
 
 def test_cells_that_differ_only_in_name_are_trials_of_their_own(app: Any) -> None:
@@ -162,10 +162,10 @@ def test_a_choice_named_by_a_number_is_swept(app: Any) -> None:
 
 
 def test_a_ready_made_sweep_needs_no_flag(app: Any) -> None:
-    assert app("+sweeps=ablation", "data=raw", "seed=0,1") == 0
+    assert app("+sweeps=ablation", "data=raw", "adapter=full,lora_r8") == 0
     sweep = app.sweep()
-    assert len(sweep["trials"]) == 6
-    assert sweep["name"].startswith("seed=0,1+adapter=full,lora_r8,lora_r16-")
+    assert len(sweep["trials"]) == 2
+    assert sweep["name"].startswith("adapter=full,lora_r8-")
 
 
 def test_an_objective_to_be_small_is_ordered_the_other_way(app: Any) -> None:
@@ -181,20 +181,20 @@ def test_no_best_without_a_completed_trial(app: Any) -> None:
 
 
 def test_a_folder_of_the_sweep_inside_of_the_root_may_be_chosen(app: Any) -> None:
-    assert app("-m", "adapter.rank=4,8", f"hydra.sweep.dir={app.root}/sweeps/my_place") == 0
+    assert app("-m", "adapter.rank=4", f"hydra.sweep.dir={app.root}/sweeps/my_place") == 0
     assert app.sweep_dir.name == "my_place"
     assert app.sweep()["name"] == "my_place"
 
 
 def test_books_that_cannot_be_read_are_not_overwritten(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app("-m", "adapter.rank=4,8") == 0
+    assert app("-m", "adapter.rank=4") == 0
     (app.sweep_dir / "sweep.json").write_text("{", encoding="utf-8")
-    assert app("-m", "adapter.rank=4,8") == 2
+    assert app("-m", "adapter.rank=4") == 2
     assert "Move it away" in capsys.readouterr().err
     assert (app.sweep_dir / "sweep.json").read_text(encoding="utf-8") == "{"
     (app.sweep_dir / "sweep.json").unlink()
-    assert app("-m", "adapter.rank=4,8") == 0
-    assert [trial["number"] for trial in app.sweep()["trials"]] == [2, 3], "nothing of the old ones is overwritten"
+    assert app("-m", "adapter.rank=4") == 0
+    assert [trial["number"] for trial in app.sweep()["trials"]] == [1], "nothing of the old ones is overwritten"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
