@@ -111,7 +111,7 @@ def _environment(run: Run) -> dict[str, Any]:
     device = run.manifest.get("device")
     found = {name: version for name, version in (packages or {}).items() if name in _SOFTWARE}
     if isinstance(git, Mapping):
-        found |= {"git.commit": git.get("commit"), "git.dirty": git.get("dirty")}
+        found |= {"git.commit": str(git.get("commit"))[:10], "git.dirty": git.get("dirty")}
     found["python"] = run.manifest.get("python")
     found["device"] = device.get("type") if isinstance(device, Mapping) else device
     return found
