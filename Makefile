@@ -9,7 +9,7 @@ BIN := .venv/bin
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 # Processes of the test run; each test process computes with one thread.
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+PYTEST := env OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: help setup demo test test-full lint types extensions unit clean
 
