@@ -120,7 +120,7 @@ def test_nothing_to_compare_is_said_in_words(tmp_path):
 
 def test_runs_that_cannot_be_compared_are_marked(tmp_path):
     folders = [write_run(tmp_path / n, [1.0, 0.0], key={"ocr_tokens": n == "a"}) for n in "ab"]
-    text = "\n".join(printed(compare(folders, strict=False), 160))
+    text = "\n".join(printed(compare(folders, strict=False), 1000))
     assert "not comparable" in text and "ocr_tokens (True and False)" in text
 
 
