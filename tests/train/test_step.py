@@ -40,7 +40,7 @@ def test_counts_are_those_of_the_merged_batch(tmp_path: Path) -> None:
         assert (counted.samples, counted.images) == (8, 7)
         assert counted.ids == [record.id for record in read_records(job.records)]
         seen.add(counted.supervised)
-    assert len(seen) >= 4, "the lengths must cut some labels away"
+    assert len(seen) >= 3, "the lengths must cut some labels away"
 
 
 def test_dropout_depends_on_the_place_in_the_global_batch_alone() -> None:
