@@ -103,8 +103,9 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
 
     config = job.experiment()
     settings = stage_settings(config, job.stage)
-    model, load_report = prepare_model(job, config, settings, ranks)
+    model, load_report = build_base(config, settings, ranks)
     trainable = make_trainable(model, job.stage, config, settings)
+    put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
     say(_in_words(job.stage, trainable))
     processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
     dataset = open_dataset(job, config, settings, processor)
@@ -137,21 +138,31 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     )
 
 
-def prepare_model(
-    job: TrainJob, config: ExperimentConfig, settings: StageSettings, ranks: Ranks
+def build_base(
+    config: ExperimentConfig, settings: StageSettings, ranks: Ranks
 ) -> tuple[MGMForConditionalGeneration, dict[str, Any]]:
-    """The base model with the connector this stage starts from."""
-    from mgm_exp.model import build_model, load_connector, reset_connector
+    """The model as it lies on disk, in the precision of training, and where its tensors came from."""
+    from mgm_exp.model import build_model
     from mgm_exp.train.engine import COMPUTE_DTYPE
 
-    seed = derived_seed(config.seed, "new weights")
-    model, report = build_model(config.model, device=ranks.device, dtype=COMPUTE_DTYPE[settings.precision], seed=seed)
+    model, report = build_model(
+        config.model,
+        device=ranks.device,
+        dtype=COMPUTE_DTYPE[settings.precision],
+        seed=derived_seed(config.seed, "new weights"),
+    )
     model.config.tokenizer_model_max_length = settings.max_length
+    return model, json.loads(json.dumps(report.to_dict()))  # tuples as lists, as they come back from a file
+
+
+def put_connector(model: MGMForConditionalGeneration, job: TrainJob, config: ExperimentConfig) -> None:
+    """The connector that this stage starts from: the aligned one, new weights, or the checkpoint's own."""
+    from mgm_exp.model import load_connector, reset_connector
+
     if job.connector is not None:
         load_connector(model, job.connector)
     if job.stage == "align":
-        reset_connector(model, config.train.align.reset.value, seed)
-    return model, json.loads(json.dumps(report.to_dict()))  # tuples as lists, as they come back from a file
+        reset_connector(model, config.train.align.reset.value, derived_seed(config.seed, "new weights"))
 
 
 def make_trainable(

@@ -35,7 +35,7 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
     from mgm_exp.data import ImageFault, open_image, read_records, write_visual_tokens
     from mgm_exp.model.folders import source_of_section
     from mgm_exp.model.processor import processor_of
-    from mgm_exp.train.assemble import prepare_model
+    from mgm_exp.train.assemble import build_base, put_connector
     from mgm_exp.train.memory import PeakMemory
 
     started = time.perf_counter()
@@ -44,7 +44,8 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
     settings = stage_settings(config, job.stage)
     ranks = Ranks.alone(config.device)
     memory = PeakMemory(ranks.device)
-    model, load_report = prepare_model(job, config, settings, ranks)
+    model, load_report = build_base(config, settings, ranks)
+    put_connector(model, job, config)
     model.eval()
     processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
 

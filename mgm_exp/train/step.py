@@ -99,7 +99,7 @@ def take_step(
     else:
         total = torch.zeros((), dtype=torch.float32, device=ranks.device)
         for j, micro in enumerate(micro_batches):
-            seed_generators(settings.seed, step, j * ranks.world_size + ranks.rank, ranks.device)
+            seed_generators(settings.seed, step, j * ranks.world_size + ranks.rank)
             normalizer = supervised if settings.loss_norm is LossNorm.tokens else max(micro.supervised, 1) * learning
             total += engine.accumulate(micro.on(ranks.device), float(normalizer), last=j == len(micro_batches) - 1)
         update = engine.update(lr_factor)
@@ -124,6 +124,6 @@ def take_step(
     )
 
 
-def seed_generators(seed: int, step: int, micro_batch: int, device: torch.device) -> None:
+def seed_generators(seed: int, step: int, micro_batch: int) -> None:
     """Seeds torch's generators for one micro-batch of the global batch, whichever process computes it."""
     torch.manual_seed(derived_seed(seed, "dropout", step, micro_batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -167,6 +168,23 @@ def test_bf16_learns(make_job: MakeJob) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert summary.engine["dtype"] == "bfloat16"
     assert summary.trainable["verified"]["is_complete"]
+
+
+def test_an_aligned_connector_keeps_every_bit_in_half_precision(make_job: MakeJob) -> None:
+    from safetensors.torch import load_file
+
+    from mgm_exp.config import Device, Precision
+    from mgm_exp.train.assemble import assemble
+    from mgm_exp.train.ranks import Ranks
+
+    align = make_job("align", name="align", steps=1)
+    run_stage(align)
+    aligned = load_file(align.out / "connector.safetensors")
+    assert any(not tensor.bfloat16().float().equal(tensor) for tensor in aligned.values())
+    job = dataclasses.replace(make_job(precision=Precision.bf16), connector=align.out / "connector.safetensors")
+    stage = assemble(job, Ranks.alone(Device.cpu), lambda text: None)
+    assert all(stage.engine.trainable[name].equal(tensor) for name, tensor in aligned.items())
+    assert stage.model.model.embed_tokens.weight.dtype is torch.bfloat16
 
 
 # -- interruptions ------------------------------------------------------------------------------------------------
