@@ -104,6 +104,45 @@ class Reset(Enum):
     connector = "connector"
 
 
+class CaptionEngine(Enum):
+    """Whose captioning loop runs."""
+
+    mgm_exp = "mgm_exp"
+    data_juicer = "data_juicer"
+
+
+class CaptionPolicy(Enum):
+    """What becomes of the raw caption; it is always kept beside the new one."""
+
+    replace = "replace"
+    keep_if_better = "keep_if_better"
+    mix = "mix"
+
+
+class CaptionPrecision(Enum):
+    """Arithmetic of the captioner."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+class RecipeEngine(Enum):
+    """Who computes the values that a recipe filters by."""
+
+    data_juicer = "data_juicer"
+    builtin = "builtin"
+
+
+class RecipeExecutor(Enum):
+    """How Data-Juicer runs."""
+
+    default = "default"
+    ray = "ray"
+
+
 class TrackerMode(Enum):
     """``auto``: online where a W&B key is in the environment, else offline; ``disabled``: files only."""
 
@@ -146,13 +185,125 @@ class ModelConfig:
 
 
 @dataclass
-class CaptionerConfig:
-    """Who writes the captions of data=blip2."""
+class ScorerConfig:
+    """The judge of captioner.policy=keep_if_better."""
 
-    # A local BLIP-2 folder (transformers format). null: the demo captioner that is shipped (demo images only).
+    # A local CLIP folder (cosine similarity) or BLIP image-text-matching folder (probability of a match).
     path: str | None = None
+    # The new caption wins where its score is more than this above the raw one's, in units of the score.
+    margin: float = 0.0
+
+
+@dataclass
+class CaptionerConfig:
+    """Who writes the captions of data=blip2, and which of them are kept."""
+
+    # A local folder: BLIP-2, any image-text-to-text model, or an MGM run. null: the demo captioner that is shipped
+    # (demo images only).
+    path: str | None = None
+    # mgm_exp: greedy, batched, resumable by batch. data_juicer: its image_captioning_mapper (always samples).
+    engine: CaptionEngine = CaptionEngine.mgm_exp
     # Images in one forward pass: more is faster and needs more memory.
     batch_size: int = 32
+    # Seeds whatever is drawn here (sampled captions, the share of mix), apart from the run's seed: runs with other
+    # seeds share the captions.
+    seed: int = 0
+    # What the captioner is asked. null: nothing (BLIP-2), or the model's own way of asking for a caption.
+    prompt: str | None = None
+    max_new_tokens: int = 40
+    # auto: bf16 on a GPU, fp32 on the CPU. int8 needs a GPU and bitsandbytes.
+    precision: CaptionPrecision = CaptionPrecision.auto
+    # replace: every caption; keep_if_better: where the scorer prefers the new one; mix: a share of the rows.
+    policy: CaptionPolicy = CaptionPolicy.replace
+    # policy=mix: share of rows that get the new caption, chosen by a hash of id and seed.
+    mix_share: float = 0.5
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    # More than one: the others are sampled and become rows of their own (<id>#c2, ...).
+    captions_per_image: int = 1
+    # Of sampled captions: higher is more varied and less accurate.
+    temperature: float = 1.0
+    top_p: float = 0.9
+    # Each question is put to the captioner for every image and becomes a row of its own (<id>#q1, ...); the demo
+    # captioner only describes.
+    questions: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LimitsConfig:
+    """Rows are kept where min <= value <= max. A limit is a number, or p1 to p99: that percentile of the values of
+    the data at hand; null: open. An operator without limits is off."""
+
+    min: int | float | str | None = None
+    max: int | float | str | None = None
+
+
+@dataclass
+class RepetitionConfig(LimitsConfig):
+    """Share of n-grams (of words or of characters) that occur more than once in the caption, 0..1."""
+
+    # Length of the n-grams.
+    ngram: int = MISSING
+
+
+@dataclass
+class ShapeConfig:
+    """Pixels of the image."""
+
+    min_width: int | None = None
+    max_width: int | None = None
+    min_height: int | None = None
+    max_height: int | None = None
+
+
+@dataclass
+class ModelLimitsConfig(LimitsConfig):
+    """A value that a local model gives."""
+
+    # Its folder (transformers format, safetensors).
+    path: str | None = None
+
+
+@dataclass
+class WatermarkConfig:
+    """Probability of a watermark."""
+
+    # Folder of an image classifier whose second class is "watermark".
+    path: str | None = None
+    max: int | float | str | None = None
+
+
+@dataclass
+class RecipeConfig:
+    """Which image-caption pairs are kept, by operators of Data-Juicer; each sees the caption without special tokens."""
+
+    # data_juicer runs Data-Juicer itself; builtin computes the same values of the first five operators without it.
+    engine: RecipeEngine = RecipeEngine.data_juicer
+    # Of Data-Juicer: default on this machine, ray on a Ray cluster (or all cores of this machine).
+    executor: RecipeExecutor = RecipeExecutor.default
+    # Processes of Data-Juicer's default executor.
+    processes: int = 1
+    # Words, split on white space.
+    words_num: LimitsConfig = field(default_factory=LimitsConfig)
+    # Characters.
+    text_length: LimitsConfig = field(default_factory=LimitsConfig)
+    word_repetition: RepetitionConfig = field(default_factory=lambda: RepetitionConfig(ngram=2))
+    character_repetition: RepetitionConfig = field(default_factory=lambda: RepetitionConfig(ngram=5))
+    image_shape: ShapeConfig = field(default_factory=ShapeConfig)
+    # Cosine of CLIP's embeddings of image and caption.
+    image_text_similarity: ModelLimitsConfig = field(default_factory=ModelLimitsConfig)
+    # BLIP's probability that image and caption match.
+    image_text_matching: ModelLimitsConfig = field(default_factory=ModelLimitsConfig)
+    watermark: WatermarkConfig = field(default_factory=WatermarkConfig)
+
+
+@dataclass
+class AugmentConfig:
+    """More rows out of those that were kept."""
+
+    # How often every pair is read in an epoch (copies are called <id>#2, ...).
+    duplicate: int = 1
+    # Share of the captions that are reworded by rules (names, numbers and quoted text stay).
+    paraphrase: float = 0.0
 
 
 @dataclass
@@ -178,6 +329,8 @@ class DataConfig:
     instruct: InstructDataConfig = field(default_factory=InstructDataConfig)
     recaption: bool = False
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     bad_rows: BadRows = BadRows.skip
     # The most unusable rows (share of all) that skip accepts before it stops the run.
     max_bad_share: float = 0.1
@@ -397,6 +550,18 @@ class ExperimentConfig:
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BENCHMARKS = ("demo", "textvqa")
+RECIPE_OPERATORS = (
+    "words_num",
+    "text_length",
+    "word_repetition",
+    "character_repetition",
+    "image_shape",
+    "image_text_similarity",
+    "image_text_matching",
+    "watermark",
+)
+"""Operators of a recipe, in the order in which they are applied."""
+PERCENTILE = re.compile(r"p(?:[1-9]|[1-9][0-9])(?:\.[0-9]+)?")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 
 
@@ -485,6 +650,7 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"zero.stage={config.zero.stage}; allowed are 0 (zero=none), 2 and 3"
     if config.zero.stage == 0 and config.zero.offload_optimizer is not Offload.none:
         yield "zero.offload_optimizer=cpu needs zero=2 or zero=3: plain PyTorch keeps its optimizer on the device"
+    yield from _recipe_faults(config.data)
     if config.data.recaptioned_path and not config.data.recaption:
         yield "data.recaptioned_path is read by data=blip2 only; give data=blip2 or drop it"
     if config.data.instruct.image_root and not (config.data.instruct.path or config.data.path):
@@ -519,6 +685,13 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "data.demo_images": data.demo_images,
         "data.demo_questions": data.demo_questions,
         "data.captioner.batch_size": data.captioner.batch_size,
+        "data.captioner.max_new_tokens": data.captioner.max_new_tokens,
+        "data.captioner.captions_per_image": data.captioner.captions_per_image,
+        "data.captioner.temperature": data.captioner.temperature,
+        "data.recipe.processes": data.recipe.processes,
+        "data.recipe.word_repetition.ngram": data.recipe.word_repetition.ngram,
+        "data.recipe.character_repetition.ngram": data.recipe.character_repetition.ngram,
+        "data.augment.duplicate": data.augment.duplicate,
         "eval.max_questions": config.eval.max_questions,
         "eval.textvqa.batch_size": config.eval.textvqa.batch_size,
         "eval.textvqa.max_new_tokens": config.eval.textvqa.max_new_tokens,
@@ -537,10 +710,19 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.workers": train.workers,
         "tracker.table_rows": config.tracker.table_rows,
         "seed": config.seed,
+        "data.captioner.seed": data.captioner.seed,
     }
     for key, value in not_negative.items():
         if value is not None and not 0 <= value < float("inf"):
             yield f"{key}={value} must be a finite number, 0 or above"
+    closed_shares = {
+        "data.captioner.mix_share": data.captioner.mix_share,
+        "data.captioner.top_p": data.captioner.top_p,
+        "data.augment.paraphrase": data.augment.paraphrase,
+    }
+    for key, value in closed_shares.items():
+        if not 0 <= value <= 1:
+            yield f"{key}={value} must lie in [0, 1]"
     shares = {
         "train.warmup_ratio": train.warmup_ratio,
         "train.align.warmup_ratio": align.warmup_ratio,
@@ -552,6 +734,44 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+
+
+def _recipe_faults(data: DataConfig) -> Iterator[str]:
+    recipe, captioner = data.recipe, data.captioner
+    for name in RECIPE_OPERATORS:
+        section = getattr(recipe, name)
+        limits = {f.name: getattr(section, f.name) for f in fields(section) if f.name not in ("ngram", "path")}
+        for key, limit in limits.items():
+            yield from _limit_faults(f"data.recipe.{name}.{key}", limit)
+        lower, upper = limits.get("min"), limits.get("max")
+        if isinstance(lower, (int, float)) and isinstance(upper, (int, float)) and lower > upper:
+            yield f"data.recipe.{name}: min={lower} is above max={upper}, so no row could be kept"
+        if hasattr(section, "path"):
+            is_on = any(limit is not None for limit in limits.values())
+            if is_on and section.path is None:
+                yield f"data.recipe.{name} has a limit and needs data.recipe.{name}.path=/folder/of/its/model"
+            if is_on and recipe.engine is RecipeEngine.builtin:
+                yield f"data.recipe.{name} needs a model, which data.recipe.engine=builtin does not run; use data_juicer"
+    for kind in ("width", "height"):
+        low, high = getattr(recipe.image_shape, f"min_{kind}"), getattr(recipe.image_shape, f"max_{kind}")
+        if low is not None and high is not None and low > high:
+            yield f"data.recipe.image_shape: min_{kind}={low} is above max_{kind}={high}"
+    if captioner.policy is CaptionPolicy.keep_if_better and captioner.scorer.path is None:
+        yield (
+            "data.captioner.policy=keep_if_better needs data.captioner.scorer.path=/folder of a CLIP or BLIP "
+            "image-text-matching model that judges the captions"
+        )
+    if captioner.engine is CaptionEngine.data_juicer:
+        own = {"captions_per_image": captioner.captions_per_image > 1, "questions": bool(captioner.questions)}
+        for key in (key for key, is_used in own.items() if is_used):
+            yield f"data.captioner.{key} is written by data.captioner.engine=mgm_exp only, not by data_juicer"
+
+
+def _limit_faults(key: str, limit: int | float | str | None) -> Iterator[str]:
+    if isinstance(limit, str) and not PERCENTILE.fullmatch(limit):
+        yield f"{key}={limit!r} must be a number, a percentile from p1 to p99 (p5, p97.5), or null"
+    elif isinstance(limit, (int, float)) and not abs(limit) < float("inf"):
+        yield f"{key}={limit} must be finite; leave it null for no limit"
 
 
 def _adapter_faults(adapter: AdapterConfig) -> Iterator[str]:
