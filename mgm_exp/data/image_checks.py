@@ -132,3 +132,8 @@ class ImageChecks:
                     advice="Lower data.max_megapixels if memory ran out, or remove that image.",
                 ) from error
         return self._verdicts[image]
+
+    def forget(self, images: Iterable[str]) -> None:
+        """Drops verdicts that nobody will ask for again, so that memory does not grow with the data."""
+        for image in images:
+            self._verdicts.pop(image, None)
