@@ -1,6 +1,7 @@
-"""Why a row is not used: every kind of rejection, in words. docs/data.md lists the same kinds.
+"""What can be wrong with a row: every kind of fault, in words. docs/data.md lists the same kinds.
 
-A kind is a stable name that reports count by; what exactly was found in a row stands in its ``detail``.
+A kind is a stable name that reports count by; what exactly was found in a row stands in its ``detail``. Rows with a
+fault of :data:`USABLE_KINDS` are trained on all the same: they are named, not left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ FILE_KINDS: dict[str, str] = {
     "duplicate_key": "a JSON object of the row holds a key twice, so its meaning depends on the reader",
     "bad_number": "a number is NaN, infinite or too long",
     "lone_surrogate": "a text holds half of a surrogate pair and cannot be written as UTF-8",
+    "byte_order_mark": "the file begins with a byte-order mark, which most readers of JSON refuse",
     "file_ends_early": "the file ends inside its list of rows: it was cut, and nobody knows how much is missing",
 }
 """Faults that a reader finds in the file itself."""
@@ -42,6 +44,13 @@ ROW_KINDS: dict[str, str] = {
 }
 """Faults of what a row says."""
 
+TEXT_KINDS: dict[str, str] = {
+    "control_characters": "a text holds control characters (NUL, escape, a byte-order mark, ...)",
+    "mojibake": "a text is UTF-8 that was read as Latin-1 or Windows-1252, or holds U+FFFD where characters were lost",
+    "foreign_token": "a text holds another format's special token, which would be learnt as text",
+}
+"""Damage inside a text, see :mod:`mgm_exp.data.text_faults`."""
+
 IMAGE_KINDS: dict[str, str] = {
     "missing": "the image file is not there",
     "bad_path": "the image path holds what no path may hold (NUL, a backslash, too many characters)",
@@ -57,7 +66,29 @@ IMAGE_KINDS: dict[str, str] = {
 }
 """Faults of a row's image."""
 
-KINDS: dict[str, str] = {**FILE_KINDS, **ROW_KINDS, **IMAGE_KINDS}
+KINDS: dict[str, str] = {**FILE_KINDS, **ROW_KINDS, **TEXT_KINDS, **IMAGE_KINDS}
+
+USABLE_KINDS = frozenset({*TEXT_KINDS, "byte_order_mark"})
+"""Validation reports these; curation counts such rows and uses them."""
+
+ADVICE: dict[str, str] = {
+    **dict.fromkeys(FILE_KINDS, "correct the row in the file; --fix leaves it out"),
+    **dict.fromkeys(ROW_KINDS, "correct the row; --fix leaves it out"),
+    **dict.fromkeys(IMAGE_KINDS, "replace the image; --fix leaves the row out"),
+    "encoding": "save the file as UTF-8; --fix leaves the row out",
+    "byte_order_mark": "--fix removes it",
+    "file_ends_early": "get the whole file; --fix keeps what is there",
+    "duplicate_id": "give it an id of its own; --fix adds #2, #3, ...",
+    "control_characters": "--fix removes them",
+    "mojibake": "--fix decodes it where that is exact, and leaves the row out where characters are lost",
+    "foreign_token": "--fix removes <|__dj__eoc|>, and leaves the row out for any other token",
+    "no_label": "take the template's markers out of the text",
+    "labels_truncated": "raise train.max_length, or shorten the row",
+    "missing": "check the image root (--images); --fix leaves the row out",
+    "outside_root": "check the image root (--images), or move the image below it; --fix leaves the row out",
+    "too_large": "scale the image down, or raise --max-megapixels; --fix leaves the row out",
+}
+"""What can be done about each kind."""
 
 FATAL_KINDS = frozenset({"file_ends_early"})
 """These stop a curation under every policy: counting one bad row would hide that many were lost."""
