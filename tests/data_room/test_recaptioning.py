@@ -51,7 +51,7 @@ def test_captions_are_replaced_and_the_raw_ones_kept(tmp_path: Path, root: Path,
     captioner = MeanColour()
     places = folders(tmp_path, "a")
     report = recaption(read_rows(source), captioner, image_root=root, batch_size=4, **places)
-    assert report.to_json() == {"rows": 14, "recaptioned": 10, "unchanged": 2, "rejected": 2, "from_before": 0}
+    assert report.to_json() == {"rows": 14, "recaptioned": 10, "kept_raw": 0, "unchanged": 2, "rejected": 2, "added": 0, "not_added": 0, "from_before": 0}
     assert sum(captioner.calls) == 10 and max(captioner.calls) == 4
 
     rows = {row.id: row for row in read_rows(places["out"] / "captions.jsonl") if isinstance(row, Row)}

@@ -1,0 +1,98 @@
+"""Images decoded in several processes, ahead of whoever needs them.
+
+    with ImageLoader(root, max_megapixels=50, workers=2) as loader:
+        pending = loader.begin(["a.jpg", "b.jpg"])     # starts; returns at once
+        images = pending()                             # waits: each an image, or the fault of one that cannot be used
+
+The result does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from PIL import Image
+
+from mgm_exp.data.images import ImageFault, open_image
+from mgm_exp.errors import DataError
+
+Opened = Image.Image | ImageFault
+_PACK = 4  # images that one message to a process carries
+
+
+def open_images(root: str, images: Sequence[str], max_megapixels: float) -> list[Opened]:
+    """Images as 8-bit RGB, or what is wrong with them."""
+    opened: list[Opened] = []
+    for image in images:
+        try:
+            opened.append(open_image(root, image, max_megapixels))
+        except ImageFault as fault:
+            opened.append(fault)
+    return opened
+
+
+def _start_process(parent_pid: int) -> None:
+    from mgm_exp.store import die_with_parent
+
+    # The parent decides what a stop signal means; its children end with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent_pid=parent_pid)
+
+
+class ImageLoader:
+    """Opens images below one root.
+
+    Args:
+        root: Image root.
+        max_megapixels: Most pixels of one image, in millions.
+        workers: Processes; 0: in this process, when the images are asked for.
+    """
+
+    def __init__(self, root: Path | str, max_megapixels: float, workers: int = 0) -> None:
+        self.root, self.max_megapixels, self.workers = os.fspath(root), max_megapixels, workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> ImageLoader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def begin(self, images: Sequence[str]) -> Callable[[], list[Opened]]:
+        """Starts opening images; the function that comes back waits for them, in their order.
+
+        Raises:
+            DataError: (by that function) a process was killed, by the kernel for its memory or in a decoder.
+        """
+        if self.workers < 1:
+            return lambda: open_images(self.root, images, self.max_megapixels)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.workers,
+                # Not forked: this process may run threads (torch, W&B), and a fork copies their locks.
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=(os.getpid(),),
+            )
+        packs = [images[start : start + _PACK] for start in range(0, len(images), _PACK)]
+        futures = [self._pool.submit(open_images, self.root, pack, self.max_megapixels) for pack in packs]
+
+        def wait() -> list[Opened]:
+            try:
+                return [opened for future in futures for opened in future.result()]
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"A process that decodes images was killed; one of {', '.join(images[:3])}, ... was being decoded.",
+                    advice="Lower data.max_megapixels if memory ran out, or remove that image.",
+                ) from error
+
+        return wait
