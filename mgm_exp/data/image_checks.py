@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-from mgm_exp.data.images import ImageFault, probe_image
+from mgm_exp.data.images import ImageFault, ImageInfo, probe_image
 from mgm_exp.errors import DataError
 
 _PACK = 16  # images that one message to a process carries
@@ -32,11 +32,13 @@ class Verdict(NamedTuple):
         kind: One of :data:`mgm_exp.data.kinds.IMAGE_KINDS`; None: it can be used.
         detail: What exactly was found.
         sha256: Of the file; empty where it could not be read or used.
+        info: What was seen while it was decoded; None where it cannot be used.
     """
 
     kind: str | None
     detail: str
     sha256: str
+    info: ImageInfo | None = None
 
 
 def usable_cores() -> int:
@@ -46,7 +48,8 @@ def usable_cores() -> int:
 
 def _check(root: str, image: str, max_megapixels: float) -> Verdict:
     try:
-        return Verdict(None, "", probe_image(root, image, max_megapixels).sha256)
+        info = probe_image(root, image, max_megapixels)
+        return Verdict(None, "", info.sha256, info)
     except ImageFault as fault:
         return Verdict(fault.kind, fault.detail, "")
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from typing import NamedTuple
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -53,9 +52,9 @@ def text_faults(text: str) -> list[TextFault]:
     sequences = [] if text.isascii() else _mojibake(text)
     if sequences:
         first, more = sequences[0], len(sequences) - 1
-        meant = f", meant as {ascii(first.meant)}" if first.meant else ", and what it was is lost"
+        meant = f", meant as {first.meant!a}" if first.meant else ", and what it was is lost"
         again = f", and {more} more" if more else ""
-        found.append(TextFault("mojibake", f"{ascii(first.found)}{meant}, at character {first.start}{again}"))
+        found.append(TextFault("mojibake", f"{first.found!a}{meant}, at character {first.start}{again}"))
     inside = [range(sequence.start, sequence.end) for sequence in sequences]
     controls = [c for c in _CONTROL.finditer(text) if not any(c.start() in span for span in inside)]
     if controls:

@@ -9,15 +9,16 @@ from mgm_exp.data.text_faults import repaired, text_faults
 
 # Written with what a misreading hits: accents, typographic signs, other scripts, emoji.
 MISREAD = (
-    "café|voilà|naïve|Österreich|Äpfel|straße|El Niño|l’été|“quoted” words|a – b|em—dash|wait…|20°C|£5|5 €|½ price|© us|"
-    "Привет мир|Ελλάδα|wąż|łódź|błąd|žába|český|Ångström|œuvre|HÔTEL|FRANÇOIS|KÖLN|日本語|שלום|عربي|ไทย|★ ✓|ＦＵＬＬ|😀 smile|"
-    "München|coração|Øl|naı̈f|déjà vu"
+    "café|voilà|naïve|Österreich|Äpfel|straße|El Niño|l’été|“quoted” words|a – b|em—dash|wait…|20°C|£5|5 €|½ price|"
+    "Привет мир|Ελλάδα|wąż|łódź|błąd|žába|český|Ångström|œuvre|HÔTEL|FRANÇOIS|KÖLN|日本語|שלום|عربي|ไทย|★ ✓|ＦＵＬＬ|"
+    "© us|😀 smile|München|coração|Øl|naı̈f|déjà vu"
 ).split("|")
 # What looks like it and is good text.
 GOOD = (
-    "NESCAFÉ®|ROSÉ™|« un café\xa0»|we met in a café…” she said|MAÇÃ”|É\xa0um dia|CAFÉ’S|5×½|ÉTÉ\xa0:|Straß…|Ä…|Ålesund’s|"
-    "IRMÃ’S|Fußball”|łódź „cytat”|20°C ±5µm|señor ¿qué? ¡sí!|naïve—really|piñata®|NÃO – SÃO|à “la” carte|garçon’s|thé«x»|"
-    "voilà\xa0!|élan\xa0»|6×9”|a tab\tand a line\nend|a < b > c|<image> of a sign|👩‍👩‍👧 family|ภาษา\u200bไทย"
+    "NESCAFÉ®|ROSÉ™|« un café\xa0»|we met in a café…” she said|MAÇÃ”|É\xa0um dia|CAFÉ’S|5×½|ÉTÉ\xa0:|Straß…|Ä…|"
+    "Ålesund’s|IRMÃ’S|Fußball”|łódź „cytat”|20°C ±5µm|señor ¿qué? ¡sí!|naïve—really|piñata®|NÃO – SÃO|à “la” carte|"
+    "garçon’s|thé«x»|voilà\xa0!|élan\xa0»|6×9”|a tab\tand a line\nend|a < b > c|<image> of a sign|"
+    "👩‍👩‍👧 family|ภาษา\u200bไทย"
 ).split("|")
 
 
