@@ -20,6 +20,7 @@ from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, plain
 from mgm_exp.errors import Interrupted, MgmError
 from mgm_exp.preflight import Preflight, check
+from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
 from mgm_exp.signals import stop_on_signals
 from mgm_exp.store import (
@@ -133,39 +134,12 @@ class Experiment:
 
     def _curate(self, found: Preflight) -> StageOutput:
         """Usable rows of both stages, from the user's files or the generated demo data."""
-        from mgm_exp import model
-        from mgm_exp.data import stages as data
-
-        config, sources, tell = self.config, found.sources, self.recorder.progress
-        demo: StageOutput | None = None
-        captions: StageOutput | None = None
-        if found.needs_demo:
-            demo = self._produce("demo", stages.demo_payload(config), lambda work: data.make_demo(config, work, tell))
-        self.demo = _path(demo)
-        if config.data.recaption and config.data.recaptioned_path is None:
-            captions = self._produce(
-                "recaption",
-                stages.recaption_payload(config, sources, _key(demo)),
-                lambda work: data.make_captions(config, self._captioner(sources.device), work, self.demo, tell),
-            )
-        self.origins = data.origins(config, self.demo, _path(captions))
-        lengths = {"align": config.train.align.max_length, "instruct": config.train.max_length}
-
-        def make(work: Path) -> dict[str, Any]:
-            processors = {stage: model.load_processor(found.model_folder, length) for stage, length in lengths.items()}
-            return data.make_curated(config, processors, work, self.demo, _path(captions), tell)
-
-        payload = stages.curate_payload(config, sources, _key(demo), _key(captions))
-        curated = self._produce("curate", payload, make)
+        recorder = self.recorder
+        prepared = Preparation(self.config, found, self._produce, recorder.progress, recorder.say).run()
+        curated = prepared.curated
+        self.demo, self.origins = prepared.demo, prepared.origins
         self.manifest["data"].update(fingerprint=curated.meta["fingerprint"], n_train=curated.meta["instruct"]["kept"])
-        for sentence in data.in_words(curated.meta):
-            self.recorder.say(sentence)
         return curated
-
-    def _captioner(self, device: str) -> Any:
-        from mgm_exp.data.captioner import open_captioner
-
-        return open_captioner(self.config.data.captioner, device=device, cache=Path(self.config.paths.store))
 
     def _align(self, found: Preflight, curated: StageOutput) -> StageOutput | None:
         """Stage 1: projector and mining learn to speak to the LLM, on captions."""

@@ -10,8 +10,9 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgm_exp.config import Attention, Device, ExperimentConfig, Precision
+from mgm_exp.config import Attention, CaptionEngine, CaptionPolicy, Device, ExperimentConfig, Precision, RecipeEngine
 from mgm_exp.data import source_fingerprint
+from mgm_exp.data.recipe import operators_of
 from mgm_exp.data.stages import Origin, user_origins
 from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, ModelError
 from mgm_exp.stages import Sources
@@ -46,6 +47,7 @@ def check(config: ExperimentConfig) -> Preflight:
     """
     device = resolve_device(config.device, config.devices)
     _check_packages(config)
+    _check_recipe(config)
     _check_precision(config, device)
     folder = model_folder(config)
     data = config.data
@@ -70,6 +72,8 @@ def check(config: ExperimentConfig) -> Preflight:
             instruct=_data_fingerprint(own.get("instruct")),
             captioner=captioner,
             recaptioned=_recaptioned_fingerprint(config),
+            scorer=_scorer_fingerprint(config),
+            operators=_operator_fingerprints(config),
             device=device,
             attention=_attention(config, device),
         ),
@@ -140,6 +144,16 @@ def _check_packages(config: ExperimentConfig) -> None:
         )
 
 
+def _check_recipe(config: ExperimentConfig) -> None:
+    """Data-Juicer is asked for before hours of captioning, not after them."""
+    data = config.data
+    wanted = [name for name in operators_of(data.recipe) if data.recipe.engine is RecipeEngine.data_juicer]
+    if wanted or (data.recaption and data.captioner.engine is CaptionEngine.data_juicer):
+        from mgm_exp.data.data_juicer import require_data_juicer
+
+        require_data_juicer()
+
+
 def _check_precision(config: ExperimentConfig, device: str) -> None:
     if device == "cpu" and config.train.precision is Precision.fp16:
         raise ConfigError("train.precision=fp16 needs a GPU, and none is used here; use fp32 or bf16 on the CPU.")
@@ -202,10 +216,32 @@ def _captioner_fingerprint(config: ExperimentConfig) -> str:
             "generated scenes only), or data.recaptioned_path=FILE with captions made elsewhere."
         )
     folder = DEMO_CAPTIONER if path is None else Path(path).expanduser()
-    if not folder.is_dir() or not (folder / "config.json").is_file():
+    return _folder_fingerprint(config, "data.captioner.path", str(folder))
+
+
+def _scorer_fingerprint(config: ExperimentConfig) -> str | None:
+    captioner = config.data.captioner
+    if not config.data.recaption or captioner.policy is not CaptionPolicy.keep_if_better:
+        return None
+    return _folder_fingerprint(config, "data.captioner.scorer.path", str(captioner.scorer.path))
+
+
+def _operator_fingerprints(config: ExperimentConfig) -> dict[str, str]:
+    """Hashes of the models that operators of the recipe run."""
+    recipe, found = config.data.recipe, {}
+    for name in operators_of(recipe):
+        path = getattr(getattr(recipe, name), "path", None)
+        if path is not None:
+            found[name] = _folder_fingerprint(config, f"data.recipe.{name}.path", path)
+    return found
+
+
+def _folder_fingerprint(config: ExperimentConfig, key: str, path: str) -> str:
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").is_file():
         raise ModelError(
-            f"data.captioner.path={path} is not a model folder (no config.json in it).",
-            advice="Give a local BLIP-2 folder in transformers format.",
+            f"{key}={path} is not a model folder (no config.json in it).",
+            advice="Give a local folder in transformers format with safetensors files; nothing is downloaded.",
         )
     return cached_tree_fingerprint([folder], Path(config.paths.store) / "fingerprints.json")
 

@@ -7,14 +7,26 @@ loader workers) must not change an output; ``tests/test_stages.py`` says for eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from mgm_exp.config import ExperimentConfig, plain
+from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, plain
+from mgm_exp.data.recipe import bounds_of, operators_of
 from mgm_exp.store import fingerprint, stage_key
 
 # Bumped by hand when the code of a stage changes what it writes.
-STAGE_VERSION = {"demo": 1, "recaption": 1, "curate": 1, "align": 1, "features": 1, "instruct": 1, "evaluate": 1}
+STAGE_VERSION = {
+    "demo": 1,
+    "check": 1,
+    "recaption": 2,
+    "measure": 1,
+    "curate": 2,
+    "align": 1,
+    "features": 1,
+    "instruct": 1,
+    "evaluate": 1,
+}
 
 Payload = dict[str, Any]
 
@@ -29,6 +41,8 @@ class Sources:
         instruct: Conversations of the instruct stage, images included; None: the demo data.
         captioner: Folder of the captioner; None where nothing is recaptioned.
         recaptioned: A recaptioned file given by path.
+        scorer: Folder of the model that judges captions; None where nobody asks it.
+        operators: Folders of the models of the recipe's operators, by operator.
         device: ``cpu`` or ``cuda``.
         attention: The attention implementation that will run.
     """
@@ -40,6 +54,8 @@ class Sources:
     recaptioned: str | None
     device: str
     attention: str
+    scorer: str | None = None
+    operators: Mapping[str, str] = field(default_factory=dict)
 
 
 def config_hash(config: ExperimentConfig) -> str:
@@ -62,25 +78,72 @@ def demo_payload(config: ExperimentConfig) -> Payload:
     return {"images": data.demo_images, "questions": data.demo_questions, "seed": data.demo_seed}
 
 
+def check_payload(config: ExperimentConfig, sources: Sources, demo: str | None) -> Payload:
+    """Verdicts on the images of both stages: shared by raw and new captions, and by every recipe."""
+    return {
+        "align": sources.align or demo,
+        "instruct": sources.instruct or demo,
+        "max_megapixels": config.data.max_megapixels,
+        "max_samples": config.data.max_samples,
+    }
+
+
 def recaption_payload(config: ExperimentConfig, sources: Sources, demo: str | None) -> Payload:
     """New captions: only the source and the captioner, so that another model does not recaption."""
+    captioner = plain(config.data.captioner)
+    policy, scorer = captioner["policy"], captioner.pop("scorer")
+    captioner.pop("path")
+    if policy != CaptionPolicy.mix.value:
+        captioner.pop("mix_share")
+    if captioner["engine"] == CaptionEngine.mgm_exp.value and captioner["captions_per_image"] == 1:
+        captioner.pop("temperature")
+        captioner.pop("top_p")
+        if policy != CaptionPolicy.mix.value:
+            captioner.pop("seed")  # nothing is drawn
     return {
         "source": sources.align or demo,
         "captioner": sources.captioner,
-        "batch_size": config.data.captioner.batch_size,
+        "settings": captioner,
+        "scorer": [sources.scorer, scorer["margin"]] if policy == CaptionPolicy.keep_if_better.value else None,
         "max_megapixels": config.data.max_megapixels,
         "max_samples": config.data.max_samples,
         "device": sources.device,
     }
 
 
-def curate_payload(config: ExperimentConfig, sources: Sources, demo: str | None, recaption: str | None) -> Payload:
-    """Usable rows of both stages: sources, policies, and what decides whether a label remains."""
+def measure_payload(config: ExperimentConfig, sources: Sources, demo: str | None, recaption: str | None) -> Payload:
+    """Values of a recipe's operators: without the limits, so that recipes which differ in limits share them."""
+    recipe = config.data.recipe
+    operators = operators_of(recipe)
+    settings = {name: getattr(getattr(recipe, name), "ngram", None) for name in operators}
+    return {
+        "align": recaption or sources.recaptioned or sources.align or demo,
+        "align_images": sources.align or demo,
+        "max_megapixels": config.data.max_megapixels,
+        "max_samples": config.data.max_samples,
+        "operators": settings,
+        "models": {name: sources.operators[name] for name in operators if name in sources.operators},
+        "engine": recipe.engine.value,
+        "executor": recipe.executor.value,
+    }
+
+
+def curate_payload(
+    config: ExperimentConfig, sources: Sources, demo: str | None, recaption: str | None, measure: str | None
+) -> Payload:
+    """Usable rows of both stages: sources, policies, limits, and what decides whether a label remains.
+
+    Args:
+        measure: Key of the values that the limits apply to; None: no operator is on.
+    """
     data = config.data
     return {
         "align": recaption or sources.recaptioned or sources.align or demo,
         "align_images": sources.align or demo,
         "instruct": sources.instruct or demo,
+        "measure": measure,
+        "limits": {f"{bound.value}.{bound.side}": bound.given for bound in bounds_of(data.recipe)},
+        "augment": plain(data.augment),
         "bad_rows": data.bad_rows.value,
         "max_bad_share": data.max_bad_share,
         "max_megapixels": data.max_megapixels,

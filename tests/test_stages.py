@@ -13,12 +13,18 @@ from mgm_exp import stages
 from mgm_exp.config import (
     AdapterConfig,
     AdapterKind,
+    CaptionEngine,
+    CaptionPolicy,
     DataConfig,
     EvalConfig,
     ExperimentConfig,
+    LimitsConfig,
     ModelConfig,
+    ModelLimitsConfig,
     PathsConfig,
     Precision,
+    RepetitionConfig,
+    ScorerConfig,
     TrackerConfig,
     TrainConfig,
     ZeroConfig,
@@ -50,11 +56,51 @@ AFFECTS: dict[str, set[str]] = {
     "data.instruct.image_root": NOTHING,
     "data.recaption": NOTHING,
     "data.captioner.path": NOTHING,
+    "data.captioner.engine": {"recaption"},
     "data.captioner.batch_size": {"recaption"},
+    "data.captioner.seed": NOTHING,  # with one greedy caption for every image nothing is drawn
+    "data.captioner.prompt": {"recaption"},
+    "data.captioner.max_new_tokens": {"recaption"},
+    "data.captioner.precision": {"recaption"},
+    "data.captioner.policy": {"recaption"},
+    "data.captioner.mix_share": NOTHING,  # see test_settings_of_a_policy_matter_under_that_policy
+    "data.captioner.scorer.path": NOTHING,
+    "data.captioner.scorer.margin": NOTHING,
+    "data.captioner.captions_per_image": {"recaption"},
+    "data.captioner.temperature": NOTHING,
+    "data.captioner.top_p": NOTHING,
+    "data.captioner.questions": {"recaption"},
+    "data.recipe.engine": {"measure"},
+    "data.recipe.executor": {"measure"},
+    "data.recipe.processes": NOTHING,
+    "data.recipe.words_num.min": {"measure", "curate"},
+    "data.recipe.words_num.max": {"measure", "curate"},
+    "data.recipe.text_length.min": {"measure", "curate"},
+    "data.recipe.text_length.max": {"measure", "curate"},
+    "data.recipe.word_repetition.ngram": NOTHING,
+    "data.recipe.word_repetition.min": {"measure", "curate"},
+    "data.recipe.word_repetition.max": {"measure", "curate"},
+    "data.recipe.character_repetition.ngram": NOTHING,
+    "data.recipe.character_repetition.min": {"measure", "curate"},
+    "data.recipe.character_repetition.max": {"measure", "curate"},
+    "data.recipe.image_shape.min_width": {"measure", "curate"},
+    "data.recipe.image_shape.max_width": {"measure", "curate"},
+    "data.recipe.image_shape.min_height": {"measure", "curate"},
+    "data.recipe.image_shape.max_height": {"measure", "curate"},
+    "data.recipe.image_text_similarity.min": {"measure", "curate"},
+    "data.recipe.image_text_similarity.max": {"measure", "curate"},
+    "data.recipe.image_text_similarity.path": NOTHING,
+    "data.recipe.image_text_matching.min": {"measure", "curate"},
+    "data.recipe.image_text_matching.max": {"measure", "curate"},
+    "data.recipe.image_text_matching.path": NOTHING,
+    "data.recipe.watermark.max": {"measure", "curate"},
+    "data.recipe.watermark.path": NOTHING,
+    "data.augment.duplicate": {"curate"},
+    "data.augment.paraphrase": {"curate"},
     "data.bad_rows": {"curate"},
     "data.max_bad_share": {"curate"},
-    "data.max_samples": {"recaption", "curate"},
-    "data.max_megapixels": {"recaption", "curate", "evaluate"},
+    "data.max_samples": {"check", "recaption", "measure", "curate"},
+    "data.max_megapixels": {"check", "recaption", "measure", "curate", "evaluate"},
     "data.demo_images": {"demo"},
     "data.demo_questions": {"demo"},
     "data.demo_seed": {"demo"},
@@ -154,8 +200,10 @@ def keys(config: ExperimentConfig, sources: stages.Sources = SOURCES) -> dict[st
     """Every stage's key with the keys of its inputs held fixed: direct effects only."""
     payloads = {
         "demo": stages.demo_payload(config),
+        "check": stages.check_payload(config, sources, None),
         "recaption": stages.recaption_payload(config, sources, None),
-        "curate": stages.curate_payload(config, sources, None, None),
+        "measure": stages.measure_payload(config, sources, None, None),
+        "curate": stages.curate_payload(config, sources, None, None, None),
         "align": stages.align_payload(config, sources, "curated"),
         "features": stages.features_payload(config, sources, "aligned", "curated"),
         "instruct": stages.instruct_payload(config, sources, "aligned", "curated"),
@@ -175,6 +223,12 @@ OTHER = {
     "adapter.kind": "full",
     "adapter.target_modules": ["q_proj"],
     "data.bad_rows": "fail",
+    "data.captioner.engine": "data_juicer",
+    "data.captioner.policy": "mix",
+    "data.captioner.precision": "bf16",
+    "data.captioner.questions": ["what is it?"],
+    "data.recipe.engine": "builtin",
+    "data.recipe.executor": "ray",
     "device": "cpu",
     "eval.benchmarks": ["textvqa"],
     "eval.demo.split": "val",
@@ -212,7 +266,18 @@ def changed(key: str, value: Any) -> Any:
     return "other" if isinstance(value, str) or (value is None and not key.endswith(NUMERIC)) else 3
 
 
-NUMERIC = ("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes")
+NUMERIC = (
+    ".min",
+    ".max",
+    "_width",
+    "_height",
+    "max_steps",
+    "every_steps",
+    "max_samples",
+    "max_questions",
+    "trial",
+    "every_minutes",
+)
 
 
 @pytest.mark.parametrize("key", sorted(leaves(plain(base()))))
@@ -242,10 +307,10 @@ def test_no_declared_key_is_gone() -> None:
     ("field", "affected"),
     [
         ("model", {"curate", "features", "evaluate"} | TRAINED),
-        ("align", {"recaption", "curate"}),
-        ("instruct", {"curate"}),
+        ("align", {"check", "recaption", "measure", "curate"}),
+        ("instruct", {"check", "curate"}),
         ("captioner", {"recaption"}),
-        ("recaptioned", {"curate"}),
+        ("recaptioned", {"measure", "curate"}),
         ("device", {"recaption", "features", "evaluate"} | TRAINED),
         ("attention", {"features", "evaluate"} | TRAINED),
     ],
@@ -254,6 +319,50 @@ def test_each_source_changes_its_stages(field: str, affected: set[str]) -> None:
     sources = replace(SOURCES, **{field: "another"})
     before, after = keys(base()), keys(base(), sources)
     assert {stage for stage in before if before[stage] != after[stage]} == affected
+
+
+def _captioned(**settings: Any) -> ExperimentConfig:
+    config = base()
+    captioner = replace(config.data.captioner, **settings)
+    return replace(config, data=replace(config.data, captioner=captioner))
+
+
+@pytest.mark.parametrize(
+    ("policy", "key", "value"),
+    [
+        ({"policy": CaptionPolicy.mix}, "mix_share", 0.25),
+        ({"policy": CaptionPolicy.mix}, "seed", 7),
+        ({"policy": CaptionPolicy.keep_if_better}, "scorer", ScorerConfig("folder", 0.1)),
+        ({"captions_per_image": 2}, "seed", 7),
+        ({"captions_per_image": 2}, "temperature", 0.5),
+        ({"captions_per_image": 2}, "top_p", 0.5),
+        ({"engine": CaptionEngine.data_juicer}, "seed", 7),
+    ],
+)
+def test_settings_of_a_policy_matter_under_that_policy(policy: dict[str, Any], key: str, value: Any) -> None:
+    before, after = keys(_captioned(**policy)), keys(_captioned(**policy, **{key: value}))
+    assert {stage for stage in before if before[stage] != after[stage]} == {"recaption"}
+
+
+def _with_recipe(**operators: Any) -> ExperimentConfig:
+    config = base()
+    return replace(config, data=replace(config.data, recipe=replace(config.data.recipe, **operators)))
+
+
+def test_recipes_that_differ_in_limits_share_the_values() -> None:
+    before = keys(_with_recipe(words_num=LimitsConfig(min=4)))
+    after = keys(_with_recipe(words_num=LimitsConfig(min=6)))
+    assert {stage for stage in before if before[stage] != after[stage]} == {"curate"}
+    bigrams = keys(_with_recipe(word_repetition=RepetitionConfig(max=0.3, ngram=2)))
+    trigrams = keys(_with_recipe(word_repetition=RepetitionConfig(max=0.3, ngram=3)))
+    assert bigrams["measure"] != trigrams["measure"]
+
+
+def test_the_model_of_an_operator_changes_its_values() -> None:
+    config = _with_recipe(image_text_similarity=ModelLimitsConfig(min=0.2, path="folder"))
+    one = keys(config, replace(SOURCES, operators={"image_text_similarity": "x"}))
+    other = keys(config, replace(SOURCES, operators={"image_text_similarity": "y"}))
+    assert {stage for stage in one if one[stage] != other[stage]} == {"measure"}
 
 
 def test_offload_is_part_of_the_engine_once_zero_is_on() -> None:

@@ -2,9 +2,10 @@
 
     report = curate({"align": Source(rows, images, processor)}, out, policy=Policy())
 
-A record in ``out`` has an image that opens, at most one image, and at least one token to learn after truncation. Every
-other row stands in ``rejected.jsonl`` with its place, its kind and what was found; nothing is replaced by something
-else. Rows keep their order, and neither the order nor the verdicts depend on the number of processes.
+A record in ``out`` has an image that opens, at most one image, at least one token to learn after truncation, and a
+caption that the recipe allows. Every row has a fate in ``fates-<stage>.jsonl``; those that cannot be used stand in
+``rejected.jsonl`` with their place, their kind and what was found. Nothing is replaced by something else. Rows keep
+their order, and neither the order nor the verdicts depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from typing import IO
 
 import numpy as np
 
+from mgm_exp.data.augmentation import Augmentation
 from mgm_exp.data.conversations import to_record
+from mgm_exp.data.fates import Fates
 from mgm_exp.data.formats import Row, RowReader, read_rows
 from mgm_exp.data.image_checks import ImageChecks
+from mgm_exp.data.image_table import Verdicts
 from mgm_exp.data.kinds import FATAL_KINDS
 from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, supervised_tokens
+from mgm_exp.data.recipe import Limits, read_values
 from mgm_exp.data.records import BadRow, Record, json_line
 from mgm_exp.data.reports import REPORT, CurationReport, StageReport
 from mgm_exp.errors import DataError
@@ -40,6 +45,21 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which pairs of a stage are kept, and what is made of them.
+
+    Args:
+        values: ``values.jsonl`` of the operators, in the order of the rows; None: no operator is on.
+        limits: What is allowed.
+        augmentation: More rows out of those that are kept.
+    """
+
+    values: Path | None = None
+    limits: Limits = Limits(())
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the rows of one stage come from.
 
@@ -49,12 +69,16 @@ class Source:
         processor: Of the model that is trained; its ``model_max_length`` is the longest sequence of this stage.
         rejected_before: ``rejected.jsonl`` of a step that made ``path`` out of another file (recaptioning): its rows
             are counted and named here too.
+        selection: What the recipe says of its rows.
+        verdicts: What is known of its images; None: they are checked here.
     """
 
     path: Path
     image_root: Path
     processor: Processor
     rejected_before: Path | None = None
+    selection: Selection = Selection()
+    verdicts: Verdicts | None = None
 
     def is_same_as(self, other: Source) -> bool:
         """Whether curating it gives the same records."""
@@ -63,6 +87,7 @@ class Source:
             os.path.realpath(self.path) == os.path.realpath(other.path)
             and os.path.realpath(self.image_root) == os.path.realpath(other.image_root)
             and self.rejected_before == other.rejected_before
+            and self.selection == other.selection
             and mine.model_max_length == theirs.model_max_length
             and mine.n_visual_tokens == theirs.n_visual_tokens
         )
@@ -93,7 +118,7 @@ def curate(
     workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> CurationReport:
-    """Writes ``<stage>.jsonl`` for each source, ``rejected.jsonl`` and ``report.json`` into a folder.
+    """Writes ``<stage>.jsonl`` and ``fates-<stage>.jsonl`` for each source, ``rejected.jsonl`` and ``report.json``.
 
     Args:
         sources: For each stage, where its rows come from. Two stages with the same source are curated once.
@@ -113,16 +138,20 @@ def curate(
         for stage, source in sources.items():
             twin = next((name for name in reports if sources[name].is_same_as(source)), None)
             if twin is not None:
-                hard_link_or_copy(out / f"{twin}.jsonl", out / f"{stage}.jsonl")
+                for name in ("{}.jsonl", "fates-{}.jsonl"):
+                    hard_link_or_copy(out / name.format(twin), out / name.format(stage))
                 _repeat_rejected(out / REJECTED, rejected, twin, stage)
                 reports[stage] = replace(reports[twin])
                 continue
             root = os.path.realpath(source.image_root)
-            if root not in checks:
+            if source.verdicts is None and root not in checks:
                 checks[root] = stack.enter_context(ImageChecks(root, policy.max_megapixels, workers))
-            work = _StageCuration(stage, source, policy, checks[root], rejected, on_progress)
-            with open(out / f"{stage}.jsonl.partial", "w", encoding="utf-8", newline="\n") as kept:
-                reports[stage] = work.run(kept)
+            with (
+                open(out / f"{stage}.jsonl.partial", "w", encoding="utf-8", newline="\n") as kept,
+                Fates(out / f"fates-{stage}.jsonl") as fates,
+            ):
+                verdicts = source.verdicts or checks[root]
+                reports[stage] = _StageCuration(stage, source, policy, verdicts, rejected, fates, on_progress).run(kept)
             os.replace(out / f"{stage}.jsonl.partial", out / f"{stage}.jsonl")
         report = CurationReport(reports)
         write_json_atomic(out / REPORT, report.to_json())
@@ -146,13 +175,17 @@ class _StageCuration:
         stage: str,
         source: Source,
         policy: Policy,
-        checks: ImageChecks,
+        checks: Verdicts,
         rejected_file: IO[str],
+        fates: Fates,
         on_progress: Progress | None,
     ) -> None:
         self.stage, self.source, self.policy, self.checks = stage, source, policy, checks
-        self.rejected_file, self.on_progress = rejected_file, on_progress
-        self.rows = self.kept = self.truncated = self.supervised = self.tokens = 0
+        self.rejected_file, self.fates, self.on_progress = rejected_file, fates, on_progress
+        selection = source.selection
+        self.values = _Values(selection.values)
+        self.limits, self.augmentation = selection.limits, selection.augmentation
+        self.rows = self.kept = self.truncated = self.supervised = self.tokens = self.recaptioned = 0
         self.rejected: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.examples: dict[str, BadRow] = {}
@@ -213,18 +246,33 @@ class _StageCuration:
                     continue
                 sha256 = verdict.sha256
                 record = self._relative(record)
+            self.recaptioned += record.raw_caption is not None
+            values = self.values.of(record.id)
+            drop = None if values is None else self.limits.judge(values)
+            if drop is not None:
+                self.fates.dropped(record, drop, row.line)
+                continue
             bad = self._count_tokens(row, record)
             if bad is not None:
-                self._reject(bad)
+                self._reject(bad, record)
                 continue
-            line = json_line(record.to_json())
-            kept.write(line)
-            self.kept += 1
-            self.changed.update(changes)
-            self.changed["recaptioned"] += record.raw_caption is not None
-            self.digest.update(line.encode() + sha256.encode())
-            if record.image is not None:
-                self.images.add(record.image)
+            if record.raw_caption is not None:
+                changes = [*changes, "recaptioned"]
+            for number, (made, how) in enumerate(self.augmentation.rows(record)):
+                if number and self._count_tokens(row, made) is not None:
+                    continue
+                note = self.fates.added if number else self.fates.kept
+                note(made, [*changes, *how])
+                self._write(made, [*changes, *how], sha256, kept)
+
+    def _write(self, record: Record, changes: list[str], sha256: str, kept: IO[str]) -> None:
+        line = json_line(record.to_json())
+        kept.write(line)
+        self.kept += 1
+        self.changed.update(changes)
+        self.digest.update(line.encode() + sha256.encode())
+        if record.image is not None:
+            self.images.add(record.image)
 
     def _relative(self, record: Record) -> Record:
         """Absolute paths (Data-Juicer exports them) become relative to the root, which they were checked to lie in."""
@@ -251,7 +299,8 @@ class _StageCuration:
         self.lengths.append(length)
         return None
 
-    def _reject(self, bad: BadRow) -> None:
+    def _reject(self, bad: BadRow, record: Record | None = None) -> None:
+        self.fates.rejected(bad, record)
         self.rejected_file.write(json_line({"stage": self.stage, **bad.to_json()}))
         self.rejected[bad.kind] += 1
         self.examples.setdefault(bad.kind, bad)
@@ -275,6 +324,13 @@ class _StageCuration:
             for kind, count in self.rejected.most_common(4)
         )
         what = f"{n_bad} of {self.rows} rows of the {self.stage} data ({self.source.path}) cannot be used"
+        if not self.kept and self.fates.n_dropped:
+            by = ", ".join(f"{operator} dropped {count}" for operator, count in self.fates.dropped_by.items())
+            raise DataError(
+                f"The recipe keeps none of the {self.rows} rows of the {self.stage} data ({self.source.path}): {by}"
+                + (f"; {n_bad} cannot be used." if n_bad else "."),
+                advice=f"Loosen data.recipe ({', '.join(f'{b.value}: {b.in_words()}' for b in self.limits.bounds)}).",
+            )
         if not self.kept:
             raise DataError(
                 f"{what}; none is left. {kinds or 'The file holds no rows'}.",
@@ -299,6 +355,9 @@ class _StageCuration:
             image_root=self.checks.root,
             rows=self.rows,
             kept=self.kept,
+            dropped=dict(self.fates.dropped_by),
+            limits=self.limits.to_json(),
+            waterfall=self.fates.waterfall(self.rows, self.recaptioned, self.limits),
             rejected=dict(sorted(self.rejected.items())),
             changed={name: count for name, count in sorted(self.changed.items()) if count},
             images=len(self.images),
@@ -309,3 +368,19 @@ class _StageCuration:
             lengths={"mean": round(float(lengths.mean()), 2), **spread},
             fingerprint=self.digest.hexdigest(),
         )
+
+
+class _Values:
+    """The operators' values of rows that come in the order in which they were measured."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._rows = iter(()) if path is None else read_values(path)
+        self._ahead = next(self._rows, None)
+
+    def of(self, row_id: str) -> dict[str, float] | None:
+        """The values of a row; None: it was not measured (no image with one answer)."""
+        if self._ahead is None or self._ahead[0] != row_id:
+            return None
+        values = self._ahead[1]
+        self._ahead = next(self._rows, None)
+        return values

@@ -16,11 +16,12 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import PERCENTILE, RECIPE_OPERATORS, RecipeConfig
+
+if TYPE_CHECKING:
+    import numpy as np
 
 VALUES = "values.jsonl"
 
@@ -121,6 +122,8 @@ def resolve(recipe: RecipeConfig, values: Path | None) -> Limits:
         recipe: The configuration.
         values: ``values.jsonl``; needed where a limit is a percentile.
     """
+    import numpy as np
+
     bounds = bounds_of(recipe)
     wanted = {bound.value for bound in bounds if isinstance(bound.given, str)}
     columns = _columns(values, wanted) if values is not None and wanted else {}
@@ -146,6 +149,8 @@ def read_values(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def _columns(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
+    import numpy as np
+
     columns = {name: array("d") for name in wanted}
     for _, values in read_values(path):
         for name, column in columns.items():

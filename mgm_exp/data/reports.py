@@ -20,8 +20,11 @@ class StageReport:
     Args:
         file: Name of the source file.
         image_root: Absolute folder of the images.
-        rows: Rows read; ``kept`` and the rejected ones are all of them.
-        kept: Records written.
+        rows: Rows read; those that were kept, rejected or dropped are all of them.
+        kept: Records written, those of augmentation included.
+        dropped: Number of rows that each operator of the recipe dropped.
+        limits: The recipe's limits as numbers, for each value: ``{words_num: {min: 4}}``.
+        waterfall: What became of the rows, step by step (:meth:`mgm_exp.data.fates.Fates.waterfall`).
         rejected: Number of rows for each kind of rejection.
         changed: Number of kept rows for each kind of change (see :mod:`mgm_exp.data.conversations`); ``recaptioned``:
             rows that bring a ``raw_caption``.
@@ -38,6 +41,9 @@ class StageReport:
     image_root: str
     rows: int
     kept: int
+    dropped: dict[str, int]
+    limits: dict[str, Any]
+    waterfall: list[dict[str, Any]]
     rejected: dict[str, int]
     changed: dict[str, int]
     images: int

@@ -1,4 +1,5 @@
-"""The stages before training: where rows come from, and demo, recaption and curate as the store runs them.
+"""The stages before training: where rows come from, and demo, check, recaption, measure and curate as the store runs
+them.
 
     origins(config, demo)["instruct"].image_root
 
@@ -8,14 +9,20 @@ Each ``make_*`` function fills ``work/out`` and returns the meta data of its sto
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from mgm_exp.config import ExperimentConfig
-from mgm_exp.data.curation import Policy, Source, curate
+from mgm_exp.config import DataConfig, ExperimentConfig, RecipeEngine
+from mgm_exp.data.augmentation import Augmentation
+from mgm_exp.data.conversations import to_record
+from mgm_exp.data.curation import Policy, Selection, Source, curate
 from mgm_exp.data.formats import read_rows
+from mgm_exp.data.image_table import ImageTable, write_image_tables
 from mgm_exp.data.recaptioning import CAPTIONS, Captioner, recaption
 from mgm_exp.data.recaptioning import REJECTED as REJECTED_CAPTIONS
+from mgm_exp.data.recipe import VALUES, resolve
+from mgm_exp.data.records import BadRow, json_line
 from mgm_exp.errors import DataError
 
 
@@ -108,18 +115,85 @@ def make_captions(
     return report.to_json()
 
 
+def make_checked(config: ExperimentConfig, work: Path, demo: Path | None, on_progress: Progress) -> dict[str, Any]:
+    """Decodes every image once; all later stages look its verdict up."""
+    sources = {stage: (origin.path, origin.image_root) for stage, origin in origins(config, demo).items()}
+    data = config.data
+    return write_image_tables(
+        sources,
+        work / "out",
+        max_megapixels=data.max_megapixels,
+        max_samples=data.max_samples,
+        on_progress=on_progress,
+    )
+
+
+def make_values(
+    config: ExperimentConfig,
+    work: Path,
+    demo: Path | None,
+    captions: Path | None,
+    checked: Path,
+    on_progress: Progress,
+) -> dict[str, Any]:
+    """Computes the values of the recipe's operators for every usable pair of the align stage."""
+    from mgm_exp.data import data_juicer
+
+    recipe, origin = config.data.recipe, origins(config, demo, captions)["align"]
+    verdicts = ImageTable(checked, "align", origin.image_root)
+    pairs, out = work / "pairs.jsonl", work / "out"
+    total = _write_pairs(origin.path, verdicts, config.data.max_samples, pairs)
+    operators = data_juicer.operators_of(recipe)
+    if recipe.engine is RecipeEngine.builtin:
+        report = data_juicer.measure_builtin(
+            pairs, origin.image_root, operators, out=out, on_progress=on_progress, total=total
+        )
+    else:
+        report = data_juicer.measure(
+            pairs,
+            origin.image_root,
+            operators,
+            work=work,
+            out=out,
+            executor=recipe.executor.value,
+            processes=recipe.processes,
+            on_progress=on_progress,
+        )
+    return report.to_json()
+
+
+def _write_pairs(path: Path, verdicts: ImageTable, most: int | None, pairs: Path) -> int:
+    """The pairs that operators see: id, caption without special tokens, image. Returns their number."""
+    count = 0
+    with open(pairs, "w", encoding="utf-8", newline="\n") as file:
+        for row in islice(read_rows(path), most):
+            made = None if isinstance(row, BadRow) else to_record(row)
+            if made is None or isinstance(made, BadRow):
+                continue
+            record = made[0]
+            if record.image is None or len(record.conversations) != 2 or verdicts.verdict(record.image).kind:
+                continue
+            caption = record.conversations[1].text
+            file.write(json_line({"id": record.id, "caption": caption, "image": record.image}))
+            count += 1
+    return count
+
+
 def make_curated(
     config: ExperimentConfig,
     processors: dict[str, Any],
     work: Path,
     demo: Path | None,
     captions: Path | None,
+    checked: Path,
+    values: Path | None,
     on_progress: Progress,
 ) -> dict[str, Any]:
-    """Checks every row and image of both stages; what cannot be used is counted, named and left out (or fatal).
+    """Checks every row of both stages; what cannot be used is counted, named and left out (or fatal).
 
     Args:
         processors: The model's processor for ``align`` and ``instruct``, each with its ``model_max_length``.
+        captions, checked, values: Folders of the stages before; None where a stage is not part of the run.
     """
     data = config.data
     sources = {
@@ -128,11 +202,20 @@ def make_curated(
             origin.image_root,
             processors[stage],
             rejected_before=captions / REJECTED_CAPTIONS if captions is not None and stage == "align" else None,
+            selection=_selection(data, values) if stage == "align" else Selection(),
+            verdicts=ImageTable(checked, stage, origin.image_root),
         )
         for stage, origin in origins(config, demo, captions).items()
     }
     policy = Policy(data.bad_rows.value, data.max_bad_share, data.max_samples, data.max_megapixels)
     return curate(sources, work / "out", policy=policy, on_progress=on_progress).to_json()
+
+
+def _selection(data: DataConfig, values: Path | None) -> Selection:
+    """The recipe for the align stage's pairs."""
+    path = None if values is None else values / VALUES
+    augment = data.augment
+    return Selection(path, resolve(data.recipe, path), Augmentation(augment.duplicate, augment.paraphrase))
 
 
 def in_words(report: dict[str, Any]) -> list[str]:
@@ -141,8 +224,10 @@ def in_words(report: dict[str, Any]) -> list[str]:
     for stage in ("align", "instruct"):
         found = report[stage]
         rejected = ", ".join(f"{count} {kind}" for kind, count in sorted(found["rejected"].items()))
+        dropped = ", ".join(f"{count} by {operator}" for operator, count in found["dropped"].items() if count)
         sentences.append(
-            f"{stage} data: {found['kept']} of {found['rows']} rows of {found['file']} are used"
+            f"{stage} data: {found['kept']} rows of the {found['rows']} of {found['file']} are used"
+            + (f"; dropped by the recipe: {dropped}" if dropped else "")
             + (f"; rejected: {rejected} (rejected.jsonl names them)" if rejected else "")
         )
     return sentences
