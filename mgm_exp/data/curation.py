@@ -17,7 +17,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -55,8 +55,8 @@ class Selection:
     """
 
     values: Path | None = None
-    limits: Limits = Limits(())
-    augmentation: Augmentation = Augmentation()
+    limits: Limits = field(default_factory=Limits)
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Source:
     image_root: Path
     processor: Processor
     rejected_before: Path | None = None
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     verdicts: Verdicts | None = None
 
     def is_same_as(self, other: Source) -> bool:

@@ -66,7 +66,7 @@ class Drop:
 class Limits:
     """All bounds of a recipe, as numbers, in the order in which they apply."""
 
-    bounds: tuple[Bound, ...]
+    bounds: tuple[Bound, ...] = ()
 
     def judge(self, values: Mapping[str, float]) -> Drop | None:
         """The first bound that a row breaks; None: it is kept. A value that is missing or NaN breaks its bound."""
