@@ -1,0 +1,169 @@
+"""Data-Juicer's own recipe files, for running it here and for running it by hand.
+
+    write_recipe(out, pairs, images, operators, limits)
+    cd out && HF_HUB_OFFLINE=1 dj-process --config recipe.yaml      # writes recipe_out/kept.jsonl: the same rows
+
+Operators on captions read the column ``caption``: the column ``text`` holds Data-Juicer's special tokens, which its
+operators would count. Operators on image and text read ``text``, where the tokens say which image belongs to what.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgm_exp.data.data_juicer.operators import Limits, Operator
+from mgm_exp.data.data_juicer.pairs import Pair, read_pairs
+from mgm_exp.data.formats import DJ_END, DJ_IMAGE
+from mgm_exp.data.images import locate
+from mgm_exp.store import disk_full_named, write_atomic
+
+RECIPE, RECIPE_PAIRS, RECIPE_OUT = "recipe.yaml", "recipe_pairs.parquet", "recipe_out"
+
+_ROWS_IN_A_GROUP = 10_000
+_HEADER = """\
+# The recipe as Data-Juicer 1.6.1 runs it. From this folder:
+#     HF_HUB_OFFLINE=1 dj-process --config recipe.yaml
+# Captions are read from the column `caption`, which has no special tokens.
+"""
+
+ResolvedLimits = Mapping[str, Mapping[str, Any]]
+"""Value key -> ``{"min": number, "max": number}``; a side that is missing or None is open."""
+
+
+def recipe_yaml(
+    operators: Sequence[Operator],
+    limits: ResolvedLimits | None = None,
+    *,
+    executor: str = "default",
+    processes: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """Data-Juicer's configuration of operators.
+
+    Args:
+        operators: In the order in which they apply.
+        limits: The limits as numbers; None: all open, which measures and keeps every row.
+        executor: ``default`` or ``ray``.
+        processes: Processes of the default executor.
+        settings: Top-level keys that are added or replaced.
+    """
+    content = {
+        **base_settings(executor, processes),
+        "process": [_entry(operator, limits or {}) for operator in operators],
+        **(settings or {}),
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def base_settings(executor: str, processes: int) -> dict[str, Any]:
+    """What every run of Data-Juicer has in common; most of it turns off a default that loses rows."""
+    return {
+        "project_name": "mgm_exp",
+        "executor_type": executor,
+        **({"ray_address": "local"} if executor == "ray" else {}),
+        "np": processes,
+        # Else every operator takes as many processes as the machine has cores, whatever np says.
+        "auto_op_parallelism": executor == "ray",
+        "text_keys": "text",
+        "image_key": "images",
+        "skip_op_error": False,  # else one bad image drops its whole batch, silently
+        "open_monitor": False,  # else matplotlib is imported, or installed, at run time
+        "open_tracer": False,
+        "use_cache": False,
+        "use_checkpoint": False,
+        "keep_stats_in_res_ds": True,
+        "job_id": "job",  # else every run has another working folder
+    }
+
+
+def write_recipe(
+    folder: Path, rows: Path, image_root: Path, operators: Sequence[Operator], limits: ResolvedLimits
+) -> Path:
+    """Writes ``recipe.yaml`` and ``recipe_pairs.parquet``, which ``dj-process`` runs as they are.
+
+    Args:
+        folder: Existing folder.
+        rows: JSON lines of ``id``, ``caption``, ``image``.
+        image_root: Folder that the image paths are relative to; the written paths are absolute.
+        operators: In the order in which they apply.
+        limits: Value key -> ``min``, ``max`` as numbers.
+
+    Returns:
+        The path of ``recipe.yaml``.
+    """
+    settings = {
+        # dataset_path would be split at blanks and searched for weights.
+        "dataset": {"configs": [{"type": "local", "path": RECIPE_PAIRS}]},
+        "export_path": f"{RECIPE_OUT}/kept.jsonl",
+        "ds_cache_dir": f"{RECIPE_OUT}/cache",
+    }
+    text = recipe_yaml(operators, limits, settings=settings)
+    with disk_full_named(folder):
+        _write_pairs(folder / RECIPE_PAIRS, rows, image_root)
+        write_atomic(folder / RECIPE, _HEADER + text)
+    return folder / RECIPE
+
+
+def columns_of(pairs: Sequence[Pair], images: Sequence[str | None]) -> dict[str, list[Any]]:
+    """The columns that Data-Juicer reads, for pairs with the absolute paths of their images."""
+    return {
+        "text": [f"{DJ_IMAGE}\n{pair.caption} {DJ_END}" if pair.image else pair.caption for pair in pairs],
+        "caption": [pair.caption for pair in pairs],
+        "images": [[] if image is None else [image] for image in images],
+    }
+
+
+def _entry(operator: Operator, limits: ResolvedLimits) -> dict[str, Any]:
+    """One operator of ``process``."""
+    kind = operator.kind
+    parameters: dict[str, Any] = dict(kind.fixed)
+    parameters.update({theirs: _given(operator.parameters[ours]) for ours, theirs in kind.parameters.items()})
+    for key, names in kind.values.items():
+        for name, number in _limits(names, limits.get(key, {}), kind.is_whole):
+            parameters[name] = number
+    if kind.reads == {"caption"}:
+        parameters["text_key"] = "caption"
+    return {kind.filter: parameters}
+
+
+def _given(value: Any) -> Any:
+    return os.path.abspath(value) if isinstance(value, (str, Path)) else value
+
+
+def _limits(names: Limits, given: Mapping[str, Any], is_whole: bool) -> list[tuple[str, float]]:
+    found = []
+    if names.min is not None:
+        number = given.get("min")
+        # Data-Juicer takes whole numbers for whole values: 3.5 words at least are 4.
+        low = names.open_min if number is None else math.ceil(number) if is_whole else float(number)
+        found.append((names.min, low))
+    if names.max is not None:
+        number = given.get("max")
+        high = names.open_max if number is None else math.floor(number) if is_whole else float(number)
+        found.append((names.max, high))
+    return found
+
+
+def _write_pairs(path: Path, rows: Path, image_root: Path) -> None:
+    """Parquet, not JSON: reading JSON guesses types, and a column of texts that look like dates becomes dates."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text, texts = pa.string(), pa.list_(pa.string())
+    schema = pa.schema([("id", text), ("text", text), ("caption", text), ("images", texts)])
+    partial = path.with_name(f"{path.name}.partial")
+    with parquet.ParquetWriter(partial, schema) as writer:
+        pairs = read_pairs(rows)
+        for first in pairs:
+            group = list(chain([first], islice(pairs, _ROWS_IN_A_GROUP - 1)))
+            images = [None if pair.image is None else str(locate(image_root, pair.image)) for pair in group]
+            columns = {"id": [pair.id for pair in group], **columns_of(group, images)}
+            writer.write_table(pa.table(columns, schema=schema))
+    os.replace(partial, path)
