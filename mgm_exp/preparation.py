@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgm_exp import stages
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import CaptionPolicy, ExperimentConfig
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.preflight import Preflight
 from mgm_exp.store import StageOutput
@@ -106,7 +106,7 @@ class Preparation:
         from mgm_exp.data import stages as data
 
         def make(work: Path) -> dict[str, Any]:
-            return data.make_captions(self.config, self._captioner(), work, demo_path, self.tell)
+            return data.make_captions(self.config, self._captioner(), self._scorer(), work, demo_path, self.tell)
 
         payload = stages.recaption_payload(self.config, self.found.sources, demo_key)
         return self.produce("recaption", payload, make)
@@ -117,6 +117,14 @@ class Preparation:
         config = self.config
         device = self.found.sources.device
         return open_captioner(config.data.captioner, device=device, cache=Path(config.paths.store))
+
+    def _scorer(self) -> Any:
+        captioner = self.config.data.captioner
+        if captioner.policy is not CaptionPolicy.keep_if_better:
+            return None
+        from mgm_exp.data.scoring import open_scorer
+
+        return open_scorer(Path(str(captioner.scorer.path)).expanduser(), device=self.found.sources.device)
 
     def _processors(self) -> dict[str, Any]:
         """The model's processor with the longest sequence of each stage."""

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from mgm_exp.data.image_checks import ImageChecks
 from mgm_exp.data.image_table import Verdicts
 from mgm_exp.data.kinds import FATAL_KINDS
 from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, supervised_tokens
-from mgm_exp.data.recipe import Limits, read_values
+from mgm_exp.data.recipe import Limits
 from mgm_exp.data.records import BadRow, Record, json_line
 from mgm_exp.data.reports import REPORT, CurationReport, StageReport
 from mgm_exp.errors import DataError
@@ -60,6 +60,23 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Recaptioned:
+    """The account of recaptioning.
+
+    Args:
+        rejected: Its ``rejected.jsonl``: rows that are counted and named here too.
+        fates: Its ``fates.jsonl``: scores, and why a row kept its own caption.
+        changed: Rows whose caption was replaced.
+        added: Rows that were made out of others.
+    """
+
+    rejected: Path
+    fates: Path
+    changed: int
+    added: int
+
+
+@dataclass(frozen=True)
 class Source:
     """Where the rows of one stage come from.
 
@@ -67,8 +84,7 @@ class Source:
         path: File of rows, see :mod:`mgm_exp.data.formats`.
         image_root: Folder that its image paths are relative to.
         processor: Of the model that is trained; its ``model_max_length`` is the longest sequence of this stage.
-        rejected_before: ``rejected.jsonl`` of a step that made ``path`` out of another file (recaptioning): its rows
-            are counted and named here too.
+        recaptioned: What recaptioning says of the rows, where it made ``path`` out of another file.
         selection: What the recipe says of its rows.
         verdicts: What is known of its images; None: they are checked here.
     """
@@ -76,7 +92,7 @@ class Source:
     path: Path
     image_root: Path
     processor: Processor
-    rejected_before: Path | None = None
+    recaptioned: Recaptioned | None = None
     selection: Selection = field(default_factory=Selection)
     verdicts: Verdicts | None = None
 
@@ -86,7 +102,7 @@ class Source:
         return (
             os.path.realpath(self.path) == os.path.realpath(other.path)
             and os.path.realpath(self.image_root) == os.path.realpath(other.image_root)
-            and self.rejected_before == other.rejected_before
+            and self.recaptioned == other.recaptioned
             and self.selection == other.selection
             and mine.model_max_length == theirs.model_max_length
             and mine.n_visual_tokens == theirs.n_visual_tokens
@@ -183,9 +199,11 @@ class _StageCuration:
         self.stage, self.source, self.policy, self.checks = stage, source, policy, checks
         self.rejected_file, self.fates, self.on_progress = rejected_file, fates, on_progress
         selection = source.selection
-        self.values = _Values(selection.values)
+        before = source.recaptioned
+        self.values = _InOrder(selection.values)
+        self.said = _InOrder(before.fates if before else None)
         self.limits, self.augmentation = selection.limits, selection.augmentation
-        self.rows = self.kept = self.truncated = self.supervised = self.tokens = self.recaptioned = 0
+        self.rows = self.kept = self.truncated = self.supervised = self.tokens = 0
         self.rejected: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.examples: dict[str, BadRow] = {}
@@ -219,14 +237,15 @@ class _StageCuration:
         return self._report()
 
     def _rejected_before(self) -> Iterator[BadRow]:
-        if self.source.rejected_before is not None:
-            with open(self.source.rejected_before, encoding="utf-8") as file:
+        if self.source.recaptioned is not None:
+            with open(self.source.recaptioned.rejected, encoding="utf-8") as file:
                 for line in file:
                     yield BadRow.from_json(json.loads(line))
 
     def _chunks(self, reader: RowReader) -> Iterator[list[tuple[Row, Entry] | tuple[None, BadRow]]]:
-        limit = self.policy.max_samples
-        rows = reader if limit is None else islice(reader, max(0, limit - self.rows))
+        # Recaptioning has kept to the limit, and may have added rows to what it let through.
+        limit = self.policy.max_samples if self.source.recaptioned is None else None
+        rows = reader if limit is None else islice(reader, limit)
         while chunk := list(islice(rows, _CHUNK)):
             yield [(None, row) if isinstance(row, BadRow) else (row, to_record(row)) for row in chunk]
 
@@ -246,11 +265,11 @@ class _StageCuration:
                     continue
                 sha256 = verdict.sha256
                 record = self._relative(record)
-            self.recaptioned += record.raw_caption is not None
             values = self.values.of(record.id)
+            said = (self.said.of(record.id) or {}).get("detail")
             drop = None if values is None else self.limits.judge(values)
             if drop is not None:
-                self.fates.dropped(record, drop, row.line)
+                self.fates.dropped(record, drop, row.line, said)
                 continue
             bad = self._count_tokens(row, record)
             if bad is not None:
@@ -261,8 +280,10 @@ class _StageCuration:
             for number, (made, how) in enumerate(self.augmentation.rows(record)):
                 if number and self._count_tokens(row, made) is not None:
                     continue
-                note = self.fates.added if number else self.fates.kept
-                note(made, [*changes, *how])
+                if number:
+                    self.fates.added(made, [*changes, *how])
+                else:
+                    self.fates.kept(made, [*changes, *how], said)
                 self._write(made, [*changes, *how], sha256, kept)
 
     def _write(self, record: Record, changes: list[str], sha256: str, kept: IO[str]) -> None:
@@ -346,6 +367,11 @@ class _StageCuration:
             share = reader.bytes_read / max(1, reader.bytes_total)
             self.on_progress(f"curate {self.stage}", self.rows, max(self.rows + 1, round(self.rows / max(share, 1e-9))))
 
+    def _waterfall(self) -> list[dict[str, Any]]:
+        before = self.source.recaptioned
+        changed, added = (before.changed, before.added) if before else (None, 0)
+        return self.fates.waterfall(self.rows - added, changed, added, self.limits)
+
     def _report(self) -> StageReport:
         lengths = np.asarray(self.lengths)
         marks = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
@@ -357,7 +383,7 @@ class _StageCuration:
             kept=self.kept,
             dropped=dict(self.fates.dropped_by),
             limits=self.limits.to_json(),
-            waterfall=self.fates.waterfall(self.rows, self.recaptioned, self.limits),
+            waterfall=self._waterfall(),
             rejected=dict(sorted(self.rejected.items())),
             changed={name: count for name, count in sorted(self.changed.items()) if count},
             images=len(self.images),
@@ -370,17 +396,29 @@ class _StageCuration:
         )
 
 
-class _Values:
-    """The operators' values of rows that come in the order in which they were measured."""
+class _InOrder:
+    """JSON lines with ids, of rows that come in the same order; some rows have none.
+
+    Lines of rows that were dropped are passed over: they do not come.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._rows = iter(()) if path is None else read_values(path)
-        self._ahead = next(self._rows, None)
+        self._lines = iter(()) if path is None else _json_lines(path)
+        self._ahead = self._next()
 
-    def of(self, row_id: str) -> dict[str, float] | None:
-        """The values of a row; None: it was not measured (no image with one answer)."""
-        if self._ahead is None or self._ahead[0] != row_id:
+    def of(self, row_id: str) -> dict[str, Any] | None:
+        """The line of a row without its id; None: it has none."""
+        if self._ahead is None or self._ahead["id"] != row_id:
             return None
-        values = self._ahead[1]
-        self._ahead = next(self._rows, None)
-        return values
+        line, self._ahead = self._ahead, self._next()
+        del line["id"]
+        return line
+
+    def _next(self) -> dict[str, Any] | None:
+        return next((line for line in self._lines if line.get("fate") != "dropped"), None)
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

@@ -48,7 +48,7 @@ class Example:
         id: Its id.
         image: Path below the image root; None for text.
         before: The caption as it was found.
-        after: The caption that is trained on; None where the row was dropped.
+        after: The caption that is trained on, or would be; None where the row was dropped with its own.
         note: What happened, in words.
     """
 
@@ -115,16 +115,17 @@ class Fates:
         if record is not None:
             self._sample(step, record, None, f"{bad.kind}: {bad.detail}")
 
-    def dropped(self, record: Record, drop: Drop, line: int) -> None:
-        """A pair that the recipe does not allow."""
+    def dropped(self, record: Record, drop: Drop, line: int, said: dict[str, Any] | None = None) -> None:
+        """A pair that the recipe does not allow; ``said``: what recaptioning noted about it."""
         self.dropped_by[drop.operator] += 1
-        self._line(record.id, "dropped", drop.operator, value=drop.value, limit=drop.limit, line=line)
+        more = {"recaption": said} if said else {}
+        self._line(record.id, "dropped", drop.operator, value=drop.value, limit=drop.limit, line=line, **more)
         self._sample(drop.operator, record, None, f"{drop.value:g}; allowed: {drop.limit}")
 
-    def kept(self, record: Record, changes: list[str]) -> None:
-        """A row that is trained on."""
-        fate = "changed" if changes else "kept"
-        self._line(record.id, fate, "kept", **({"changes": changes} if changes else {}))
+    def kept(self, record: Record, changes: list[str], said: dict[str, Any] | None = None) -> None:
+        """A row that is trained on; ``said``: what recaptioning noted about it."""
+        more = ({"changes": changes} if changes else {}) | ({"recaption": said} if said else {})
+        self._line(record.id, "changed" if changes else "kept", "kept", **more)
         self._sample("changed" if "recaptioned" in changes else "kept", record, record, ", ".join(changes))
 
     def added(self, record: Record, changes: list[str]) -> None:
@@ -132,8 +133,15 @@ class Fates:
         self._line(record.id, "added", "augment", changes=changes)
         self._sample("augment", record, record, ", ".join(changes))
 
-    def waterfall(self, rows: int, recaptioned: int, limits: Limits) -> list[dict[str, Any]]:
-        """The steps in their order: ``{step, rows_in, dropped, changed, added, rows_out, kinds?, limit?}``."""
+    def waterfall(self, rows: int, recaptioned: int | None, new_rows: int, limits: Limits) -> list[dict[str, Any]]:
+        """The steps in their order: ``{step, rows_in, dropped, changed, added, rows_out, kinds?, limit?}``.
+
+        Args:
+            rows: Rows of the source.
+            recaptioned: Rows whose caption was replaced; None: nothing was recaptioned.
+            new_rows: Rows that recaptioning added.
+            limits: The recipe's.
+        """
         steps: list[dict[str, Any]] = []
         left = rows
 
@@ -146,8 +154,8 @@ class Fates:
 
         for name in ("rows", "images"):
             step(name, self.rejected_at[name].total(), kinds=dict(sorted(self.rejected_at[name].items())))
-        if recaptioned:
-            step("recaption", changed=recaptioned)
+        if recaptioned is not None:
+            step("recaption", changed=recaptioned, added=new_rows)
         for operator in dict.fromkeys(bound.operator for bound in limits.bounds):
             words = ", ".join(bound.in_words() for bound in limits.bounds if bound.operator == operator)
             step(operator, self.dropped_by[operator], limit=words)
@@ -168,7 +176,7 @@ class Fates:
     def _sample(self, step: str, record: Record, after: Record | None, note: str) -> None:
         self._number += 1
         said = record.conversations[-1].text
-        example = Example(record.id, record.image, record.raw_caption or said, said if after else None, note)
-        if after is None and record.raw_caption is not None:
-            example = Example(record.id, record.image, record.raw_caption, said, note)
+        is_new = record.raw_caption is not None
+        before = record.raw_caption if is_new else said
+        example = Example(record.id, record.image, before or "", said if after or is_new else None, note)
         self._samples.setdefault(step, _Sample()).add(self._number, example)

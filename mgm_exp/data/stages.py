@@ -8,6 +8,8 @@ Each ``make_*`` function fills ``work/out`` and returns the meta data of its sto
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,11 +17,14 @@ from typing import Any, Protocol
 
 from mgm_exp.config import DataConfig, ExperimentConfig, RecipeEngine
 from mgm_exp.data.augmentation import Augmentation
+from mgm_exp.data.caption_choice import CaptionChoice
 from mgm_exp.data.conversations import to_record
-from mgm_exp.data.curation import Policy, Selection, Source, curate
+from mgm_exp.data.curation import Policy, Recaptioned, Selection, Source, curate
 from mgm_exp.data.formats import read_rows
+from mgm_exp.data.image_checks import usable_cores
 from mgm_exp.data.image_table import ImageTable, write_image_tables
-from mgm_exp.data.recaptioning import CAPTIONS, Captioner, recaption
+from mgm_exp.data.recaptioning import CAPTIONS, Captioner, Scorer, recaption
+from mgm_exp.data.recaptioning import FATES as CAPTION_FATES
 from mgm_exp.data.recaptioning import REJECTED as REJECTED_CAPTIONS
 from mgm_exp.data.recipe import VALUES, resolve
 from mgm_exp.data.records import BadRow, json_line
@@ -95,24 +100,37 @@ def make_demo(config: ExperimentConfig, work: Path, on_progress: Progress) -> di
 
 
 def make_captions(
-    config: ExperimentConfig, captioner: Captioner, work: Path, demo: Path | None, on_progress: Progress
+    config: ExperimentConfig,
+    captioner: Captioner,
+    scorer: Scorer | None,
+    work: Path,
+    demo: Path | None,
+    on_progress: Progress,
 ) -> dict[str, Any]:
-    """Writes a new caption for every image of the align stage; an interrupted pass goes on at its last batch."""
+    """Writes new captions for the images of the align stage; an interrupted pass goes on at its last batch.
+
+    Args:
+        captioner: Writes them.
+        scorer: The judge of ``keep_if_better``; None under other policies.
+    """
+    data = config.data
     origin = origins(config, demo)["align"]
-    total = _count_rows(origin.path, config.data.max_samples)
     report = recaption(
         read_rows(origin.path),
         captioner,
         image_root=origin.image_root,
         work=work,
         out=work / "out",
-        batch_size=config.data.captioner.batch_size,
-        max_megapixels=config.data.max_megapixels,
-        max_samples=config.data.max_samples,
-        total=total,
+        choice=CaptionChoice.of_section(data.captioner),
+        scorer=scorer,
+        batch_size=data.captioner.batch_size,
+        max_megapixels=data.max_megapixels,
+        max_samples=data.max_samples,
+        workers=usable_cores(),
+        total=_count_rows(origin.path, data.max_samples),
         on_progress=on_progress,
     )
-    return report.to_json()
+    return {"captioner": captioner.name, **report.to_json()}
 
 
 def make_checked(config: ExperimentConfig, work: Path, demo: Path | None, on_progress: Progress) -> dict[str, Any]:
@@ -142,7 +160,7 @@ def make_values(
     recipe, origin = config.data.recipe, origins(config, demo, captions)["align"]
     verdicts = ImageTable(checked, "align", origin.image_root)
     pairs, out = work / "pairs.jsonl", work / "out"
-    total = _write_pairs(origin.path, verdicts, config.data.max_samples, pairs)
+    total = _write_pairs(origin.path, verdicts, config.data.max_samples if captions is None else None, pairs)
     operators = data_juicer.operators_of(recipe)
     if recipe.engine is RecipeEngine.builtin:
         report = data_juicer.measure_builtin(
@@ -201,7 +219,7 @@ def make_curated(
             origin.path,
             origin.image_root,
             processors[stage],
-            rejected_before=captions / REJECTED_CAPTIONS if captions is not None and stage == "align" else None,
+            recaptioned=_recaptioned(captions) if captions is not None and stage == "align" else None,
             selection=_selection(data, values) if stage == "align" else Selection(),
             verdicts=ImageTable(checked, stage, origin.image_root),
         )
@@ -209,6 +227,14 @@ def make_curated(
     }
     policy = Policy(data.bad_rows.value, data.max_bad_share, data.max_samples, data.max_megapixels)
     return curate(sources, work / "out", policy=policy, on_progress=on_progress).to_json()
+
+
+def _recaptioned(captions: Path) -> Recaptioned:
+    """The account of the recaption stage."""
+    fates = captions / CAPTION_FATES
+    with open(fates, encoding="utf-8") as file:
+        counts = Counter(json.loads(line)["fate"] for line in file)
+    return Recaptioned(captions / REJECTED_CAPTIONS, fates, counts["changed"], counts["added"])
 
 
 def _selection(data: DataConfig, values: Path | None) -> Selection:

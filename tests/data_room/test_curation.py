@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from mgm_exp.config import LimitsConfig, RecipeConfig
 from mgm_exp.data import CurationReport, Policy, Source, curate, read_records, read_report
+from mgm_exp.data.augmentation import Augmentation
+from mgm_exp.data.curation import Recaptioned, Selection
 from mgm_exp.data.kinds import IMAGE_KINDS, KINDS
+from mgm_exp.data.recipe import resolve
 from mgm_exp.errors import DataError
 
 from .conftest import chat, lines_of, pair, picture, write_lines
@@ -210,10 +214,35 @@ def test_rows_that_an_earlier_step_rejected_are_counted_and_named(tmp_path: Path
     path = write_lines(tmp_path / "a.jsonl", [pair("a", "0.png"), pair("b", "1.png"), pair("c", "2.png")])
     out = tmp_path / "out"
     out.mkdir()
-    source = Source(path, root, processor, rejected_before=before)
+    said = write_lines(
+        tmp_path / "fates.jsonl",
+        [
+            {"id": "a", "fate": "changed", "step": "recaption", "detail": {"score_new": 0.5}},
+            {"id": "x", "fate": "dropped", "step": "recaption", "detail": {"kind": "missing"}},
+            {"id": "b", "fate": "kept", "step": "recaption", "detail": {"why": "not better"}},
+            {"id": "c", "fate": "added", "step": "recaption", "detail": {"of": "b"}},
+        ],
+    )
+    source = Source(path, root, processor, recaptioned=Recaptioned(before, said, changed=1, added=1))
     report = curate({"align": source}, out, policy=replace(ANY, max_samples=3), workers=0)
-    assert (report.stages["align"].rows, report.stages["align"].kept) == (3, 2)
+    stage = report.stages["align"]
+    assert (stage.rows, stage.kept) == (4, 3)
     assert lines_of(out / "rejected.jsonl") == [{"stage": "align", **bad}]
+    assert [(line["id"], line["fate"]) for line in lines_of(out / "fates-align.jsonl")] == [
+        ("x", "dropped"),
+        ("a", "changed"),
+        ("b", "changed"),
+        ("c", "changed"),
+    ]
+    assert [line.get("recaption") for line in lines_of(out / "fates-align.jsonl")] == [
+        None,
+        {"score_new": 0.5},
+        {"why": "not better"},
+        {"of": "b"},
+    ]
+    steps = {step["step"]: step for step in stage.waterfall}
+    assert steps["images"]["rows_in"] == 3 and steps["images"]["dropped"] == 1
+    assert (steps["recaption"]["changed"], steps["recaption"]["added"], steps["recaption"]["rows_out"]) == (1, 1, 3)
 
 
 def test_the_fingerprint_follows_records_and_pixels_and_not_places(tmp_path: Path, root: Path, processor: Any) -> None:
@@ -232,3 +261,89 @@ def test_docs_list_every_kind() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert [kind for kind in KINDS if f"`{kind}`" not in text] == []
     assert set(IMAGE_KINDS) <= set(KINDS)
+
+
+def pairs_and_values(folder: Path, values: list[dict[str, Any]]) -> tuple[Path, Path]:
+    rows = [pair(row["id"], f"{n}.png", f"caption {row['id']}") for n, row in enumerate(values)]
+    return write_lines(folder / "a.jsonl", rows), write_lines(folder / "values.jsonl", values)
+
+
+def selected(folder: Path, root: Path, processor: Any, values: list[dict[str, Any]], **limits: Any) -> tuple[Any, Path]:
+    path, measured = pairs_and_values(folder, values)
+    recipe = replace(RecipeConfig(), **limits)
+    out = folder / "out"
+    out.mkdir()
+    source = Source(path, root, processor, selection=Selection(measured, resolve(recipe, measured)))
+    return curate({"align": source}, out, policy=ANY, workers=0).stages["align"], out
+
+
+def test_a_recipe_drops_by_the_first_limit_that_is_broken(tmp_path: Path, root: Path, processor: Any) -> None:
+    values = [
+        {"id": "short", "words_num": 2, "text_length": 5},
+        {"id": "fits", "words_num": 4, "text_length": 20},
+        {"id": "long", "words_num": 9, "text_length": 99},
+    ]
+    limits = {"words_num": LimitsConfig(min=4), "text_length": LimitsConfig(min=20, max=50)}
+    stage, out = selected(tmp_path, root, processor, values, **limits)
+    assert [record.id for record in read_records(out / "align.jsonl")] == ["fits"]
+    assert (stage.rows, stage.kept, stage.rejected) == (3, 1, {})
+    assert stage.dropped == {"words_num": 1, "text_length": 1}
+    fates = {line.pop("id"): line for line in lines_of(out / "fates-align.jsonl")}
+    assert fates["short"] == {"fate": "dropped", "step": "words_num", "value": 2, "limit": "min 4", "line": 1}
+    assert fates["long"] == {"fate": "dropped", "step": "text_length", "value": 99, "limit": "max 50", "line": 3}
+    assert fates["fits"]["fate"] == "changed" and fates["fits"]["changes"] == ["caption_prompt_added"]
+    steps = [(step["step"], step["rows_in"], step["dropped"], step["rows_out"]) for step in stage.waterfall]
+    assert steps == [
+        ("rows", 3, 0, 3),
+        ("images", 3, 0, 3),
+        ("words_num", 3, 1, 2),
+        ("text_length", 2, 1, 1),
+        ("trainable", 1, 0, 1),
+    ]
+
+
+def test_a_percentile_is_a_value_of_the_data(tmp_path: Path, root: Path, processor: Any) -> None:
+    values = [{"id": f"r{n}", "words_num": n + 1} for n in range(10)]
+    stage, out = selected(tmp_path, root, processor, values, words_num=LimitsConfig(min="p25", max="p75"))
+    words = sorted(row["words_num"] for row in values)
+    lower, upper = words[int(0.25 * 9)], words[-int(0.25 * 9) - 1]
+    assert stage.limits == {"words_num": {"min": lower, "min_given": "p25", "max": upper, "max_given": "p75"}}
+    kept = [f"r{n}" for n, row in enumerate(values) if lower <= row["words_num"] <= upper]
+    assert [record.id for record in read_records(out / "align.jsonl")] == kept
+
+
+def test_rows_that_were_not_measured_pass(tmp_path: Path, root: Path, processor: Any) -> None:
+    rows = [
+        pair("a", "0.png"),
+        chat("talk", "1.png", "<image>\nq", "x", "q2", "y"),
+        chat("text", None, "q", "y"),
+        pair("b", "2.png"),
+    ]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    values = write_lines(tmp_path / "values.jsonl", [{"id": "a", "words_num": 1}, {"id": "b", "words_num": 8}])
+    out = tmp_path / "out"
+    out.mkdir()
+    limits = resolve(replace(RecipeConfig(), words_num=LimitsConfig(min=4)), values)
+    source = Source(path, root, processor, selection=Selection(values, limits))
+    curate({"align": source}, out, policy=ANY, workers=0)
+    assert [record.id for record in read_records(out / "align.jsonl")] == ["talk", "text", "b"]
+
+
+def test_a_recipe_that_keeps_nothing_says_what_dropped_the_rows(tmp_path: Path, root: Path, processor: Any) -> None:
+    with pytest.raises(DataError, match=r"keeps none of the 2 rows.*words_num dropped 2.*words_num: min 40"):
+        selected(tmp_path, root, processor, [{"id": "a", "words_num": 1}, {"id": "b", "words_num": 3}],
+                 words_num=LimitsConfig(min=40))  # fmt: skip
+
+
+def test_duplicated_pairs_are_rows_of_their_own(tmp_path: Path, root: Path, processor: Any) -> None:
+    rows = [pair("a", "0.png"), chat("talk", "1.png", "<image>\nq", "x", "q2", "y")]
+    path, out = write_lines(tmp_path / "a.jsonl", rows), tmp_path / "out"
+    out.mkdir()
+    source = Source(path, root, processor, selection=Selection(augmentation=Augmentation(duplicate=3)))
+    stage = curate({"align": source}, out, policy=ANY, workers=0).stages["align"]
+    assert [record.id for record in read_records(out / "align.jsonl")] == ["a", "a#2", "a#3", "talk"]
+    assert (stage.rows, stage.kept, stage.changed["duplicated"]) == (2, 4, 2)
+    assert stage.waterfall[-1] == {
+        "step": "augment", "rows_in": 2, "dropped": 0, "changed": 0, "added": 2, "rows_out": 4
+    }  # fmt: skip
+    assert [line["fate"] for line in lines_of(out / "fates-align.jsonl")] == ["changed", "added", "added", "kept"]
