@@ -26,6 +26,9 @@ from mgm_exp.store import disk_full_named, write_atomic
 
 RECIPE, RECIPE_PAIRS, RECIPE_OUT = "recipe.yaml", "recipe_pairs.parquet", "recipe_out"
 
+STATS = "__dj__stats__"
+"""Data-Juicer's column of values."""
+
 _ROWS_IN_A_GROUP = 10_000
 _HEADER = """\
 # The recipe as Data-Juicer 1.6.1 runs it. From this folder:
@@ -112,11 +115,16 @@ def write_recipe(
 
 
 def columns_of(pairs: Sequence[Pair], images: Sequence[str | None]) -> dict[str, list[Any]]:
-    """The columns that Data-Juicer reads, for pairs with the absolute paths of their images."""
+    """The columns that Data-Juicer reads, for pairs with the absolute paths of their images.
+
+    The column of values is there from the start: an empty one that Data-Juicer adds becomes JSON text inside
+    ``datasets``, which keeps ten digits of a number.
+    """
     return {
         "text": [f"{DJ_IMAGE}\n{pair.caption} {DJ_END}" if pair.image else pair.caption for pair in pairs],
         "caption": [pair.caption for pair in pairs],
         "images": [[] if image is None else [image] for image in images],
+        STATS: [{"row": row} for row in range(len(pairs))],
     }
 
 
@@ -151,13 +159,20 @@ def _limits(names: Limits, given: Mapping[str, Any], is_whole: bool) -> list[tup
     return found
 
 
+def arrow_columns() -> dict[str, Any]:
+    """Arrow's types of the columns."""
+    import pyarrow as pa
+
+    text = pa.string()
+    return {"text": text, "caption": text, "images": pa.list_(text), STATS: pa.struct([("row", pa.int64())])}
+
+
 def _write_pairs(path: Path, rows: Path, image_root: Path) -> None:
     """Parquet, not JSON: reading JSON guesses types, and a column of texts that look like dates becomes dates."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    text, texts = pa.string(), pa.list_(pa.string())
-    schema = pa.schema([("id", text), ("text", text), ("caption", text), ("images", texts)])
+    schema = pa.schema([("id", pa.string()), *arrow_columns().items()])
     partial = path.with_name(f"{path.name}.partial")
     with parquet.ParquetWriter(partial, schema) as writer:
         pairs = read_pairs(rows)

@@ -24,7 +24,7 @@ from mgm_exp.data.data_juicer import guards
 if __name__ == "__mp_main__":  # a process that Data-Juicer spawned (on GPUs): it inherits nothing
     guards.apply()
 
-from mgm_exp.data.data_juicer.emit import columns_of
+from mgm_exp.data.data_juicer.emit import STATS, arrow_columns, columns_of
 from mgm_exp.data.data_juicer.operators import Operator
 from mgm_exp.data.data_juicer.pairs import Pair, ShardPlan, read_pairs
 from mgm_exp.data.data_juicer.shards import write_shard
@@ -33,7 +33,7 @@ from mgm_exp.data.images import ImageFault, locate, open_image
 from mgm_exp.errors import DataError, MgmError, ModelError
 from mgm_exp.store import die_with_parent
 
-_INDEX, _STATS = "row", "__dj__stats__"
+_INDEX = "row"
 _MOST_NAMED = 5
 
 
@@ -127,30 +127,33 @@ class DataJuicer:
     def _here(self, config: Any, table: dict[str, list[Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
         from data_juicer.core import DefaultExecutor
         from data_juicer.core.data import NestedDataset
-        from datasets import Dataset, Features, Value
-        from datasets import Sequence as List
+        from datasets import Dataset
 
-        kinds = {name: Value("string") for name in table}
-        kinds |= {_INDEX: Value("int64"), "images": List(Value("string"))}
         # A table in memory: read from a file it would be copied into a cache in the user's home.
-        rows = NestedDataset(Dataset.from_dict(table, features=Features({name: kinds[name] for name in table})))
+        rows = NestedDataset(Dataset(_arrow(table)))
         done = DefaultExecutor(config).run(dataset=rows, skip_export=True)
         return list(done.select_columns([_INDEX, *wanted]).to_list())
 
     def _on_ray(self, config: Any, table: dict[str, list[Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
-        import pyarrow as pa
         from data_juicer.core.executor.ray_executor import RayExecutor
         from pyarrow import parquet
 
-        kinds = {name: pa.string() for name in table} | {_INDEX: pa.int64(), "images": pa.list_(pa.string())}
         path = Path("ray_rows.parquet").resolve()
-        parquet.write_table(pa.table(table, schema=pa.schema([(name, kinds[name]) for name in table])), path)
+        parquet.write_table(_arrow(table), path)
         config.dataset = {"configs": [{"type": "local", "path": str(path)}]}
         try:
             done = RayExecutor(config).run(skip_export=True)
             return list(done.data.select_columns([_INDEX, *wanted]).take_all())
         finally:
             path.unlink()
+
+
+def _arrow(table: Mapping[str, list[Any]]) -> Any:
+    """An Arrow table with given types: guessed ones depend on the rows."""
+    import pyarrow as pa
+
+    kinds = {_INDEX: pa.int64(), **arrow_columns()}
+    return pa.table(dict(table), schema=pa.schema([(name, kinds[name]) for name in table]))
 
 
 def _start_ray() -> None:
@@ -175,7 +178,7 @@ def measured(
     if not any(images):
         columns.pop("images")  # a column of empty lists has no type on Ray
     try:
-        rows = run.run(columns, seed, _STATS)
+        rows = run.run(columns, seed, STATS)
     except Exception as error:
         _name_broken_images(pairs, images, error)
         raise
@@ -185,7 +188,7 @@ def measured(
             f"Data-Juicer gave no usable value (NaN) for {len(lost)} rows, e.g. {', '.join(lost[:_MOST_NAMED])}.",
             advice="A model in half precision or a damaged model folder does that.",
         )
-    return [{"id": pair.id, **_values(rows[number][_STATS], operators)} for number, pair in enumerate(pairs)]
+    return [{"id": pair.id, **_values(rows[number][STATS], operators)} for number, pair in enumerate(pairs)]
 
 
 def _values(stats: Mapping[str, Any], operators: Sequence[Operator]) -> dict[str, Any]:
