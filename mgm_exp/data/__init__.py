@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mgm_exp.data.batches import Batch, BatchPlan, StepLoader, collate
     from mgm_exp.data.curation import Policy, Source, curate
     from mgm_exp.data.dataset import ImageTextDataset
-    from mgm_exp.data.formats import Row, dj_row, read_rows, source_fingerprint
+    from mgm_exp.data.formats import Location, Row, dj_row, find_source, read_rows, source_fingerprint
     from mgm_exp.data.image_checks import ImageChecks
     from mgm_exp.data.images import ImageFault, ImageInfo, open_image, probe_image
     from mgm_exp.data.kinds import KINDS
@@ -34,8 +34,10 @@ _HOMES = {
     "curate": "curation",
     "read_report": "reports",
     "ImageTextDataset": "dataset",
+    "Location": "formats",
     "Row": "formats",
     "dj_row": "formats",
+    "find_source": "formats",
     "read_rows": "formats",
     "source_fingerprint": "formats",
     "ImageChecks": "image_checks",
@@ -74,6 +76,7 @@ __all__ = [
     "ImageFault",
     "ImageInfo",
     "ImageTextDataset",
+    "Location",
     "Policy",
     "Processor",
     "RecaptionReport",
@@ -88,6 +91,7 @@ __all__ = [
     "collate",
     "curate",
     "dj_row",
+    "find_source",
     "open_image",
     "probe_image",
     "read_records",

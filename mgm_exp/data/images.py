@@ -13,6 +13,7 @@ What is decided here, and why:
 - The EXIF orientation is not applied, like in the official code: a photo stored on its side is seen on its side.
 - A truncated file is refused. Pillow's process-wide switch that hides this is turned off on every call.
 - Paths stay inside their root: no ``..``, no link that leads out of it.
+- ``shard.tar::member`` is a file inside a tar shard; it is read where it lies.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from mgm_exp.data.tar_members import MemberMissing, read_member, split_member
 from mgm_exp.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -101,15 +103,36 @@ def probe_image(root: Path | str, relative: str, max_megapixels: float) -> Image
     Raises:
         ImageFault: as :func:`open_image` would.
     """
-    content = read_image_file(root, relative)
+    return _probe(read_image_file(root, relative), max_megapixels, None)[0]
+
+
+def probe_miniature(
+    root: Path | str, relative: str, max_megapixels: float, side: int
+) -> tuple[ImageInfo, Image.Image]:
+    """:func:`probe_image`, and the image as ``side`` x ``side`` grey pixels, whatever its shape.
+
+    Raises:
+        ImageFault: as :func:`open_image` would.
+    """
+    info, image = _probe(read_image_file(root, relative), max_megapixels, side)
+    assert image is not None
+    return info, image
+
+
+def _probe(content: bytes, max_megapixels: float, side: int | None) -> tuple[ImageInfo, Image.Image | None]:
     with _decoding(), _open(content, max_megapixels) as image:
         mode = image.mode
         _check_mode(mode, image.format)
         width, height = image.size
-        image.draft(None, (1, 1))  # JPEG only: 1/8 of the resolution; the file is still read to its end
+        # JPEG only: at 1/8 of the resolution, or what the miniature needs; the file is still read to its end.
+        image.draft(None, (side or 1, side or 1))
         image.load()
         digest = hashlib.sha256(content).hexdigest()
-        return ImageInfo(width, height, image.format or "", mode, len(content), digest)
+        info = ImageInfo(width, height, image.format or "", mode, len(content), digest)
+        if side is None:
+            return info, None
+        grey = image if mode == "L" else _rgb(image).convert("L")
+        return info, grey.resize((side, side), Image.Resampling.BOX)
 
 
 def locate(root: Path | str, relative: str) -> Path:
@@ -139,6 +162,9 @@ def read_image_file(root: Path | str, relative: str) -> bytes:
     Raises:
         ImageFault: there is none, it is empty, not a file, too large, may not be read, or lies outside the root.
     """
+    packed = split_member(relative)
+    if packed is not None:
+        return _read_member(root, *packed)
     path = locate(root, relative)
     try:
         # Without O_NONBLOCK opening a pipe would wait for a writer.
@@ -158,6 +184,25 @@ def read_image_file(root: Path | str, relative: str) -> bytes:
             return file.read()
         except OSError as error:
             raise ImageFault("unreadable", f"{relative}: {error.strerror}") from error
+
+
+def _read_member(root: Path | str, shard: str, member: str) -> bytes:
+    """The bytes of an image in a tar shard."""
+    try:
+        content = read_member(locate(root, shard), member, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise ImageFault("missing", f"{shard} is not there") from None
+    except MemberMissing:
+        raise ImageFault("missing", f"{member} is not in {shard}") from None
+    except EOFError as error:
+        raise ImageFault("truncated", f"{shard}: {error}") from error
+    except OSError as error:
+        raise ImageFault("unreadable", f"{shard:.200}: {error}"[:300]) from error
+    if not content:
+        raise ImageFault("zero_bytes", f"{member} in {shard} is empty")
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageFault("too_large", f"{member} in {shard} has more than the allowed {MAX_FILE_BYTES:,} bytes")
+    return content
 
 
 def _regular(descriptor: int, relative: str) -> int:

@@ -36,12 +36,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Element:
-    """One row: where it begins and its value, or the fault that it has."""
+    """One row: where it begins and its value, or the fault that it has; and its image, where that lies beside it."""
 
     line: int
     index: int
     value: Any = None
     fault: Fault | None = None
+    image: str | None = None
 
 
 class _Refused(ValueError):
@@ -83,15 +84,15 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
-def _is_nested_too_deep(text: str) -> bool:
-    if text.count("{") + text.count("[") <= MAX_NESTING:
+def _is_nested_too_deep(text: str, limit: int = MAX_NESTING) -> bool:
+    if text.count("{") + text.count("[") <= limit:
         return False
     depth = 0
     for match in _STRUCTURE.finditer(text):
         token = match.group()
         if token in "{[":
             depth += 1
-            if depth > MAX_NESTING:
+            if depth > limit:
                 return True
         elif token in "}]":
             depth -= 1
@@ -108,19 +109,19 @@ def _fault_of(error: Exception) -> Fault:
     return Fault("not_json", str(error))
 
 
-def _parse(text: str) -> Any:
-    if _is_nested_too_deep(text):
-        raise _Refused("nested_too_deep", f"nested deeper than {MAX_NESTING} levels")
+def _parse(text: str, max_nesting: int) -> Any:
+    if _is_nested_too_deep(text, max_nesting):
+        raise _Refused("nested_too_deep", f"nested deeper than {max_nesting} levels")
     value, end = _DECODER.raw_decode(text, _blank_end(text, 0))
     if _blank_end(text, end) != len(text):
         raise _Refused("not_json", f"text after the end of the row: {_short(text[end:].strip())}")
     return value
 
 
-def fault_in(text: str) -> tuple[Any, Fault | None]:
+def fault_in(text: str, max_nesting: int = MAX_NESTING) -> tuple[Any, Fault | None]:
     """The value of one JSON text, or the fault that it has."""
     try:
-        return _parse(text), None
+        return _parse(text, max_nesting), None
     except (ValueError, RecursionError) as error:
         return None, _fault_of(error)
 
