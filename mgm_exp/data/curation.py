@@ -15,7 +15,7 @@ import json
 import os
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -26,6 +26,7 @@ import numpy as np
 
 from mgm_exp.data.augmentation import Augmentation
 from mgm_exp.data.conversations import to_record
+from mgm_exp.data.exploration import text_statistics
 from mgm_exp.data.fates import Fates
 from mgm_exp.data.formats import Row, RowReader, read_rows
 from mgm_exp.data.image_checks import ImageChecks
@@ -33,7 +34,7 @@ from mgm_exp.data.image_table import Verdicts
 from mgm_exp.data.kinds import FATAL_KINDS
 from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, supervised_tokens
 from mgm_exp.data.recipe import Limits
-from mgm_exp.data.records import BadRow, Record, json_line
+from mgm_exp.data.records import BadRow, Record, json_line, read_records
 from mgm_exp.data.reports import REPORT, CurationReport, StageReport
 from mgm_exp.errors import DataError
 from mgm_exp.store import disk_full_named, hard_link_or_copy, write_json_atomic
@@ -167,8 +168,10 @@ def curate(
                 Fates(out / f"fates-{stage}.jsonl") as fates,
             ):
                 verdicts = source.verdicts or checks[root]
-                reports[stage] = _StageCuration(stage, source, policy, verdicts, rejected, fates, on_progress).run(kept)
+                work = _StageCuration(stage, source, policy, verdicts, rejected, fates, on_progress)
+                work.run(kept)
             os.replace(out / f"{stage}.jsonl.partial", out / f"{stage}.jsonl")
+            reports[stage] = work.report(read_records(out / f"{stage}.jsonl"))
         report = CurationReport(reports)
         write_json_atomic(out / REPORT, report.to_json())
     return report
@@ -211,7 +214,7 @@ class _StageCuration:
         self.lengths = array("l")
         self.digest = hashlib.sha256()
 
-    def run(self, kept: IO[str]) -> StageReport:
+    def run(self, kept: IO[str]) -> None:
         """Curates all rows, writing records to ``kept``."""
         reader = read_rows(self.source.path)
         try:
@@ -234,7 +237,6 @@ class _StageCuration:
         self._check_share()
         if self.on_progress is not None:
             self.on_progress(f"curate {self.stage}", self.rows, self.rows)
-        return self._report()
 
     def _rejected_before(self) -> Iterator[BadRow]:
         if self.source.recaptioned is not None:
@@ -372,7 +374,12 @@ class _StageCuration:
         changed, added = (before.changed, before.added) if before else (None, 0)
         return self.fates.waterfall(self.rows - added, changed, added, self.limits)
 
-    def _report(self) -> StageReport:
+    def report(self, records: Sequence[Record]) -> StageReport:
+        """The account of the stage.
+
+        Args:
+            records: What :meth:`run` wrote.
+        """
         lengths = np.asarray(self.lengths)
         marks = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
         spread = {name: float(np.percentile(lengths, share)) for name, share in marks.items()}
@@ -384,6 +391,8 @@ class _StageCuration:
             dropped=dict(self.fates.dropped_by),
             limits=self.limits.to_json(),
             waterfall=self._waterfall(),
+            text=text_statistics(_answers(records, is_raw=False)),
+            raw_text=text_statistics(_answers(records, is_raw=True)) if self.changed["recaptioned"] else None,
             rejected=dict(sorted(self.rejected.items())),
             changed={name: count for name, count in sorted(self.changed.items()) if count},
             images=len(self.images),
@@ -394,6 +403,15 @@ class _StageCuration:
             lengths={"mean": round(float(lengths.mean()), 2), **spread},
             fingerprint=self.digest.hexdigest(),
         )
+
+
+def _answers(records: Sequence[Record], *, is_raw: bool) -> Iterator[str]:
+    """What is learnt of each record, or the caption that stood in its place."""
+    for record in records:
+        if is_raw and record.raw_caption is not None:
+            yield record.raw_caption
+        else:
+            yield from (turn.text for turn in record.conversations if turn.speaker == "gpt")
 
 
 class _InOrder:
