@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -87,6 +87,7 @@ class BadRow:
         kind: One of :data:`mgm_exp.data.kinds.KINDS`.
         detail: What exactly was found, in words.
         index: Number of the row in its file, counted from 0.
+        given: What stands in the file, where it is JSON and the reader was asked to keep it; not written out.
     """
 
     file: str
@@ -95,6 +96,7 @@ class BadRow:
     kind: str
     detail: str
     index: int = 0
+    given: Any = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
