@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import mean
 
 import numpy as np
@@ -28,8 +28,8 @@ def zipf_captions(number: int, seed: int = 0) -> list[str]:
     """Captions with few frequent and many rare words, as language has them."""
     rng = random.Random(seed)
     words = [f"w{place}" for place in range(5000)]
-    weights = [1 / (place + 3) for place in range(5000)]
-    return [" ".join(rng.choices(words, weights, k=rng.randint(3, 14))) for _ in range(number)]
+    weights = list(accumulate(1 / (place + 3) for place in range(5000)))
+    return [" ".join(rng.choices(words, cum_weights=weights, k=rng.randint(3, 14))) for _ in range(number)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -93,7 +93,7 @@ def test_ttr_at_a_size_is_that_of_captions_drawn_without_replacement() -> None:
 
 def test_the_interval_holds_the_value_of_other_captions_from_the_same_source() -> None:
     held = 0
-    reference = ttr_at(token_stream(zipf_captions(30_000, seed=99)), 2000).value
+    reference = ttr_at(token_stream(zipf_captions(10_000, seed=99)), 2000).value
     for seed in range(20):
         captions = zipf_captions(400, seed=seed)
         estimate = ttr_at(token_stream(captions), 2000)

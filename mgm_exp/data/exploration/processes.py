@@ -1,0 +1,93 @@
+"""Work on pieces of data in several processes, results in the order of the pieces."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from mgm_exp.errors import DataError
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class WorkerPool:
+    """Processes that are started when the first piece needs them, and end with this one.
+
+    Args:
+        workers: How many; None: all usable cores. 1 or less: the work is done in this process.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = usable_cores() if workers is None else workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def map(
+        self, work: Callable[[Piece], Result], pieces: Iterable[Piece], *, is_worth_it: bool = True
+    ) -> Iterator[Result]:
+        """``work(piece)`` of every piece, in order; pieces are read a little ahead of the results.
+
+        Args:
+            work: A function of a module, so that other processes find it.
+            pieces: What it is given.
+            is_worth_it: Whether there is enough work to start processes for.
+
+        Raises:
+            DataError: a process was killed.
+        """
+        if self.workers < 2 or not is_worth_it:
+            yield from map(work, pieces)
+            return
+        pool = self._started()
+        ahead: deque[Future[Result]] = deque()
+        try:
+            for piece in pieces:
+                ahead.append(pool.submit(work, piece))
+                if len(ahead) > 3 * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A process that measures the data was killed, most likely because memory ran out.",
+                advice="Run with fewer processes: --workers 1.",
+            ) from error
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.workers,
+                # Not forked: this process may run threads, and a fork copies their locks.
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_process,
+                initargs=(os.getpid(),),
+            )
+        return self._pool
+
+
+def _start_process(parent_pid: int) -> None:
+    from mgm_exp.store import die_with_parent
+
+    # The parent decides what a stop signal means; its children end with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent_pid=parent_pid)
