@@ -63,6 +63,8 @@ class ImageTextCaptioner(ModelCaptioner):
         tokenizer.padding_side = "left"  # what is written follows the prompt
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if self._model.generation_config.pad_token_id is None:
+            self._model.generation_config.pad_token_id = tokenizer.pad_token_id
         self._has_template = self._processor.chat_template is not None or tokenizer.chat_template is not None
         self._image_token = getattr(self._processor, "image_token", None)
         self.can_answer = self._has_template or self._image_token is not None
@@ -103,9 +105,8 @@ class ImageTextCaptioner(ModelCaptioner):
         return inputs.to(self._device, self._dtype)
 
     def _write(self, seen: Any, prompt: str | None, **generate: Any) -> list[str]:
-        pad = self._processor.tokenizer.pad_token_id
         inputs = {name: value.clone() for name, value in seen.items()}  # some models write into their inputs
-        written = self._model.generate(**inputs, pad_token_id=pad, **generate)
+        written = self._model.generate(**inputs, **generate)
         return self._processor.batch_decode(_without_prompt(written, seen.get("input_ids")), skip_special_tokens=True)
 
 
