@@ -14,17 +14,18 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
+from mgm_exp.data.data_juicer.image_files import image_files
 from mgm_exp.data.data_juicer.operators import Limits, Operator
 from mgm_exp.data.data_juicer.pairs import Pair, read_pairs
 from mgm_exp.data.formats import DJ_END, DJ_IMAGE
-from mgm_exp.data.images import locate
 from mgm_exp.store import disk_full_named, write_atomic
 
-RECIPE, RECIPE_PAIRS, RECIPE_OUT = "recipe.yaml", "recipe_pairs.parquet", "recipe_out"
+RECIPE, RECIPE_PAIRS = "recipe.yaml", "recipe_pairs.parquet"
+RECIPE_IMAGES, RECIPE_OUT = "recipe_images", "recipe_out"
 
 STATS = "__dj__stats__"
 """Data-Juicer's column of values."""
@@ -94,7 +95,8 @@ def write_recipe(
     Args:
         folder: Existing folder.
         rows: JSON lines of ``id``, ``caption``, ``image``.
-        image_root: Folder that the image paths are relative to; the written paths are absolute.
+        image_root: Folder that the image paths are relative to; the written paths are absolute. Images in tar shards
+            are unpacked into ``recipe_images/`` if an operator reads images, and left out if none does.
         operators: In the order in which they apply.
         limits: Value key -> ``min``, ``max`` as numbers.
 
@@ -109,7 +111,8 @@ def write_recipe(
     }
     text = recipe_yaml(operators, limits, settings=settings)
     with disk_full_named(folder):
-        _write_pairs(folder / RECIPE_PAIRS, rows, image_root)
+        reads_images = any("image" in operator.kind.reads for operator in operators)
+        _write_pairs(folder, rows, image_root, folder / RECIPE_IMAGES if reads_images else None)
         write_atomic(folder / RECIPE, _HEADER + text)
     return folder / RECIPE
 
@@ -121,7 +124,10 @@ def columns_of(pairs: Sequence[Pair], images: Sequence[str | None]) -> dict[str,
     ``datasets``, which keeps ten digits of a number.
     """
     return {
-        "text": [f"{DJ_IMAGE}\n{pair.caption} {DJ_END}" if pair.image else pair.caption for pair in pairs],
+        "text": [
+            f"{DJ_IMAGE}\n{pair.caption} {DJ_END}" if image else pair.caption
+            for pair, image in zip(pairs, images, strict=True)
+        ],
         "caption": [pair.caption for pair in pairs],
         "images": [[] if image is None else [image] for image in images],
         STATS: [{"row": row} for row in range(len(pairs))],
@@ -167,18 +173,24 @@ def arrow_columns() -> dict[str, Any]:
     return {"text": text, "caption": text, "images": pa.list_(text), STATS: pa.struct([("row", pa.int64())])}
 
 
-def _write_pairs(path: Path, rows: Path, image_root: Path) -> None:
+def _write_pairs(folder: Path, rows: Path, image_root: Path, unpack_to: Path | None) -> None:
     """Parquet, not JSON: reading JSON guesses types, and a column of texts that look like dates becomes dates."""
     import pyarrow as pa
     from pyarrow import parquet
 
     schema = pa.schema([("id", pa.string()), *arrow_columns().items()])
-    partial = path.with_name(f"{path.name}.partial")
+    partial = folder / f"{RECIPE_PAIRS}.partial"
     with parquet.ParquetWriter(partial, schema) as writer:
         pairs = read_pairs(rows)
         for first in pairs:
             group = list(chain([first], islice(pairs, _ROWS_IN_A_GROUP - 1)))
-            images = [None if pair.image is None else str(locate(image_root, pair.image)) for pair in group]
+            files = image_files(group, image_root, unpack_to)
+            # What was unpacked moves with the folder, and Data-Juicer is started in it.
+            images = [os.path.relpath(file, folder) if _is_below(file, unpack_to) else file for file in files]
             columns = {"id": [pair.id for pair in group], **columns_of(group, images)}
             writer.write_table(pa.table(columns, schema=schema))
-    os.replace(partial, path)
+    os.replace(partial, folder / RECIPE_PAIRS)
+
+
+def _is_below(file: str | None, folder: Path | None) -> TypeGuard[str]:
+    return file is not None and folder is not None and Path(file).is_relative_to(folder)

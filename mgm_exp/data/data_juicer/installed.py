@@ -10,8 +10,8 @@ from mgm_exp.errors import MissingDependencyError
 VERSION = "1.6.1"
 """The version whose operators, and whose traps, are known here."""
 
-_UNDECLARED = {"aiohttp": "aiohttp", "ray": "ray", "matplotlib": "matplotlib"}
-"""Modules that Data-Juicer imports, or installs by itself at run time, without naming them as dependencies."""
+_UNDECLARED = ("aiohttp", "ray")
+"""Packages that Data-Juicer imports, or installs by itself at run time, without naming them as dependencies."""
 
 
 def require_data_juicer() -> str:
@@ -24,7 +24,7 @@ def require_data_juicer() -> str:
         found = version("py-data-juicer")
     except PackageNotFoundError:
         found = None
-    missing = [package for module, package in _UNDECLARED.items() if find_spec(module) is None]
+    missing = [package for package in _UNDECLARED if find_spec(package) is None]
     if found == VERSION and not missing:
         return f"data-juicer {found}"
     if found is None:
@@ -35,6 +35,6 @@ def require_data_juicer() -> str:
         what = f"Data-Juicer needs {', '.join(missing)}, which it does not declare, and which is not installed."
     raise MissingDependencyError(
         what,
-        advice=f'Run `pip install "mgm-exp[data]"` (or `pip install py-data-juicer=={VERSION} '
-        f"{' '.join(sorted(_UNDECLARED.values()))}`), or set data.recipe.engine=builtin.",
+        advice=f"Run `pip install py-data-juicer=={VERSION} {' '.join(_UNDECLARED)}` (the extra `data` brings them), "
+        "or set data.recipe.engine=builtin and data.captioner.engine=mgm_exp, which need none of it.",
     )

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,16 +26,18 @@ if __name__ == "__mp_main__":  # a process that Data-Juicer spawned (on GPUs): i
     guards.apply()
 
 from mgm_exp.data.data_juicer.emit import STATS, arrow_columns, columns_of
+from mgm_exp.data.data_juicer.image_files import image_files
 from mgm_exp.data.data_juicer.operators import Operator
 from mgm_exp.data.data_juicer.pairs import Pair, ShardPlan, read_pairs
 from mgm_exp.data.data_juicer.shards import write_shard
 from mgm_exp.data.formats import DJ_END, DJ_IMAGE
-from mgm_exp.data.images import ImageFault, locate, open_image
+from mgm_exp.data.images import ImageFault, open_image
 from mgm_exp.errors import DataError, MgmError, ModelError
 from mgm_exp.store import die_with_parent
 
 _INDEX = "row"
 _MOST_NAMED = 5
+_UNPACKED = Path("images").resolve()  # images of the shard at hand that lie in tar shards
 
 
 def main(arguments: list[str]) -> int:
@@ -73,6 +76,7 @@ def _work(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         else:
             lines = captioned(run, plan, pairs, root, job["max_megapixels"])
         write_shard(shards, plan, lines)
+        shutil.rmtree(_UNPACKED, ignore_errors=True)
         yield {"shard": plan.number, "rows": plan.rows}
 
 
@@ -173,7 +177,7 @@ def measured(
     run: DataJuicer, plan: ShardPlan, pairs: Sequence[Pair], root: Path, operators: Sequence[Operator], seed: int
 ) -> list[dict[str, Any]]:
     """The lines of a shard: id and values of each row."""
-    images = _absolute(pairs, root)
+    images = image_files(pairs, root, _UNPACKED)
     columns = columns_of(pairs, images)
     if not any(images):
         columns.pop("images")  # a column of empty lists has no type on Ray
@@ -219,7 +223,7 @@ def captioned(
     good = [pair for number, pair in enumerate(pairs) if number not in faults]
     texts: list[str] = []
     if good:
-        columns = columns_of(good, _absolute(good, root))
+        columns = columns_of(good, image_files(good, root, _UNPACKED))
         rows = run.run(columns, _seed(plan), "text")
         lost = [pair.id for number, pair in enumerate(good) if number not in rows]
         if lost or len(rows) != len(good):
@@ -242,10 +246,6 @@ def _seed(plan: ShardPlan) -> int:
 def _caption(text: str) -> str:
     """What the mapper wrote between its special tokens."""
     return text.removeprefix(DJ_IMAGE).removesuffix(DJ_END).strip()
-
-
-def _absolute(pairs: Sequence[Pair], root: Path) -> list[str | None]:
-    return [None if pair.image is None else str(locate(root, pair.image)) for pair in pairs]
 
 
 def _name_broken_images(pairs: Sequence[Pair], images: Sequence[str | None], cause: Exception) -> None:
