@@ -131,14 +131,28 @@ def _gc(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _validate(arguments: list[str]) -> int:
+    from mgm_exp.verbs.validate import run
+
+    return run(arguments)
+
+
 def _parser(verb: str, says: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"mgm-exp {verb}", description=says)
+
+
+def _curate(arguments: list[str]) -> int:
+    from mgm_exp.verbs.curate import run
+
+    return run(arguments)
 
 
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
     "status": Verb("status [SWEEP] [--root DIR]", "what runs, what is done, what failed and why", _status),
     "report": Verb("report DIR... [--out FILE.md]", "compare runs or sweeps: table, JSON, Markdown", _report),
+    "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
+    "validate": Verb("validate PATH [--fix DIR]", "every broken row and image with its place; a clean copy", _validate),
     "gc": Verb("gc [--dry-run] [--older-than D]", "drop unused store entries", _gc),
 }
 

@@ -300,7 +300,7 @@ class RecipeConfig:
 class AugmentConfig:
     """More rows out of those that were kept."""
 
-    # How often every pair is read in an epoch (copies are called <id>#2, ...).
+    # How often every pair is read in an epoch (copies are called <id>#d2, ...).
     duplicate: int = 1
     # Share of the captions that are reworded by rules (names, numbers and quoted text stay).
     paraphrase: float = 0.0
@@ -751,7 +751,7 @@ def _recipe_faults(data: DataConfig) -> Iterator[str]:
             if is_on and section.path is None:
                 yield f"data.recipe.{name} has a limit and needs data.recipe.{name}.path=/folder/of/its/model"
             if is_on and recipe.engine is RecipeEngine.builtin:
-                yield f"data.recipe.{name} needs a model, which data.recipe.engine=builtin does not run; use data_juicer"
+                yield f"data.recipe.{name} needs a model, which data.recipe.engine=builtin does not run"
     for kind in ("width", "height"):
         low, high = getattr(recipe.image_shape, f"min_{kind}"), getattr(recipe.image_shape, f"max_{kind}")
         if low is not None and high is not None and low > high:

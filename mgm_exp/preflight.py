@@ -39,28 +39,33 @@ class Preflight:
     notes: tuple[str, ...]
 
 
-def check(config: ExperimentConfig) -> Preflight:
+def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     """Checks everything that can be checked without computing.
+
+    Args:
+        config: What is to be run.
+        is_data_only: Nothing is trained and evaluated: what only that needs may be missing.
 
     Raises:
         UserError: naming what is missing, what was looked for, and what to do.
     """
     device = resolve_device(config.device, config.devices)
-    _check_packages(config)
     _check_recipe(config)
-    _check_precision(config, device)
+    if not is_data_only:
+        _check_packages(config)
+        _check_precision(config, device)
+        _check_benchmarks(config)
     folder = model_folder(config)
     data = config.data
     own = user_origins(config)
-    _check_benchmarks(config)
-    needs_demo = len(own) < 2 or "demo" in config.eval.benchmarks
+    needs_demo = len(own) < 2 or ("demo" in config.eval.benchmarks and not is_data_only)
     captioner = None
     if data.recaption and data.recaptioned_path is None:
         captioner = _captioner_fingerprint(config)
     notes = [f"device: {device}, {config.devices} process(es)", f"model: {config.model.name} from {folder.name}/"]
     if config.model.path is None and config.model.name == "tiny":
         notes.append("this is a demo: the tiny model and its data are generated; its scores say nothing of MGM-2B")
-    if own and "demo" in config.eval.benchmarks:
+    if own and "demo" in config.eval.benchmarks and not is_data_only:
         notes.append(
             "evaluation uses the generated demo questions (eval.benchmarks=[demo]), which your own data does not "
             "teach; give eval=textvqa and its files for a real score"

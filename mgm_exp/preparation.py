@@ -36,13 +36,15 @@ class Prepared:
     Args:
         curated: Records of both stages, fates, report and page.
         demo: Folder of the generated demo data; None where the user's own data serves both stages.
-        captions: Folder of the new captions; None where nothing was recaptioned.
+        captions: The new captions; None where nothing was recaptioned.
+        values: The values of the recipe's operators, and the pairs that they belong to; None where no operator is on.
         origins: For ``align`` and ``instruct``, where rows and images come from.
     """
 
     curated: StageOutput
     demo: Path | None
-    captions: Path | None
+    captions: StageOutput | None
+    values: StageOutput | None
     origins: dict[str, Any]
 
 
@@ -100,7 +102,7 @@ class Preparation:
         )
         for sentence in data.in_words(curated.meta):
             self.say(sentence)
-        return Prepared(curated, demo_path, new_captions, data.origins(config, demo_path, new_captions))
+        return Prepared(curated, demo_path, captions, values, data.origins(config, demo_path, new_captions))
 
     def _recaption(self, demo_key: str | None, demo_path: Path | None) -> StageOutput:
         from mgm_exp.data import stages as data
@@ -109,7 +111,10 @@ class Preparation:
             return data.make_captions(self.config, self._captioner(), self._scorer(), work, demo_path, self.tell)
 
         payload = stages.recaption_payload(self.config, self.found.sources, demo_key)
-        return self.produce("recaption", payload, make)
+        captions = self.produce("recaption", payload, make)
+        for sentence in data.captions_in_words(captions.meta):
+            self.say(sentence)
+        return captions
 
     def _captioner(self) -> Any:
         from mgm_exp.data.captioner import open_captioner

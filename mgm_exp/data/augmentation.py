@@ -13,7 +13,7 @@ class Augmentation:
     """What is made of a pair (an image with one answer); other rows pass as they are.
 
     Args:
-        duplicate: How often each pair is read in an epoch; copies are called ``<id>#2``, ...
+        duplicate: How often each pair is read in an epoch; copies are called ``<id>#d2``, ...
         paraphrase: Share of captions that are reworded by rules.
         seed: Of the choices.
     """
@@ -28,4 +28,4 @@ class Augmentation:
         if record.image is None or len(record.conversations) != 2:
             return
         for number in range(2, self.duplicate + 1):
-            yield replace(record, id=f"{record.id}#{number}"), ["duplicated"]
+            yield replace(record, id=f"{record.id}#d{number}"), ["duplicated"]

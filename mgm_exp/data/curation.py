@@ -36,10 +36,16 @@ from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, super
 from mgm_exp.data.recipe import Limits
 from mgm_exp.data.records import BadRow, Record, json_line, read_records
 from mgm_exp.data.reports import REPORT, CurationReport, StageReport
+from mgm_exp.data.text_faults import text_faults
 from mgm_exp.errors import DataError
 from mgm_exp.store import disk_full_named, hard_link_or_copy, write_json_atomic
 
 REJECTED = "rejected.jsonl"
+ID_RENAMED = "id_renamed"
+"""Change: an earlier row has the id; this one is called ``<id>#2``."""
+DAMAGED_TEXT = "damaged_text"
+"""Note: the text holds control characters, mojibake or the like; ``mgm-exp validate --fix`` repairs it."""
+
 _CHUNK = 512  # rows that are read ahead and whose images are checked together
 
 Progress = Callable[[str, int, int], None]
@@ -216,7 +222,7 @@ class _StageCuration:
 
     def run(self, kept: IO[str]) -> None:
         """Curates all rows, writing records to ``kept``."""
-        reader = read_rows(self.source.path)
+        reader = read_rows(self.source.path, rename_duplicates=True)
         try:
             for bad in self._rejected_before():
                 self.rows += 1
@@ -249,7 +255,7 @@ class _StageCuration:
         limit = self.policy.max_samples if self.source.recaptioned is None else None
         rows = reader if limit is None else islice(reader, limit)
         while chunk := list(islice(rows, _CHUNK)):
-            yield [(None, row) if isinstance(row, BadRow) else (row, to_record(row)) for row in chunk]
+            yield [(None, row) if isinstance(row, BadRow) else (row, _entry(row)) for row in chunk]
 
     def _finish(self, chunk: list[tuple[Row, Entry] | tuple[None, BadRow]], kept: IO[str]) -> None:
         for row, entry in chunk:
@@ -403,6 +409,19 @@ class _StageCuration:
             lengths={"mean": round(float(lengths.mean()), 2), **spread},
             fingerprint=self.digest.hexdigest(),
         )
+
+
+def _entry(row: Row) -> Entry:
+    """The record of a row with what had to be changed, and a note where its text is damaged but can be read."""
+    made = to_record(row)
+    if isinstance(made, BadRow):
+        return made
+    record, changes = made
+    if row.renamed_from is not None:
+        changes.append(ID_RENAMED)
+    if any(text_faults(turn.text) for turn in record.conversations):
+        changes.append(DAMAGED_TEXT)
+    return record, changes
 
 
 def _answers(records: Sequence[Record], *, is_raw: bool) -> Iterator[str]:

@@ -18,9 +18,11 @@ from typing import Any, Protocol
 from mgm_exp.config import DataConfig, ExperimentConfig, RecipeEngine
 from mgm_exp.data.augmentation import Augmentation
 from mgm_exp.data.caption_choice import CaptionChoice
+from mgm_exp.data.captioner import captioner_accuracy
+from mgm_exp.data.captioner.accuracy import in_words as accuracy_in_words
 from mgm_exp.data.conversations import to_record
 from mgm_exp.data.curation import Policy, Recaptioned, Selection, Source, curate
-from mgm_exp.data.formats import read_rows
+from mgm_exp.data.formats import find_source, read_rows
 from mgm_exp.data.image_checks import usable_cores
 from mgm_exp.data.image_table import ImageTable, write_image_tables
 from mgm_exp.data.recaptioning import CAPTIONS, Captioner, Scorer, recaption
@@ -116,7 +118,7 @@ def make_captions(
     data = config.data
     origin = origins(config, demo)["align"]
     report = recaption(
-        read_rows(origin.path),
+        read_rows(origin.path, rename_duplicates=True),
         captioner,
         image_root=origin.image_root,
         work=work,
@@ -130,7 +132,10 @@ def make_captions(
         total=_count_rows(origin.path, data.max_samples),
         on_progress=on_progress,
     )
-    return {"captioner": captioner.name, **report.to_json()}
+    meta = {"captioner": captioner.name, **report.to_json()}
+    if demo is not None and origin.image_root == demo:
+        meta["accuracy"] = captioner_accuracy(work / "out" / CAPTIONS, demo / "specs.jsonl")
+    return meta
 
 
 def make_checked(config: ExperimentConfig, work: Path, demo: Path | None, on_progress: Progress) -> dict[str, Any]:
@@ -159,7 +164,8 @@ def make_values(
 
     recipe, origin = config.data.recipe, origins(config, demo, captions)["align"]
     verdicts = ImageTable(checked, "align", origin.image_root)
-    pairs, out = work / "pairs.jsonl", work / "out"
+    out = work / "out"
+    pairs = out / "pairs.jsonl"
     total = _write_pairs(origin.path, verdicts, config.data.max_samples if captions is None else None, pairs)
     operators = data_juicer.operators_of(recipe)
     if recipe.engine is RecipeEngine.builtin:
@@ -184,7 +190,7 @@ def _write_pairs(path: Path, verdicts: ImageTable, most: int | None, pairs: Path
     """The pairs that operators see: id, caption without special tokens, image. Returns their number."""
     count = 0
     with open(pairs, "w", encoding="utf-8", newline="\n") as file:
-        for row in islice(read_rows(path), most):
+        for row in islice(read_rows(path, rename_duplicates=True), most):
             made = None if isinstance(row, BadRow) else to_record(row)
             if made is None or isinstance(made, BadRow):
                 continue
@@ -244,6 +250,17 @@ def _selection(data: DataConfig, values: Path | None) -> Selection:
     return Selection(path, resolve(data.recipe, path), Augmentation(augment.duplicate, augment.paraphrase))
 
 
+def captions_in_words(meta: dict[str, Any]) -> list[str]:
+    """What recaptioning did: a sentence, and one on its accuracy where the images' content is known."""
+    counts = {"recaptioned": "got new captions", "kept_raw": "keep their own", "unchanged": "are no pairs",
+              "rejected": "cannot be used", "added": "were added"}  # fmt: skip
+    found = ", ".join(f"{meta[key]} {words}" for key, words in counts.items() if meta[key])
+    sentences = [f"captions by {meta['captioner']}: of {meta['rows']} rows {found}"]
+    if "accuracy" in meta:
+        sentences.append(accuracy_in_words(meta["accuracy"], meta["captioner"]))
+    return sentences
+
+
 def in_words(report: dict[str, Any]) -> list[str]:
     """What curation did, one sentence a stage."""
     sentences = []
@@ -260,23 +277,21 @@ def in_words(report: dict[str, Any]) -> list[str]:
 
 
 def _origin(key: str, path: str, root: str | None) -> Origin:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        kind = "is a folder" if file.is_dir() else "is not there"
-        raise DataError(
-            f"{key}.path={path} {kind}; a file of rows is needed (LLaVA/MGM .json or Data-Juicer .jsonl).",
-            advice=f"Check the path, or leave {key}.path out to use the generated demo data.",
-        )
-    if file.stat().st_size == 0:
-        raise DataError(f"{key}.path={path} is empty (0 bytes).", advice="Give a file that holds rows.")
-    folder = Path(root).expanduser() if root else file.parent
-    if not folder.is_dir():
+    folder = Path(root).expanduser() if root else None
+    if folder is not None and not folder.is_dir():
         raise DataError(
             f"{key}.image_root={root} is not a folder.", advice="It is the folder that image paths are relative to."
         )
-    return Origin(file.resolve(), folder.resolve())
+    try:
+        found = find_source(Path(path).expanduser(), folder)
+    except DataError as error:
+        raise DataError(
+            f"{key}.path={path}: {error.message}",
+            advice=error.advice or f"Check the path, or leave {key}.path out to use the generated demo data.",
+        ) from error
+    return Origin(found.path.resolve(), found.image_root.resolve())
 
 
 def _count_rows(path: Path, most: int | None) -> int:
-    total = sum(1 for _ in read_rows(path))
+    total = sum(1 for _ in read_rows(path, rename_duplicates=True))
     return total if most is None else min(total, most)

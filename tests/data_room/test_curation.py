@@ -96,12 +96,14 @@ def test_every_kind_of_damage_is_named_and_nothing_is_lost(tmp_path: Path, root:
     report, out = run(write_lines(tmp_path / "a.jsonl", rows), root, processor)
 
     rejected = lines_of(out / "rejected.jsonl")
-    assert {row["id"]: row["kind"] for row in rejected[:-3]} == expected
-    assert [row["kind"] for row in rejected[-3:]] == ["duplicate_id", "not_json", "duplicate_key"]
+    assert {row["id"]: row["kind"] for row in rejected[:-2]} == expected
+    assert [row["kind"] for row in rejected[-2:]] == ["not_json", "duplicate_key"]
     assert all(row["kind"] in KINDS and row["detail"] and row["stage"] == "align" for row in rejected)
     assert [row["line"] for row in rejected] == sorted(row["line"] for row in rejected)
-    assert [record.id for record in read_records(out / "align.jsonl")] == [row["id"] for row in good]
+    kept = [record.id for record in read_records(out / "align.jsonl")]
+    assert kept == [*(row["id"] for row in good), "good 3#2"]
     stage = report.stages["align"]
+    assert stage.changed["id_renamed"] == 1
     assert stage.rows == len(rows) == stage.kept + sum(stage.rejected.values())
     assert stage.rejected == dict(Counter(row["kind"] for row in rejected))
 
@@ -341,9 +343,15 @@ def test_duplicated_pairs_are_rows_of_their_own(tmp_path: Path, root: Path, proc
     out.mkdir()
     source = Source(path, root, processor, selection=Selection(augmentation=Augmentation(duplicate=3)))
     stage = curate({"align": source}, out, policy=ANY, workers=0).stages["align"]
-    assert [record.id for record in read_records(out / "align.jsonl")] == ["a", "a#2", "a#3", "talk"]
+    assert [record.id for record in read_records(out / "align.jsonl")] == ["a", "a#d2", "a#d3", "talk"]
     assert (stage.rows, stage.kept, stage.changed["duplicated"]) == (2, 4, 2)
     assert stage.waterfall[-1] == {
         "step": "augment", "rows_in": 2, "dropped": 0, "changed": 0, "added": 2, "rows_out": 4
     }  # fmt: skip
     assert [line["fate"] for line in lines_of(out / "fates-align.jsonl")] == ["changed", "added", "added", "kept"]
+
+
+def test_damaged_text_is_used_and_counted(tmp_path: Path, root: Path, processor: Any) -> None:
+    rows = [pair("a", "0.png", "caf\u00c3\u00a9 sign"), pair("b", "1.png", "bell\x07"), pair("c", "2.png", "caf\u00e9")]
+    report, _ = run(write_lines(tmp_path / "a.jsonl", rows), root, processor)
+    assert (report.stages["align"].kept, report.stages["align"].changed["damaged_text"]) == (3, 2)
