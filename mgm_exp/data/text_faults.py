@@ -26,6 +26,7 @@ _CONTROL_CLASS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ufff9-\ufffb\ufdd0-\
     f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17)
 )
 _CONTROL = re.compile(f"[{_CONTROL_CLASS}]")
+_TERMINAL_COMMAND = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # colours and the like: more than its first character
 _ASCII_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 _TOKEN = re.compile(r"<__dj__\w+>|<\|__dj__\w+\|>|<video>|<audio>")
@@ -89,7 +90,7 @@ def repaired(text: str) -> str | None:
         text = "".join(parts) + text[at:]
     if text.count(_REMOVABLE_TOKEN):
         text = text.replace(_REMOVABLE_TOKEN, "").rstrip()
-    text = _CONTROL.sub("", text)
+    text = _CONTROL.sub("", _TERMINAL_COMMAND.sub("", text))
     return None if text_faults(text) else text
 
 
