@@ -139,6 +139,9 @@ class Experiment:
         curated = prepared.curated
         self.demo, self.origins = prepared.demo, prepared.origins
         self.manifest["data"].update(fingerprint=curated.meta["fingerprint"], n_train=curated.meta["instruct"]["kept"])
+        captions = prepared.captions.meta if prepared.captions else None
+        content = {"name": self.config.data.name, "recaption": captions, **curated.meta}
+        write_json_atomic(self.run_dir / "data.json", content)
         return curated
 
     def _align(self, found: Preflight, curated: StageOutput) -> StageOutput | None:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mgm_exp.compare import statistics as stats
+from mgm_exp.compare.datasets import datasets
 from mgm_exp.compare.differences import choices, confounded, differing_keys, environment_differences, labels
 from mgm_exp.compare.runs import PairingError, Predictions, Run, check_pair, is_sweep, load_runs
 from mgm_exp.errors import UserError
@@ -89,6 +90,7 @@ def compare(
         "baselines": _baselines(runs, benchmarks, named),
         "confounded": confounded(ended, choices(ended)),
         "environment": environment_differences(runs),
+        "data": datasets(runs),
         "method": {
             "alpha": ALPHA,
             "power": POWER,
@@ -125,6 +127,7 @@ def _relative_to(comparison: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         **comparison,
         "baseline": near(comparison["baseline"]),
         "runs": [{**run, "run_dir": near(run["run_dir"])} for run in comparison["runs"]],
+        "data": [{**entry, "runs": [near(name) for name in entry["runs"]]} for entry in comparison["data"]],
         **{
             key: [{**pair, "a": near(pair["a"]), "b": near(pair["b"])} for pair in comparison[key]]
             for key in ("pairs", "refused")

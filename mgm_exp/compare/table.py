@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgm_exp.compare.datasets import COLUMNS, data_rows
 from mgm_exp.compare.wording import (
     count,
     metric,
@@ -112,8 +113,23 @@ def comparison_table(comparison: Comparison, width: int = 110) -> RenderableType
         title = [Text(f"\n{benchmark}", style="bold")] if len(benchmarks) > 1 else []
         # What a run cost does not depend on the benchmark and is shown once.
         parts += [*title, Text(""), *_laid_out(rows, width, with_cost=place == 0)]
+    if len(comparison["data"]) > 1:
+        parts += [Text("\ncaptions of the align stage", style="bold"), Text(""), _data_table(comparison)]
     parts += [Text(""), *(Text(note, style="dim") for note in notes(comparison))]
     return Group(*parts)
+
+
+def _data_table(comparison: Comparison) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == COLUMNS[0] else "right", overflow="fold")
+    for row in data_rows(comparison["data"]):
+        table.add_row(*(Text(row[column]) for column in COLUMNS))
+    return table
 
 
 def _laid_out(rows: Sequence[Row], width: int, *, with_cost: bool) -> list[RenderableType]:
@@ -206,8 +222,19 @@ def markdown(comparison: Comparison) -> str:
             *("| " + " | ".join(_escaped(row.cells.get(c, "")) for c in _COLUMNS) + " |" for row in rows),
         ]
         parts.append("\n".join([f"### {benchmark}\n" if len(benchmarks) > 1 else "", *table]).strip("\n"))
+    if len(comparison["data"]) > 1:
+        parts.append("\n".join(["Captions of the align stage:\n", *_markdown_data(comparison)]))
     parts.append("\n".join(f"- {_escaped(note)}" for note in notes(comparison)))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_data(comparison: Comparison) -> list[str]:
+    rows = data_rows(comparison["data"])
+    return [
+        "| " + " | ".join(_escaped(column) for column in COLUMNS) + " |",
+        "| --- |" + " ---: |" * (len(COLUMNS) - 1),
+        *("| " + " | ".join(_escaped(row[column]) for column in COLUMNS) + " |" for row in rows),
+    ]
 
 
 def _escaped(text: str) -> str:

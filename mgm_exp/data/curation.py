@@ -92,6 +92,7 @@ class Source:
         image_root: Folder that its image paths are relative to.
         processor: Of the model that is trained; its ``model_max_length`` is the longest sequence of this stage.
         recaptioned: What recaptioning says of the rows, where it made ``path`` out of another file.
+        name: What the rows are called in messages and reports; None: the name of ``path``.
         selection: What the recipe says of its rows.
         verdicts: What is known of its images; None: they are checked here.
     """
@@ -100,6 +101,7 @@ class Source:
     image_root: Path
     processor: Processor
     recaptioned: Recaptioned | None = None
+    name: str | None = None
     selection: Selection = field(default_factory=Selection)
     verdicts: Verdicts | None = None
 
@@ -390,7 +392,7 @@ class _StageCuration:
         marks = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
         spread = {name: float(np.percentile(lengths, share)) for name, share in marks.items()}
         return StageReport(
-            file=self.source.path.name,
+            file=self.source.name or self.source.path.name,
             image_root=self.checks.root,
             rows=self.rows,
             kept=self.kept,

@@ -220,11 +220,13 @@ def make_curated(
         captions, checked, values: Folders of the stages before; None where a stage is not part of the run.
     """
     data = config.data
+    given = origins(config, demo)
     sources = {
         stage: Source(
             origin.path,
             origin.image_root,
             processors[stage],
+            name=given[stage].path.name,
             recaptioned=_recaptioned(captions) if captions is not None and stage == "align" else None,
             selection=_selection(data, values) if stage == "align" else Selection(),
             verdicts=ImageTable(checked, stage, origin.image_root),
