@@ -56,7 +56,9 @@ def _move_handlers(streams: dict[int, TextIO]) -> list[tuple[logging.StreamHandl
     moved = []
     for logger in loggers:
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and id(handler.stream) in streams:
+            # A handler that looks sys.stderr up whenever it writes (logging's own last resort) has nothing to be moved.
+            is_fixed = isinstance(handler, logging.StreamHandler) and "stream" in vars(handler)
+            if is_fixed and id(handler.stream) in streams:
                 moved.append((handler, handler.stream))
                 handler.setStream(streams[id(handler.stream)])
     return moved

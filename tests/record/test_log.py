@@ -86,6 +86,19 @@ def test_stderr_and_logging_are_in_it_also_through_handlers_from_before(tmp_path
     assert screen.getvalue() == "from a handler that was there before\nto stderr\n"
 
 
+def test_a_handler_that_looks_stderr_up_itself_is_left_alone(tmp_path: Path) -> None:
+    """Some libraries register logging's last resort, whose stream is a property without a setter."""
+    logger = logging.getLogger("a library")
+    assert logging.lastResort is not None
+    logger.addHandler(logging.lastResort)
+    try:
+        with log_to(tmp_path):
+            logger.warning("said by the last resort")
+        assert "said by the last resort" in (tmp_path / "log.txt").read_text()
+    finally:
+        logger.removeHandler(logging.lastResort)
+
+
 def test_a_second_start_continues_the_log(tmp_path: Path, terminal: Terminal) -> None:
     for word in ("first", "second"):
         with printing_to(terminal, tmp_path):
