@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -31,6 +31,7 @@ STATS = "__dj__stats__"
 """Data-Juicer's column of values."""
 
 _ROWS_IN_A_GROUP = 10_000
+_NEVER = 10**9
 _HEADER = """\
 # The recipe as Data-Juicer 1.6.1 runs it. From this folder:
 #     HF_HUB_OFFLINE=1 dj-process --config recipe.yaml
@@ -152,17 +153,21 @@ def _given(value: Any) -> Any:
 
 
 def _limits(names: Limits, given: Mapping[str, Any], is_whole: bool) -> list[tuple[str, float]]:
+    low, high = given.get("min"), given.get("max")
     found = []
     if names.min is not None:
-        number = given.get("min")
-        # Data-Juicer takes whole numbers for whole values: 3.5 words at least are 4.
-        low = names.open_min if number is None else math.ceil(number) if is_whole else float(number)
-        found.append((names.min, low))
+        found.append((names.min, names.open_min if low is None else _number(low, is_whole, math.ceil, names.open_max)))
     if names.max is not None:
-        number = given.get("max")
-        high = names.open_max if number is None else math.floor(number) if is_whole else float(number)
-        found.append((names.max, high))
+        found.append((names.max, names.open_max if high is None else _number(high, is_whole, math.floor, -_NEVER)))
     return found
+
+
+def _number(given: float, is_whole: bool, whole: Callable[[float], int], never: float) -> float:
+    """A limit; ``never``, which no value passes, for the percentile of no values (NaN)."""
+    if math.isnan(given):
+        return never
+    # Data-Juicer takes whole numbers for whole values: 3.5 words at least are 4.
+    return whole(given) if is_whole else float(given)
 
 
 def arrow_columns() -> dict[str, Any]:
