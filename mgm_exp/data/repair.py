@@ -68,25 +68,16 @@ class RepairReport:
     log: str = LOG
 
 
-def check_target(folder: Path, source: Location) -> None:
+def check_target(folder: Path) -> None:
     """Whether a copy can be made there.
 
     Raises:
-        UserError: the folder holds something, is a file, or lies inside the data that would be copied.
+        UserError: the folder holds something, or is a file.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--fix {folder} is a file or a link.", advice="Give a folder that is new or empty.")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--fix {folder} is not empty.", advice="Give a folder that is new or empty.")
-    target = os.path.realpath(folder)
-    rows = source.path if source.path.is_dir() else source.path.parent
-    for name, data in (("the images", source.image_root), ("the rows", rows)):
-        inside = os.path.realpath(data)
-        if target == inside or target.startswith(inside.rstrip("/") + "/"):
-            raise UserError(
-                f"--fix {folder} lies inside {data}, the folder of {name}, which is not written to.",
-                advice="Give a folder beside it.",
-            )
 
 
 def repair(
@@ -112,13 +103,13 @@ def repair(
         DataError: the rows cannot be read at all, or an image changed while it was copied.
         DiskFullError: no space is left; ``folder`` is then as it was before.
     """
-    check_target(folder, source)
+    check_target(folder)
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     lease = Lease(folder.absolute().parent / f".{folder.name}.lease")
     building = folder.with_name(f".{folder.name}.partial")
     with lease, disk_full_named(folder):
         try:
-            check_target(folder, source)  # another command may have finished it while we waited
+            check_target(folder)  # another command may have finished it while we waited
             _begin(building, source, max_megapixels)
             validation = Validation(source, max_megapixels=max_megapixels, workers=workers, on_progress=on_progress)
             with _Copy(building, source, max_megapixels) as copy:

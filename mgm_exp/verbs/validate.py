@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     if options.json is not None:
         _check_json(options.json)
     if options.fix is not None:
-        check_target(options.fix, source)
+        check_target(options.fix)
     fixes: RepairReport | None = None
     settings = {"max_megapixels": options.max_megapixels, "workers": options.workers}
     with stop_on_signals():

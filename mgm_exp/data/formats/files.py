@@ -19,6 +19,8 @@ FORMS = (
     "Parquet; or WebDataset tar shards"
 )
 _OTHER_FILES = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+REPORTS = frozenset({"fixes.jsonl", "explore.json", "split.json"})
+"""What this package writes beside rows; no rows themselves."""
 _TAR_MAGIC = slice(257, 262)
 
 
@@ -53,7 +55,10 @@ def candidates(folder: Path) -> list[Path]:
             names = sorted(
                 item.name
                 for item in listing
-                if item.name.endswith(SUFFIXES) and not item.name.startswith(".") and item.is_file()
+                if item.name.endswith(SUFFIXES)
+                and item.name not in REPORTS
+                and not item.name.startswith(".")
+                and item.is_file()
             )
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.", advice="Check its permissions.") from error
