@@ -27,6 +27,10 @@ IMAGE_TOKEN = "<image>"
 """Stands in a human turn where the image belongs."""
 
 
+# Line ends for Unicode, and for Python, that JSON does not escape. They can only stand inside a text.
+_SEPARATORS = {"\u0085": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
 @dataclass(frozen=True)
 class Turn:
     """What one side says."""
@@ -123,8 +127,12 @@ class BadRow:
 
 
 def json_line(value: dict[str, Any]) -> str:
-    """One line of a JSON-lines file, with its line end."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    """One line of a JSON-lines file, with its line end; it is one line for every reader, also for ``splitlines``."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not line.isascii():
+        for separator, escape in _SEPARATORS.items():
+            line = line.replace(separator, escape)
+    return line + "\n"
 
 
 def write_records(path: Path, records: Iterable[Record]) -> int:

@@ -7,21 +7,27 @@
 Rows are streamed: memory does not grow with their number. docs/formats.md describes every format.
 """
 
-from mgm_exp.data.formats.data_juicer_text import DJ_END, DJ_IMAGE, caption_text
+from mgm_exp.data.formats.conversion import WriteReport, write_rows
+from mgm_exp.data.formats.data_juicer_text import DJ_END, DJ_IMAGE, caption_text, dj_row
 from mgm_exp.data.formats.reading import RowReader, read_rows
 from mgm_exp.data.formats.rows import Row
 from mgm_exp.data.formats.sources import Location, find_source, source_fingerprint
-from mgm_exp.data.formats.writing import dj_row
+from mgm_exp.data.formats.writing import TARGETS, RowWriter, Target
 
 __all__ = [
     "DJ_END",
     "DJ_IMAGE",
+    "TARGETS",
     "Location",
     "Row",
     "RowReader",
+    "RowWriter",
+    "Target",
+    "WriteReport",
     "caption_text",
     "dj_row",
     "find_source",
     "read_rows",
     "source_fingerprint",
+    "write_rows",
 ]

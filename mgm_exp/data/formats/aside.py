@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mgm_exp.data.formats.data_juicer_text import caption_text, conversation_text
+from mgm_exp.data.formats.data_juicer_text import MEDIA_TOKENS, caption_text, conversation_text, without_tokens
 from mgm_exp.data.formats.rows import ASIDE, SYSTEM, Form, Malformed, Origin, Row, parse_row, refuse_surrogates
 from mgm_exp.data.prompts import caption_prompt
 from mgm_exp.data.records import IMAGE_TOKEN, Turn
@@ -62,14 +62,9 @@ def plain_row(row: Row, form: Form) -> dict[str, Any]:
     """A row as a JSON object of a form, as far as the form goes."""
     value: dict[str, Any] = {"id": row.id} if row.has_id else {}
     extra = {key: item for key, item in row.extra.items() if key not in _STRUCTURE}
-    images = [] if row.image is None else [row.image]
+    images = {} if row.image is None else {"images": [row.image]}
     if form == "datajuicer":
-        asked = as_caption(row)
-        if asked.conversations is None:
-            text = caption_text(asked.caption or "", row.image is not None)
-        else:
-            text = conversation_text(asked.conversations, row.image is not None)
-        value |= {"text": text, "images": images}
+        value |= {"text": _data_juicer_text(row), **images}
     elif form == "sharegpt":
         system = extra.pop(SYSTEM) if isinstance(extra.get(SYSTEM), str) else None
         messages = [] if system is None else [{"role": SYSTEM, "content": system}]
@@ -77,7 +72,7 @@ def plain_row(row: Row, form: Form) -> dict[str, Any]:
             {"role": "user" if turn.speaker == "human" else "assistant", "content": turn.text}
             for turn in _with_token(row)
         ]
-        value |= {"messages": messages, "images": images}
+        value |= {"messages": messages, **images}
     else:
         if row.image is not None:
             value["image"] = row.image
@@ -88,6 +83,17 @@ def plain_row(row: Row, form: Form) -> dict[str, Any]:
     if row.raw_caption is not None:
         value["raw_caption"] = row.raw_caption
     return {**value, **extra}
+
+
+def _data_juicer_text(row: Row) -> str:
+    has_image = row.image is not None
+    row = as_caption(row)
+    if row.conversations is None:
+        # A token inside a caption would be a second image, or one of nothing.
+        return caption_text(without_tokens(row.caption or ""), has_image)
+    if any(token in turn.text for turn in row.conversations for token in MEDIA_TOKENS):
+        row = replace(row, conversations=tuple(replace(t, text=without_tokens(t.text)) for t in row.conversations))
+    return conversation_text(row.conversations or (), has_image)
 
 
 def as_caption(row: Row) -> Row:
@@ -175,7 +181,8 @@ def _origin(row: Row) -> Origin | None:
     if row.given is None:
         return None
     plain = plain_row(row, row.form)
-    keys = {key: item for key, item in row.given.items() if not _same(plain.get(key, _MISSING), item)}
+    given = {key: item for key, item in row.given.items() if key != ASIDE or ASIDE in row.extra}
+    keys = {key: item for key, item in given.items() if not _same(plain.get(key, _MISSING), item)}
     absent = tuple(key for key in plain if key not in row.given)
     return Origin(row.form, keys, absent) if keys or absent else None
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from mgm_exp.data.records import IMAGE_TOKEN, Turn
+from mgm_exp.data.records import IMAGE_TOKEN, Record, Turn
 
 DJ_IMAGE = "<__dj__image>"
 DJ_END = "<|__dj__eoc|>"
@@ -24,6 +25,13 @@ _MARKER = re.compile(r"(?:\A|\n)\[\[(human|gpt)\]\]: ")
 def caption_text(caption: str, has_image: bool) -> str:
     """The text of a caption row."""
     return f"{DJ_IMAGE}\n{caption} {DJ_END}" if has_image else f"{caption} {DJ_END}"
+
+
+def without_tokens(text: str) -> str:
+    """A text without any token that stands for a medium: what can be written where such a token would be wrong."""
+    for token in (DJ_IMAGE, IMAGE_TOKEN, *MEDIA_TOKENS):
+        text = text.replace(token, " ")
+    return text
 
 
 def caption_of(text: str) -> str:
@@ -59,3 +67,19 @@ def turns_of(text: str) -> tuple[Turn, ...]:
     return tuple(
         Turn("human" if speaker == "human" else "gpt", text) for speaker, text in zip(parts[::2], said, strict=True)
     )
+
+
+def dj_row(record: Record) -> dict[str, Any]:
+    """A record of one question about an image as a Data-Juicer row; the question is left out, as the format has none.
+
+    Raises:
+        ValueError: the record has no image or more than one answer.
+    """
+    if record.image is None or len(record.conversations) != 2:
+        raise ValueError(f"record {record.id} is not an image with one answer, so it has no Data-Juicer form")
+    row = {
+        "id": record.id,
+        "text": caption_text(record.conversations[1].text, has_image=True),
+        "images": [record.image],
+    }
+    return row if record.raw_caption is None else {**row, "raw_caption": record.raw_caption}

@@ -140,8 +140,8 @@ class ParquetWriter:
         self._group_rows = group_rows
         self._waiting: list[dict[str, Any]] = []
 
-    def write(self, value: dict[str, Any]) -> None:
-        """Adds a row."""
+    def write(self, value: dict[str, Any], line: bytes) -> None:
+        """Adds a row; its ``line`` of JSON is of no use here."""
         row: dict[str, Any] = {}
         rest: dict[str, Any] = {}
         for key, item in value.items():

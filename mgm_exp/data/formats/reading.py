@@ -122,6 +122,8 @@ class RowReader(Iterator["Row | BadRow"]):
 
         def bad(kind: str, detail: str) -> BadRow:
             given = value if self._keeps_given else None
+            if isinstance(given, dict) and element.image is not None:
+                given = {**given, "image": element.image, "images": None}
             return BadRow(name, place.line, id_of(value), kind, detail, place.index, given)
 
         if element.fault is not None:

@@ -145,6 +145,8 @@ def _value(sample: _Sample) -> tuple[Any, Fault | None]:
             if fault is not None or not isinstance(value, dict):
                 return value, fault or Fault("not_an_object", "the JSON file of the sample holds no object")
         value = {"id": sample.key, **value}
+        if value["id"] is None:  # said to have none
+            del value["id"]
         if sample.text is not None and not any(isinstance(value.get(key), (str, list)) for key in _ROW_KEYS):
             value["caption"] = sample.text.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
