@@ -1,7 +1,7 @@
 """What is seen of every image of a dataset, each file read and decoded once, on all cores.
 
-    facts = measure_images(root, paths, pool, max_megapixels=50)
-    facts.width, facts.format_names[facts.format], facts.faults       # one entry an image
+facts = measure_images(root, paths, pool, max_megapixels=50)
+facts.width, facts.format_names[facts.format], facts.faults       # one entry an image
 """
 
 from __future__ import annotations
