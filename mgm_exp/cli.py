@@ -137,6 +137,18 @@ def _validate(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _convert(arguments: list[str]) -> int:
+    from mgm_exp.verbs.convert import run
+
+    return run(arguments)
+
+
+def _split(arguments: list[str]) -> int:
+    from mgm_exp.verbs.split import run
+
+    return run(arguments)
+
+
 def _parser(verb: str, says: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"mgm-exp {verb}", description=says)
 
@@ -153,6 +165,8 @@ VERBS = {
     "report": Verb("report DIR... [--out FILE.md]", "compare runs or sweeps: table, JSON, Markdown", _report),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
     "validate": Verb("validate PATH [--fix DIR]", "every broken row and image with its place; a clean copy", _validate),
+    "convert": Verb("convert IN OUT --to FORMAT", "the same rows in another format, without loss", _convert),
+    "split": Verb("split PATH --out DIR", "train, validation and test parts; no image in two of them", _split),
     "gc": Verb("gc [--dry-run] [--older-than D]", "drop unused store entries", _gc),
 }
 

@@ -12,11 +12,12 @@ from mgm_exp.data.formats.data_juicer_text import DJ_END, DJ_IMAGE, caption_text
 from mgm_exp.data.formats.reading import RowReader, read_rows
 from mgm_exp.data.formats.rows import Row
 from mgm_exp.data.formats.sources import Location, find_source, source_fingerprint
-from mgm_exp.data.formats.writing import TARGETS, RowWriter, Target
+from mgm_exp.data.formats.writing import PACKED, TARGETS, RowWriter, Target
 
 __all__ = [
     "DJ_END",
     "DJ_IMAGE",
+    "PACKED",
     "TARGETS",
     "Location",
     "Row",

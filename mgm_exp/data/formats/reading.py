@@ -57,9 +57,15 @@ class RowReader(Iterator["Row | BadRow"]):
         self._number = 0  # of the file
         self._first_index = 0  # of the file's rows
         self._n_in_file = 0
+        self._ignored: dict[str, None] = {}
         self._file: BinaryIO
         self._elements: Elements | None = None
         self.container: Container = self._open()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Columns of bytes, or kinds of files in a shard, that were met so far and are no part of a row."""
+        return tuple(self._ignored)
 
     @property
     def bytes_read(self) -> int:
@@ -103,6 +109,7 @@ class RowReader(Iterator["Row | BadRow"]):
 
     def _end_file(self) -> None:
         if self._elements is not None:
+            self._ignored.update(dict.fromkeys(getattr(self._elements, "ignored", ())))
             self._file.close()
             self._elements = None
         self._number += 1
