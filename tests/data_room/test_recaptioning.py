@@ -51,7 +51,16 @@ def test_captions_are_replaced_and_the_raw_ones_kept(tmp_path: Path, root: Path,
     captioner = MeanColour()
     places = folders(tmp_path, "a")
     report = recaption(read_rows(source), captioner, image_root=root, batch_size=4, **places)
-    assert report.to_json() == {"rows": 14, "recaptioned": 10, "kept_raw": 0, "unchanged": 2, "rejected": 2, "added": 0, "not_added": 0, "from_before": 0}
+    assert report.to_json() == {
+        "rows": 14,
+        "recaptioned": 10,
+        "kept_raw": 0,
+        "unchanged": 2,
+        "rejected": 2,
+        "added": 0,
+        "not_added": 0,
+        "from_before": 0,
+    }
     assert sum(captioner.calls) == 10 and max(captioner.calls) == 4
 
     rows = {row.id: row for row in read_rows(places["out"] / "captions.jsonl") if isinstance(row, Row)}
@@ -118,7 +127,7 @@ def test_an_interrupted_attempt_continues_with_the_batch_that_was_lost(
     report = recaption(read_rows(source), second, image_root=root, batch_size=3, **places)
     assert first.calls + second.calls == undisturbed.calls
     assert report.from_before == min(11, 3 * stop_after)
-    for name in ("captions.jsonl", "rejected.jsonl"):
+    for name in RESULTS:
         assert (places["out"] / name).read_bytes() == (whole["out"] / name).read_bytes()
 
 
@@ -139,28 +148,50 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from mgm_exp.data import read_rows, recaption
+from mgm_exp.data.caption_choice import CaptionChoice
 class Slow:
-    def caption(self, images):
-        with open(work / "calls", "a") as file:
-            file.write("call\\n")
-        time.sleep(0.05)
-        return [f"size {image.width} first {image.getpixel((0, 0))}" for image in images]
-source, root, work = map(Path, sys.argv[1:])
-recaption(read_rows(source), Slow(), image_root=root, work=work, out=work / "out", batch_size=2)
+    name, can_answer = "slow", True
+    def caption(self, images, *, seeds=None):
+        if seeds is None:
+            with open(work / "calls", "a") as file:
+                file.write("call\\n")
+            time.sleep(0.05)
+        seeds = seeds or [0] * len(images)
+        return [f"size {image.width} first {image.getpixel((0, 0))} seed {seed}" for image, seed in zip(images, seeds)]
+    def answer(self, images, questions):
+        return [f"{question} {image.height}" for image, question in zip(images, questions)]
+class Widths:
+    def score(self, images, texts):
+        return [[len(text) % 7 + image.width / 1000 for text in of_image] for image, of_image in zip(images, texts)]
+CHOICES = {
+    "replace": CaptionChoice(),
+    "everything": CaptionChoice("keep_if_better", captions_per_image=3, questions=("how high?",), margin=1.0, seed=3),
+}
+if __name__ == "__main__":
+    source, root, work = map(Path, sys.argv[2:])
+    choice = CHOICES[sys.argv[1]]
+    recaption(
+        read_rows(source), Slow(), image_root=root, work=work, out=work / "out", batch_size=2, choice=choice,
+        scorer=Widths(), workers=len(choice.questions),
+    )
 """
+RESULTS = ("captions.jsonl", "rejected.jsonl", "fates.jsonl")
 
 
-def test_kill_9_costs_one_batch_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", ["replace", "everything"])
+def test_kill_9_costs_one_batch_and_changes_nothing(tmp_path: Path, choice: str) -> None:
     root = tmp_path / "images"
     root.mkdir()
     for i in range(60):
         picture(5 + i, 6, seed=i).save(root / f"{i}.png")
     source = write_lines(tmp_path / "raw.jsonl", [pair(f"r{i}", f"{i}.png") for i in range(60)])
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
 
     def start(name: str) -> subprocess.Popen[bytes]:
         (tmp_path / name / "out").mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-c", CHILD, str(source), str(root), str(tmp_path / name)]
+        command = [sys.executable, str(script), choice, str(source), str(root), str(tmp_path / name)]
         return subprocess.Popen(command, env=environment)
 
     assert start("whole").wait() == 0
@@ -173,7 +204,7 @@ def test_kill_9_costs_one_batch_and_changes_nothing(tmp_path: Path) -> None:
         kills += child.wait() == -signal.SIGKILL
     assert kills >= 2, "the killed processes were too fast to be killed"
     assert start("killed").wait() == 0
-    for name in ("captions.jsonl", "rejected.jsonl"):
+    for name in RESULTS:
         assert (tmp_path / "killed" / "out" / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
     calls = (tmp_path / "killed" / "calls").read_text().count("call")
     assert 30 <= calls <= 30 + kills
