@@ -241,9 +241,9 @@ def test_an_attempt_on_other_data_is_not_continued(tmp_path: Path, root: Path) -
 def test_killed_and_repeated_it_gives_the_same_copy(tmp_path: Path) -> None:
     root = tmp_path / "images"
     root.mkdir()
-    for number in range(300):
+    for number in range(150):
         picture(200, 200, seed=number).save(root / f"{number}.png")
-    write_lines(tmp_path / "rows.jsonl", [pair(f"{i}", f"{i}.png") for i in range(300)])
+    write_lines(tmp_path / "rows.jsonl", [pair(f"{i}", f"{i}.png") for i in range(150)])
     rows = str(tmp_path / "rows.jsonl")
     command = [sys.executable, "-m", "mgm_exp.cli", "validate", rows, "--images", str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
