@@ -111,10 +111,10 @@ def write_image_tables(
         tables[stage] = by_root.setdefault(os.path.realpath(root), stage)
     meta: dict[str, Any] = {}
     with disk_full_named(folder):
-        for root, name in by_root.items():
+        for real_root, name in by_root.items():
             files = [sources[stage][0] for stage, table in tables.items() if table == name]
             names = _images_of(files, max_samples, on_progress)
-            with ImageChecks(root, max_megapixels, workers) as checks:
+            with ImageChecks(real_root, max_megapixels, workers) as checks:
                 meta[name] = _write_table(folder, name, names, checks)
         write_json_atomic(folder / TABLES, tables)
     return meta

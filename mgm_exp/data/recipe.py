@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mgm_exp.config import PERCENTILE, RECIPE_OPERATORS, RecipeConfig
 
@@ -133,7 +133,7 @@ def resolve(recipe: RecipeConfig, values: Path | None) -> Limits:
         if isinstance(bound.given, str):
             assert PERCENTILE.fullmatch(bound.given)
             column = columns.get(bound.value, np.empty(0))
-            method = "lower" if bound.side == "min" else "higher"
+            method: Literal["lower", "higher"] = "lower" if bound.side == "min" else "higher"
             share = float(bound.given[1:])
             number = float(np.percentile(column, share, method=method)) if len(column) else math.nan
         resolved.append(Bound(bound.operator, bound.value, bound.side, bound.given, number))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mgm_exp.config import DataConfig, ExperimentConfig, RecipeEngine
 from mgm_exp.data.augmentation import Augmentation
@@ -32,11 +33,8 @@ from mgm_exp.data.recipe import VALUES, resolve
 from mgm_exp.data.records import BadRow, json_line
 from mgm_exp.errors import DataError
 
-
-class Progress(Protocol):
-    """Told how far a stage is: ``done`` of ``total`` units of ``what``."""
-
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+Progress = Callable[[str, int, int], None]
+"""Told how far a stage is: (what, done, total)."""
 
 
 @dataclass(frozen=True)
