@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mgm_exp.data.recaptioning import Captioner, RecaptionReport, recaption
     from mgm_exp.data.records import BadRow, Record, RecordFile, Turn, read_records, write_records
     from mgm_exp.data.reports import CurationReport, StageReport, read_report
+    from mgm_exp.data.validation import validate
+    from mgm_exp.data.validation_report import ValidationReport
     from mgm_exp.data.visual_tokens import VisualTokens, write_visual_tokens
 
 _HOMES = {
@@ -59,6 +61,8 @@ _HOMES = {
     "Turn": "records",
     "read_records": "records",
     "write_records": "records",
+    "validate": "validation",
+    "ValidationReport": "validation_report",
     "VisualTokens": "visual_tokens",
     "write_visual_tokens": "visual_tokens",
 }
@@ -87,6 +91,7 @@ __all__ = [
     "StageReport",
     "StepLoader",
     "Turn",
+    "ValidationReport",
     "VisualTokens",
     "collate",
     "curate",
@@ -100,6 +105,7 @@ __all__ = [
     "recaption",
     "source_fingerprint",
     "supervised_tokens",
+    "validate",
     "write_records",
     "write_visual_tokens",
 ]

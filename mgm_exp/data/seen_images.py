@@ -87,7 +87,8 @@ class SeenImages:
     def _unused(self) -> tuple[int | None, list[str]]:
         if self._folders is None:
             return None, []
-        count, examples = 0, []
+        count = 0
+        examples: list[str] = []
         for folder in sorted(self._folders):
             for name in _image_files(os.path.join(self._checks.root, folder)):
                 path = posixpath.join(folder, name)
