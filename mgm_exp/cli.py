@@ -137,6 +137,12 @@ def _validate(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _explore(arguments: list[str]) -> int:
+    from mgm_exp.verbs.explore import run
+
+    return run(arguments)
+
+
 def _convert(arguments: list[str]) -> int:
     from mgm_exp.verbs.convert import run
 
@@ -164,6 +170,7 @@ VERBS = {
     "status": Verb("status [SWEEP] [--root DIR]", "what runs, what is done, what failed and why", _status),
     "report": Verb("report DIR... [--out FILE.md]", "compare runs or sweeps: table, JSON, Markdown", _report),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
+    "explore": Verb("explore PATH [PATH]", "what a dataset is like: report, plots, JSON; two: compared", _explore),
     "validate": Verb("validate PATH [--fix DIR]", "every broken row and image with its place; a clean copy", _validate),
     "convert": Verb("convert IN OUT --to FORMAT", "the same rows in another format, without loss", _convert),
     "split": Verb("split PATH --out DIR", "train, validation and test parts; no image in two of them", _split),

@@ -22,12 +22,13 @@ ROOMS: dict[str, set[str]] = {
     "signals": set(),
     "config": set(),
     "store": set(),
-    "data": {"config", "store"},
+    "page": set(),
+    "data": {"config", "store", "page"},
     "model": {"config", "store"},
     "train": {"config", "store", "data", "model"},
     "evaluate": {"config", "store", "data", "model"},
     "record": {"config", "store"},
-    "compare": {"config", "store"},
+    "compare": {"config", "store", "page"},
 }
 # Folders of the package's faces.
 FACES = {"verbs"}

@@ -71,7 +71,7 @@ def _load(file: Path) -> Any:
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 (the Rust side raises bare Exception)
+    except Exception as error:
         raise ModelError(f"{file} cannot be loaded as a tokenizer: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,0 +1,220 @@
+"""The blocks of a page: sections, findings, tiles of numbers, tables, figures, galleries."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mgm_exp.page.html import Html, element, join
+
+Level = Literal["good", "note", "warning", "problem"]
+_LEVEL_NAMES = {"good": "Good", "note": "Worth knowing", "warning": "Look at this", "problem": "Problem"}
+_MARKS = {"good": "✓", "note": "i", "warning": "!", "problem": "×"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number that is seen first.
+
+    Args:
+        label: What it is.
+        value: As it is shown.
+        detail: A few words below it.
+        level: Colours the tile where something is wrong.
+    """
+
+    label: str
+    value: str
+    detail: str = ""
+    level: Level | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        title: Its heading.
+        is_number: Numbers are set to the right and sorted by size.
+    """
+
+    title: str
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture of a gallery.
+
+    Args:
+        picture: See :func:`image`; None shows an empty frame.
+        title: Below it.
+        detail: Below that, smaller.
+    """
+
+    picture: Html | None
+    title: str = ""
+    detail: str = ""
+
+
+def section(title: str, *blocks: Html, anchor: str) -> Html:
+    """A part of the page with a heading and an address."""
+    return element("section", element("h2", title), *blocks, id=anchor)
+
+
+def subsection(title: str, *blocks: Html) -> Html:
+    """A smaller heading and what belongs to it."""
+    return element("div", element("h3", title), *blocks, class_="subsection")
+
+
+def paragraph(*parts: str) -> Html:
+    """Running text."""
+    return element("p", *parts)
+
+
+def note(*parts: str) -> Html:
+    """Running text that explains, smaller and softer."""
+    return element("p", *parts, class_="note")
+
+
+def code(text: str) -> Html:
+    """A command or a file, as it is typed."""
+    return element("pre", element("code", text))
+
+
+def callout(level: Level, *parts: str) -> Html:
+    """A remark that must not be missed."""
+    return element("div", *parts, class_=f"callout {level}")
+
+
+def finding(level: Level, sentence: str, *more: str) -> Html:
+    """One finding: a sentence that says it all, and what follows from it."""
+    return element(
+        "li",
+        element("span", _MARKS[level], class_="mark", title=_LEVEL_NAMES[level], aria_label=_LEVEL_NAMES[level]),
+        element(
+            "div", element("p", sentence, class_="sentence"), *(element("p", text, class_="more") for text in more)
+        ),
+        class_=f"finding {level}",
+    )
+
+
+def findings(items: Iterable[Html]) -> Html:
+    """Findings, one below the other."""
+    return element("ul", *items, class_="findings")
+
+
+def tiles(items: Iterable[Tile]) -> Html:
+    """Numbers side by side."""
+    return element(
+        "dl",
+        *(
+            element(
+                "div",
+                element("dt", item.label),
+                element("dd", item.value),
+                element("dd", item.detail, class_="detail") if item.detail else Html(""),
+                class_=f"tile {item.level or ''}".strip(),
+            )
+            for item in items
+        ),
+        class_="tiles",
+    )
+
+
+def table(
+    columns: Sequence[Column], rows: Iterable[Sequence[str | tuple[str, float | None]]], *, is_sortable: bool = True
+) -> Html:
+    """A table; a click on a heading sorts it.
+
+    Args:
+        columns: The headings.
+        rows: Cells in the order of the columns: what is shown, or (what is shown, the number to sort by).
+    """
+
+    def heading(column: Column) -> Html:
+        title = element("button", column.title, type="button") if is_sortable else column.title
+        return element("th", title, scope="col", class_="number" if column.is_number else None)
+
+    def cell(given: str | tuple[str, float | None], column: Column, is_first: bool) -> Html:
+        shown, key = given if isinstance(given, tuple) else (given, None)
+        sort_key = ("" if key is None else repr(float(key))) if isinstance(given, tuple) else None
+        kind = "number" if column.is_number else None
+        if is_first:
+            return element("th", shown, scope="row", class_=kind, data_key=sort_key)
+        return element("td", shown, class_=kind, data_key=sort_key)
+
+    body = [
+        element(
+            "tr",
+            *(cell(given, column, not place) for place, (given, column) in enumerate(zip(row, columns, strict=True))),
+        )
+        for row in rows
+    ]
+    return element(
+        "div",
+        element(
+            "table",
+            element("thead", element("tr", *map(heading, columns))),
+            element("tbody", *body),
+            class_="sortable" if is_sortable else None,
+        ),
+        class_="scroll",
+        tabindex=0,
+    )
+
+
+def figure(drawing: Html, title: str, *caption: str) -> Html:
+    """A plot with its title and what is to be seen in it."""
+    return element("figure", element("h3", title), drawing, element("figcaption", *caption) if caption else Html(""))
+
+
+def grid(*blocks: Html) -> Html:
+    """Figures side by side where there is room."""
+    return element("div", *blocks, class_="grid")
+
+
+def image(content: bytes, kind: Literal["png", "jpeg"], alt: str) -> Html:
+    """A picture inside the page."""
+    encoded = base64.b64encode(content).decode("ascii")
+    return element("img", src=f"data:image/{kind};base64,{encoded}", alt=alt, loading="lazy")
+
+
+def gallery(items: Iterable[Item]) -> Html:
+    """Pictures with captions, side by side."""
+    return element(
+        "ul",
+        *(
+            element(
+                "li",
+                item.picture if item.picture is not None else element("div", "no picture", class_="empty"),
+                element("p", item.title, class_="title") if item.title else Html(""),
+                element("p", item.detail, class_="detail") if item.detail else Html(""),
+            )
+            for item in items
+        ),
+        class_="gallery",
+    )
+
+
+def quotes(items: Iterable[tuple[str, str]]) -> Html:
+    """Texts of the data: (text, what is to be said of it)."""
+    return element(
+        "ul",
+        *(element("li", element("q", text or " "), element("span", detail, class_="detail")) for text, detail in items),
+        class_="quotes",
+    )
+
+
+def details(summary: str, *blocks: Html, is_open: bool = False) -> Html:
+    """What is folded away until somebody asks."""
+    return element("details", element("summary", summary), *blocks, open=is_open)
+
+
+def definitions(items: Iterable[tuple[str, str]]) -> Html:
+    """Words and what they mean here."""
+    return element(
+        "dl", *(join([element("dt", term), element("dd", meaning)]) for term, meaning in items), class_="definitions"
+    )
