@@ -107,28 +107,33 @@ class DataJuicer:
             _start_ray()
         # Its log and job folders are made below the folder of export_path: here.
         self.config = init_configs(["--config", config, "--export_path", "data_juicer/unused.jsonl"])
+        if self.config.np == 1 and not self.is_ray:
+            for entry in self.config.process:
+                for parameters in entry.values():
+                    parameters["num_proc"] = None  # in this process; for 1 a process is forked twice an operator
 
-    def run(self, columns: dict[str, list[Any]], seed: int, *wanted: str) -> dict[int, dict[str, Any]]:
+    def run(self, columns: dict[str, list[Any]], wanted: str, seed: int | None) -> dict[int, Any]:
         """Processes rows.
 
         Args:
             columns: Name -> values; ``row`` numbers are added.
-            seed: Of every generator.
-            wanted: Columns to give back.
+            wanted: Column to give back.
+            seed: Of every generator; None: no operator runs a model.
 
         Returns:
-            Row number -> column -> value, of the rows that are left.
+            Row number -> value, of the rows that are left.
         """
-        from transformers import set_seed
+        if seed is not None:
+            from transformers import set_seed
 
-        guards.without_gradients()
-        set_seed(seed)
+            guards.without_gradients()
+            set_seed(seed)
         table = {_INDEX: list(range(len(columns["text"]))), **columns}
         config = copy.deepcopy(self.config)
         rows = self._on_ray(config, table, wanted) if self.is_ray else self._here(config, table, wanted)
-        return {row[_INDEX]: row for row in rows}
+        return {row[_INDEX]: row[wanted] for row in rows}
 
-    def _here(self, config: Any, table: dict[str, list[Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
+    def _here(self, config: Any, table: dict[str, list[Any]], wanted: str) -> list[dict[str, Any]]:
         from data_juicer.core import DefaultExecutor
         from data_juicer.core.data import NestedDataset
         from datasets import Dataset
@@ -136,9 +141,9 @@ class DataJuicer:
         # A table in memory: read from a file it would be copied into a cache in the user's home.
         rows = NestedDataset(Dataset(_arrow(table)))
         done = DefaultExecutor(config).run(dataset=rows, skip_export=True)
-        return list(done.select_columns([_INDEX, *wanted]).to_list())
+        return list(done.select_columns([_INDEX, wanted]).to_list())
 
-    def _on_ray(self, config: Any, table: dict[str, list[Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
+    def _on_ray(self, config: Any, table: dict[str, list[Any]], wanted: str) -> list[dict[str, Any]]:
         from data_juicer.core.executor.ray_executor import RayExecutor
         from pyarrow import parquet
 
@@ -147,7 +152,7 @@ class DataJuicer:
         config.dataset = {"configs": [{"type": "local", "path": str(path)}]}
         try:
             done = RayExecutor(config).run(skip_export=True)
-            return list(done.data.select_columns([_INDEX, *wanted]).take_all())
+            return list(done.data.select_columns([_INDEX, wanted]).take_all())
         finally:
             path.unlink()
 
@@ -182,7 +187,8 @@ def measured(
     if not any(images):
         columns.pop("images")  # a column of empty lists has no type on Ray
     try:
-        rows = run.run(columns, seed, STATS)
+        has_model = any(operator.kind.needs_model for operator in operators)
+        rows = run.run(columns, STATS, seed if has_model else None)
     except Exception as error:
         _name_broken_images(pairs, images, error)
         raise
@@ -192,7 +198,7 @@ def measured(
             f"Data-Juicer gave no usable value (NaN) for {len(lost)} rows, e.g. {', '.join(lost[:_MOST_NAMED])}.",
             advice="A model in half precision or a damaged model folder does that.",
         )
-    return [{"id": pair.id, **_values(rows[number][STATS], operators)} for number, pair in enumerate(pairs)]
+    return [{"id": pair.id, **_values(rows[number], operators)} for number, pair in enumerate(pairs)]
 
 
 def _values(stats: Mapping[str, Any], operators: Sequence[Operator]) -> dict[str, Any]:
@@ -224,11 +230,11 @@ def captioned(
     texts: list[str] = []
     if good:
         columns = columns_of(good, image_files(good, root, _UNPACKED))
-        rows = run.run(columns, _seed(plan), "text")
+        rows = run.run(columns, "text", _seed(plan))
         lost = [pair.id for number, pair in enumerate(good) if number not in rows]
         if lost or len(rows) != len(good):
             raise MgmError(f"Data-Juicer's mapper lost {len(lost)} rows, e.g. {', '.join(lost[:_MOST_NAMED])}.")
-        texts = [_caption(rows[number]["text"]) for number in range(len(good))]
+        texts = [_caption(rows[number]) for number in range(len(good))]
     captions = iter(texts)
     return [
         {"id": pair.id, "kind": faults[number].kind, "detail": faults[number].detail}
