@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.data.conversations import row_faults
-from mgm_exp.data.formats import Location, Row, RowReader, read_rows
+from mgm_exp.data.formats import Location, Row, read_rows
 from mgm_exp.data.image_checks import ImageChecks, Verdict
 from mgm_exp.data.records import BadRow
 from mgm_exp.data.row_texts import texts_in
@@ -37,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 _CHUNK = 256  # rows that are read ahead and whose images are checked together
 _AHEAD = 4  # chunks whose images are being checked
+_TELL_EVERY = 32
 _MOST_IMAGES = 16  # of a row that may name one: so many of them are looked at
 _FIRST = 4  # faults of a kind that the report holds in memory
 
@@ -98,7 +99,8 @@ class Validation(Iterable[CheckedRow]):
         self.source = source
         self._max_megapixels, self._workers, self._on_progress = max_megapixels, workers, on_progress
         self._began = time.monotonic()
-        self._rows = self._ok = 0
+        self._rows = self._ok = self._read = 0
+        self._share = 0.0
         self._faults = FaultList()
         self._counts: Counter[str] = Counter()
         self._first: dict[str, list[BadRow]] = {}
@@ -115,13 +117,13 @@ class Validation(Iterable[CheckedRow]):
             ahead: deque[list[Row | BadRow]] = deque()
             while chunk := list(islice(reader, _CHUNK)):
                 ahead.append(chunk)
+                self._read += len(chunk)
+                self._share = reader.bytes_read / max(1, reader.bytes_total)
                 self._images.begin(image for row in chunk for image in images_of(row))
                 if len(ahead) > _AHEAD:
                     yield from self._checked(ahead.popleft())
-                    self._tell(reader)
             while ahead:
                 yield from self._checked(ahead.popleft())
-                self._tell(reader)
         if self._on_progress is not None:
             self._on_progress("validate", self._rows, self._rows)
 
@@ -151,6 +153,9 @@ class Validation(Iterable[CheckedRow]):
             self._rows += 1
             self._ok += not faults
             self._count(faults)
+            if self._on_progress is not None and self._rows % _TELL_EVERY == 0:
+                # More is read than is done; how much there is in all is known by what was read.
+                self._on_progress("validate", self._rows, round(self._read / max(self._share, 1e-9)))
             yield CheckedRow(row if isinstance(row, Row) else None, tuple(faults), verdicts[0] if verdicts else None)
         self._images.done(image for row in chunk for image in images_of(row))
 
@@ -161,11 +166,6 @@ class Validation(Iterable[CheckedRow]):
             first = self._first.setdefault(fault.kind, [])
             if len(first) < _FIRST:
                 first.append(replace(fault, given=None))
-
-    def _tell(self, reader: RowReader) -> None:
-        if self._on_progress is not None:
-            share = reader.bytes_read / max(1, reader.bytes_total)
-            self._on_progress("validate", self._rows, max(self._rows + 1, round(self._rows / max(share, 1e-9))))
 
 
 # -- one row ---------------------------------------------------------------------------------------------------------

@@ -142,3 +142,13 @@ def test_a_list_of_faults_is_the_same_on_disk_as_in_memory(folder: Path) -> None
 
 def test_every_kind_has_an_advice() -> None:
     assert set(ADVICE) == set(KINDS)
+
+
+def test_progress_is_told_and_ends_at_the_number_of_rows(tmp_path: Path, root: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", [pair(f"{i:05d}", "0.png") for i in range(2000)])
+    told: list[tuple[int, int]] = []
+    source = find_source(tmp_path / "rows.jsonl", root)
+    validate(source, workers=0, on_progress=lambda what, done, total: told.append((done, total)))
+    assert told[-1] == (2000, 2000) and len(told) > 20
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert all(abs(total - 2000) < 50 for _, total in told)
