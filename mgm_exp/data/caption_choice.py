@@ -17,6 +17,7 @@ from mgm_exp.data.formats import DJ_END, DJ_IMAGE, Row
 from mgm_exp.data.records import IMAGE_TOKEN, BadRow
 
 STEP = "recaption"
+LEFT_BY_MIX, NOT_BETTER = "left by mix", "not better"
 _MARKERS = (IMAGE_TOKEN, DJ_IMAGE, DJ_END)
 
 Line = dict[str, Any]
@@ -62,6 +63,7 @@ class Outcome:
 
     Args:
         count: What the row counts as: recaptioned, kept_raw, unchanged or rejected.
+        why: Why a row keeps its own caption: left by mix, not better, or the fault of what the captioner wrote.
         lines: Rows of ``captions.jsonl``: the row itself, then those that were made out of it.
         bad: The row's line in ``rejected.jsonl``.
         fates: One for the row and one for each row that was added.
@@ -73,6 +75,7 @@ class Outcome:
     bad: Line | None = None
     fates: list[Line] = field(default_factory=list)
     not_added: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,10 +144,9 @@ class CaptionChoice:
             return _rejected(row)
         if said is None:
             is_pair = can_be_recaptioned(row)
-            why = "left by mix" if is_pair else "no image with one answer"
-            return Outcome(
-                "kept_raw" if is_pair else "unchanged", [as_it_was(row)], fates=[_fate(row.id, "kept", why=why)]
-            )
+            if is_pair:
+                return _kept(row, LEFT_BY_MIX)
+            return Outcome("unchanged", [as_it_was(row)], fates=[_fate(row.id, "kept", why="no image with one answer")])
         if said.kind is not None:
             return _rejected(row.bad(said.kind, said.detail))
         outcome = self._first(row, said)
@@ -156,17 +158,16 @@ class CaptionChoice:
     def _first(self, row: Row, said: Said) -> Outcome:
         """The row itself, with the new caption or with its own."""
         if not said.captions:
-            return Outcome("kept_raw", [as_it_was(row)], fates=[_fate(row.id, "kept", why="left by mix")])
+            return _kept(row, LEFT_BY_MIX)
         caption = one_line(said.captions[0])
         fault = fault_of(caption)
         if fault is not None and self.policy == "replace":
             return _rejected(row.bad(*fault))
         scores = _scores(said, 0)
         if fault is not None:
-            return Outcome("kept_raw", [as_it_was(row)], fates=[_fate(row.id, "kept", why=fault[0], **scores)])
+            return _kept(row, fault[0], **scores)
         if not self._is_better(said, 0):
-            kept = _fate(row.id, "kept", why="not better", caption=caption, **scores)
-            return Outcome("kept_raw", [as_it_was(row)], fates=[kept])
+            return _kept(row, NOT_BETTER, caption=caption, **scores)
         return Outcome("recaptioned", [with_caption(row, caption)], fates=[_fate(row.id, "changed", **scores)])
 
     def _add_captions(self, outcome: Outcome, row: Row, said: Said) -> None:
@@ -264,6 +265,11 @@ def _scores(said: Said, place: int) -> Line:
 
 def _fate(row_id: str | None, fate: str, **detail: Any) -> Line:
     return {"id": row_id, "fate": fate, "step": STEP, "detail": detail}
+
+
+def _kept(row: Row, why: str, **detail: Any) -> Outcome:
+    """A row that could have had a new caption."""
+    return Outcome("kept_raw", [as_it_was(row)], fates=[_fate(row.id, "kept", why=why, **detail)], why=why)
 
 
 def _rejected(bad: BadRow) -> Outcome:

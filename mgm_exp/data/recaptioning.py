@@ -10,12 +10,13 @@ one. Which caption a row ends up with is decided in :mod:`mgm_exp.data.caption_c
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mgm_exp.data.caption_batches import CaptionBatches, Captioner, FileCaptioner, Scorer, batches_of
 from mgm_exp.data.caption_choice import CaptionChoice
@@ -38,7 +39,7 @@ class RecaptionReport:
         rows: Rows read.
         recaptioned: Rows whose caption was replaced by a new one.
         kept_raw: Rows that could have a new caption and keep their own: the share that ``mix`` leaves, or those whose
-            new caption was no better, or none.
+            new caption was no better, or none. ``why_kept`` counts the reasons.
         unchanged: Rows that are no image with one answer (text only, several rounds); they are passed on as they are.
         rejected: Rows that cannot be read or whose image cannot; they stand in ``rejected.jsonl``.
         added: Rows of further captions and of questions.
@@ -54,8 +55,9 @@ class RecaptionReport:
     added: int
     not_added: int
     from_before: int
+    why_kept: dict[str, int] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -100,7 +102,8 @@ def recaption(
     """
     choice = choice or CaptionChoice()
     _check(choice, captioner, scorer)
-    counts = dict.fromkeys(RecaptionReport.__dataclass_fields__, 0)
+    names = ("rows", "recaptioned", "kept_raw", "unchanged", "rejected", "added", "not_added", "from_before")
+    counts, why_kept = dict.fromkeys(names, 0), Counter[str]()
     with ExitStack() as stack:
         stack.enter_context(disk_full_named(out))
         files = {name: _open_partial(stack, out / name) for name in (CAPTIONS, REJECTED, FATES)}
@@ -114,6 +117,7 @@ def recaption(
                 counts[outcome.count] += 1
                 counts["added"] += max(0, len(outcome.lines) - 1)
                 counts["not_added"] += outcome.not_added
+                why_kept.update([outcome.why] if outcome.why else [])
                 files[CAPTIONS].writelines(map(json_line, outcome.lines))
                 files[FATES].writelines(map(json_line, outcome.fates))
                 if outcome.bad is not None:
@@ -125,7 +129,7 @@ def recaption(
             os.fsync(file.fileno())
     for name in files:
         os.replace(out / f"{name}.partial", out / name)
-    return RecaptionReport(**counts)
+    return RecaptionReport(**counts, why_kept=dict(sorted(why_kept.items())))
 
 
 def _check(choice: CaptionChoice, captioner: Captioner | FileCaptioner, scorer: Scorer | None) -> None:

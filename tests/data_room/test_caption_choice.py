@@ -119,6 +119,7 @@ def test_the_better_caption_is_kept_and_both_scores_are_told(tmp_path: Path, roo
     assert {key: report[key] for key in ("recaptioned", "kept_raw", "unchanged", "rejected")} == {
         "recaptioned": 3, "kept_raw": 1, "unchanged": 1, "rejected": 2,
     }  # fmt: skip
+    assert report["why_kept"] == {"not better": 1}
 
 
 @pytest.mark.parametrize(("margin", "replaced"), [(-0.4, 4), (0.0, 3), (0.1, 2), (0.2, 1)])
@@ -220,7 +221,11 @@ def test_a_captioner_without_words_costs_a_row_only_where_captions_are_replaced(
     if policy == "replace":
         assert report["rejected"] == 6 and detail(lines, "short")["kind"] == "image_token_in_answer"
     else:
-        assert report["kept_raw"] == 4 and caption(rows["short"]) == "a sign"
+        assert (
+            report["kept_raw"] == 4
+            and report["why_kept"] == {"image_token_in_answer": 4}
+            and caption(rows["short"]) == "a sign"
+        )
         assert detail(lines, "short")["why"] == "image_token_in_answer"
 
 

@@ -60,6 +60,7 @@ def test_captions_are_replaced_and_the_raw_ones_kept(tmp_path: Path, root: Path,
         "added": 0,
         "not_added": 0,
         "from_before": 0,
+        "why_kept": {},
     }
     assert sum(captioner.calls) == 10 and max(captioner.calls) == 4
 

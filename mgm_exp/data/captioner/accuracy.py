@@ -48,9 +48,9 @@ def captioner_accuracy(captions: Mapping[str, str] | Path, specs: Path) -> dict[
 def in_words(accuracy: Mapping[str, Any], name: str) -> str:
     """The measure as a sentence."""
     if not accuracy["n"]:
-        return f"captioner {name}: none of its captions are of generated scenes, so they were not compared"
+        return f"captioner {name}: no row has a caption of its own making, so nothing is compared with the scenes"
     shares = ", ".join(f"{key} {accuracy[key]:.1%}" for key in FIELDS if accuracy[key] is not None)
-    return f"captioner {name}: right in {accuracy['n']} captions of generated scenes: {shares}"
+    return f"captioner {name}: {accuracy['n']} captions compared with what the generated scenes show: {shares} right"
 
 
 def _replaced(captions: Path) -> dict[str, str]:

@@ -68,7 +68,7 @@ def load(model_class: Any, folder: Path, what: str, *, device: str, precision: s
     from transformers import AutoProcessor
 
     options = {"local_files_only": True, "trust_remote_code": False}
-    with _without_loading_bar():
+    with _quiet_loading():
         try:
             processor = AutoProcessor.from_pretrained(str(folder), **options)
             model, loaded = model_class.from_pretrained(
@@ -87,8 +87,8 @@ def load(model_class: Any, folder: Path, what: str, *, device: str, precision: s
     if missing:
         raise ModelError(
             f"The {what} folder {folder} lacks {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...): "
-            "it would describe with random weights.",
-            advice="Give the folder of a model that was made for this, or copy it again.",
+            "random weights would take their place.",
+            advice=f"Give the folder of a model that was made for a {what}, or copy it again.",
         )
     if precision != "int8":
         model.to(torch.device(device))
@@ -136,14 +136,16 @@ def _arithmetic(device: str, precision: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_loading_bar() -> Iterator[None]:
-    """transformers draws a bar for every loaded model, across the run's own progress."""
+def _quiet_loading() -> Iterator[None]:
+    """transformers draws a bar and a table of tensors for every loaded model, across the run's own progress."""
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()
