@@ -91,6 +91,8 @@ def _show(report: WriteReport, writer: RowWriter, source: Location, is_tar: bool
         print(f"{report.images:,} images are in the shards")
     elif is_tar and writer.packed == "unpack":
         print(f"{report.images:,} images unpacked below {writer.unpack_to}")
+    elif is_tar and writer.packed == "original":
+        print("images are named as before they were packed: their root is what it was then")
     else:
         root = os.path.abspath(source.image_root)
         if os.path.abspath(writer.out.parent) != root:

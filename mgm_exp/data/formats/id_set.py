@@ -8,6 +8,7 @@ import numpy as np
 
 _FIRST_SLOTS = 1 << 12
 _MOST_FULL = 0.6
+_AT_ONCE = 1 << 16
 
 
 class IdSet:
@@ -19,7 +20,8 @@ class IdSet:
 
     def __init__(self) -> None:
         self._n = 0
-        self._resize(np.empty(0, np.uint64), _FIRST_SLOTS)
+        self._table = np.empty(0, np.uint64)
+        self._resize(_FIRST_SLOTS)
 
     def __len__(self) -> int:
         return self._n
@@ -39,7 +41,7 @@ class IdSet:
         slots[slot] = value
         self._n += 1
         if self._n > self._most:
-            self._resize(self._table[self._table != 0], 2 * len(self._table))
+            self._resize(2 * len(self._table))
         return True
 
     def __contains__(self, text: str) -> bool:
@@ -51,19 +53,24 @@ class IdSet:
             slot = (slot + 1) & self._mask
         return False
 
-    def _resize(self, values: np.ndarray, capacity: int) -> None:
-        """A new table of ``capacity`` slots (a power of two) that holds ``values``."""
-        table = np.zeros(capacity, np.uint64)
-        mask = np.uint64(capacity - 1)
+    def _resize(self, capacity: int) -> None:
+        """Moves everything to a new table of ``capacity`` slots, a power of two."""
+        old = self._table
+        self._table, self._mask = np.zeros(capacity, np.uint64), capacity - 1
+        self._slots = memoryview(self._table)  # plain integers in and out, several times faster than numpy's own
+        self._most = int(capacity * _MOST_FULL)
+        for start in range(0, len(old), _AT_ONCE):
+            part = old[start : start + _AT_ONCE]
+            self._place(part[part != 0])
+
+    def _place(self, values: np.ndarray) -> None:
+        table, mask = self._table, np.uint64(self._mask)
         slots = values & mask
         while len(values):  # in rounds: whoever finds his slot taken tries the next one
             free = table[slots] == 0
             table[slots[free]] = values[free]
             is_waiting = table[slots] != values
             values, slots = values[is_waiting], (slots[is_waiting] + np.uint64(1)) & mask
-        self._table, self._mask = table, capacity - 1
-        self._slots = memoryview(table)  # plain integers in and out, several times faster than numpy's own
-        self._most = int(capacity * _MOST_FULL)
 
 
 def hash_text(text: str) -> int:

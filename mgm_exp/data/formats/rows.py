@@ -199,7 +199,8 @@ def refuse_surrogates(row_id: str | None, fields: Mapping[str, Any]) -> None:
     """Raises Malformed if a text of a row's fields cannot be written as UTF-8."""
     texts = [row_id or "", fields.get("image") or "", fields.get("caption") or "", fields.get("raw_caption") or ""]
     texts += [turn.text for turn in fields.get("conversations") or ()]
-    if not all(text.isascii() or is_writable(text) for text in texts):
+    together = "\n".join(texts)
+    if not together.isascii() and not is_writable(together):
         raise Malformed("lone_surrogate", "a text holds half of a surrogate pair (\\ud800-\\udfff)")
 
 

@@ -41,6 +41,15 @@ class _Sample:
     others: list[str] = field(default_factory=list)
 
 
+def sample_key(member: tarfile.TarInfo) -> tuple[str | None, str]:
+    """The name of the sample that a file of a shard belongs to, and its suffix; None for folders and hidden files."""
+    folder, name = posixpath.split(member.name)
+    if member.isdir() or name.startswith("."):
+        return None, ""
+    stem, _, suffix = name.partition(".")
+    return posixpath.join(folder, stem), suffix.lower()
+
+
 class TarElements(Iterator[Element]):
     """The samples of a shard, as JSON objects with the path of their image beside them.
 
@@ -87,17 +96,15 @@ class TarElements(Iterator[Element]):
         number = 0
         for member in found:
             self.bytes_read = member.offset
-            folder, name = posixpath.split(member.name)
-            if member.isdir() or name.startswith("."):
+            key, suffix = sample_key(member)
+            if key is None:
                 continue
-            stem, _, suffix = name.partition(".")
-            key = posixpath.join(folder, stem)
             if sample is None or sample.key != key:
                 if sample is not None:
                     yield sample
                 sample = _Sample(key, number)
                 number += 1
-            self._take(sample, member, suffix.lower())
+            self._take(sample, member, suffix)
         if sample is not None:
             yield sample
 
