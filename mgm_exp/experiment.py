@@ -142,6 +142,8 @@ class Experiment:
         captions = prepared.captions.meta if prepared.captions else None
         content = {"name": self.config.data.name, "recaption": captions, **curated.meta}
         write_json_atomic(self.run_dir / "data.json", content)
+        if not (self.run_dir / "data.html").exists():
+            hard_link_or_copy(curated.path / "report.html", self.run_dir / "data.html")
         return curated
 
     def _align(self, found: Preflight, curated: StageOutput) -> StageOutput | None:

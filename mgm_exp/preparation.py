@@ -97,7 +97,15 @@ class Preparation:
             "curate",
             stages.curate_payload(config, sources, demo_key, _key(captions), _key(values)),
             lambda work: data.make_curated(
-                config, self._processors(), work, demo_path, new_captions, checked.path, _path(values), tell
+                config,
+                self._processors(),
+                work,
+                demo_path,
+                new_captions,
+                checked.path,
+                _path(values),
+                captions.meta if captions else None,
+                tell,
             ),
         )
         for sentence in data.in_words(curated.meta):

@@ -23,7 +23,7 @@ class Augmentation:
     """What is made of a pair (an image with one answer); other rows pass as they are.
 
     Args:
-        duplicate: How often each pair is read in an epoch; copies are called ``<id>#2``, ...
+        duplicate: How often each pair is read in an epoch; copies are called ``<id>#d2``, ...
         paraphrase: Share of the captions that are reworded by rules, 0..1; each copy is drawn for itself. A caption
             that no rule fits stays as it is.
         seed: Of the choices.
@@ -40,7 +40,7 @@ class Augmentation:
             return
         yield self._reworded(record, [])
         for number in range(2, self.duplicate + 1):
-            yield self._reworded(replace(record, id=f"{record.id}#{number}"), [DUPLICATED])
+            yield self._reworded(replace(record, id=f"{record.id}#d{number}"), [DUPLICATED])
 
     def _reworded(self, record: Record, changes: list[str]) -> tuple[Record, list[str]]:
         draw = hashlib.sha256(f"{self.seed}\0paraphrase\0{record.id}".encode()).digest()

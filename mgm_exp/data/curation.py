@@ -27,7 +27,7 @@ import numpy as np
 from mgm_exp.data.augmentation import Augmentation
 from mgm_exp.data.conversations import to_record
 from mgm_exp.data.exploration import text_statistics
-from mgm_exp.data.fates import Fates
+from mgm_exp.data.fates import EXAMPLES_FILE, Fates
 from mgm_exp.data.formats import Row, RowReader, read_rows
 from mgm_exp.data.image_checks import ImageChecks
 from mgm_exp.data.image_table import Verdicts
@@ -157,6 +157,7 @@ def curate(
             is left. ``rejected.jsonl`` is complete up to there.
     """
     reports: dict[str, StageReport] = {}
+    examples: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack, disk_full_named(out):
         rejected = stack.enter_context(open(out / REJECTED, "w", encoding="utf-8", newline="\n"))
         checks: dict[str, ImageChecks] = {}
@@ -166,7 +167,7 @@ def curate(
                 for name in ("{}.jsonl", "fates-{}.jsonl"):
                     hard_link_or_copy(out / name.format(twin), out / name.format(stage))
                 _repeat_rejected(out / REJECTED, rejected, twin, stage)
-                reports[stage] = replace(reports[twin])
+                reports[stage], examples[stage] = replace(reports[twin]), examples[twin]
                 continue
             root = os.path.realpath(source.image_root)
             if source.verdicts is None and root not in checks:
@@ -180,7 +181,9 @@ def curate(
                 work.run(kept)
             os.replace(out / f"{stage}.jsonl.partial", out / f"{stage}.jsonl")
             reports[stage] = work.report(read_records(out / f"{stage}.jsonl"))
+            examples[stage] = fates.examples()
         report = CurationReport(reports)
+        write_json_atomic(out / EXAMPLES_FILE, examples)
         write_json_atomic(out / REPORT, report.to_json())
     return report
 

@@ -16,7 +16,7 @@ import hashlib
 import heapq
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mgm_exp.data.kinds import FILE_KINDS, IMAGE_KINDS, ROW_KINDS
 from mgm_exp.data.recipe import Drop, Limits
 from mgm_exp.data.records import BadRow, Record, json_line
 
+EXAMPLES_FILE = "examples.json"
 EXAMPLES = 8
 """Rows that are kept of each step for the gallery."""
 
@@ -126,7 +127,7 @@ class Fates:
         """A row that is trained on; ``said``: what recaptioning noted about it."""
         more = ({"changes": changes} if changes else {}) | ({"recaption": said} if said else {})
         self._line(record.id, "changed" if changes else "kept", "kept", **more)
-        self._sample("changed" if "recaptioned" in changes else "kept", record, record, ", ".join(changes))
+        self._sample("changed" if "recaptioned" in changes else "kept", record, record, "")
 
     def added(self, record: Record, changes: list[str]) -> None:
         """A row that augmentation made out of the one before it."""
@@ -165,9 +166,9 @@ class Fates:
             step("augment", added=self.counts["added"])
         return steps
 
-    def examples(self) -> dict[str, list[Example]]:
-        """A few rows of each step."""
-        return {step: sample.examples() for step, sample in self._samples.items()}
+    def examples(self) -> dict[str, list[dict[str, Any]]]:
+        """A few rows of each step, as plain values of :class:`Example`."""
+        return {step: [asdict(example) for example in sample.examples()] for step, sample in self._samples.items()}
 
     def _line(self, row_id: str | None, fate: str, step: str, **more: Any) -> None:
         self.counts[fate] += 1

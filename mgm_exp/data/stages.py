@@ -23,6 +23,7 @@ from mgm_exp.data.captioner import captioner_accuracy
 from mgm_exp.data.captioner.accuracy import in_words as accuracy_in_words
 from mgm_exp.data.conversations import to_record
 from mgm_exp.data.curation import Policy, Recaptioned, Selection, Source, curate
+from mgm_exp.data.curation_page import write_page
 from mgm_exp.data.formats import find_source, read_rows
 from mgm_exp.data.image_checks import usable_cores
 from mgm_exp.data.image_table import ImageTable, write_image_tables
@@ -209,6 +210,7 @@ def make_curated(
     captions: Path | None,
     checked: Path,
     values: Path | None,
+    recaption: dict[str, Any] | None,
     on_progress: Progress,
 ) -> dict[str, Any]:
     """Checks every row of both stages; what cannot be used is counted, named and left out (or fatal).
@@ -216,6 +218,7 @@ def make_curated(
     Args:
         processors: The model's processor for ``align`` and ``instruct``, each with its ``model_max_length``.
         captions, checked, values: Folders of the stages before; None where a stage is not part of the run.
+        recaption: What the recaption stage says of itself.
     """
     data = config.data
     given = origins(config, demo)
@@ -232,7 +235,11 @@ def make_curated(
         for stage, origin in origins(config, demo, captions).items()
     }
     policy = Policy(data.bad_rows.value, data.max_bad_share, data.max_samples, data.max_megapixels)
-    return curate(sources, work / "out", policy=policy, on_progress=on_progress).to_json()
+    out = work / "out"
+    report = curate(sources, out, policy=policy, on_progress=on_progress)
+    images = {stage: source.image_root for stage, source in sources.items()}
+    write_page(out, name=data.name, images=images, recaption=recaption, max_megapixels=data.max_megapixels)
+    return report.to_json()
 
 
 def _recaptioned(captions: Path) -> Recaptioned:

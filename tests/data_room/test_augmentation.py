@@ -29,8 +29,8 @@ def test_copies_have_ids_of_their_own_and_are_otherwise_equal() -> None:
     made = list(Augmentation(duplicate=3).rows(pair("a", raw="dog")))
     assert [(record.id, changes) for record, changes in made] == [
         ("a", []),
-        ("a#2", ["duplicated"]),
-        ("a#3", ["duplicated"]),
+        ("a#d2", ["duplicated"]),
+        ("a#d3", ["duplicated"]),
     ]
     assert {(record.image, record.conversations, record.raw_caption) for record, _ in made} == {
         ("1.png", pair("a").conversations, "dog")

@@ -135,7 +135,13 @@ def test_processes_change_neither_order_nor_content(mixed: Path, root: Path, pro
         report = curate({"align": Source(mixed, root, processor)}, out, policy=ANY, workers=workers)
         outputs.append((report, {name: (out / name).read_bytes() for name in sorted(os.listdir(out))}))
     assert outputs[0] == outputs[1]
-    assert sorted(outputs[0][1]) == ["align.jsonl", "fates-align.jsonl", "rejected.jsonl", "report.json"]
+    assert sorted(outputs[0][1]) == [
+        "align.jsonl",
+        "examples.json",
+        "fates-align.jsonl",
+        "rejected.jsonl",
+        "report.json",
+    ]
     assert outputs[0][0].stages["align"].rejected == {"not_json": 1, "zero_bytes": 2}
 
 
