@@ -223,6 +223,7 @@ class _StageCuration:
         self.examples: dict[str, BadRow] = {}
         self.images: set[str] = set()
         self.lengths = array("l")
+        self.is_copy = bytearray()  # of each record that was written: whether augmentation made it
         self.digest = hashlib.sha256()
 
     def run(self, kept: IO[str]) -> None:
@@ -297,6 +298,7 @@ class _StageCuration:
                     self.fates.added(made, [*changes, *how])
                 else:
                     self.fates.kept(made, [*changes, *how], said)
+                self.is_copy.append(number > 0)
                 self._write(made, [*changes, *how], sha256, kept)
 
     def _write(self, record: Record, changes: list[str], sha256: str, kept: IO[str]) -> None:
@@ -385,6 +387,16 @@ class _StageCuration:
         changed, added = (before.changed, before.added) if before else (None, 0)
         return self.fates.waterfall(self.rows - added, changed, added, self.limits)
 
+    def _answers(self, records: Sequence[Record], *, is_raw: bool) -> Iterator[str]:
+        """What is learnt of each record, or the caption that stood in its place; copies are left out."""
+        for record, is_copy in zip(records, self.is_copy, strict=True):
+            if is_copy:
+                continue
+            if is_raw and record.raw_caption is not None:
+                yield record.raw_caption
+            else:
+                yield from (turn.text for turn in record.conversations if turn.speaker == "gpt")
+
     def report(self, records: Sequence[Record]) -> StageReport:
         """The account of the stage.
 
@@ -402,8 +414,8 @@ class _StageCuration:
             dropped=dict(self.fates.dropped_by),
             limits=self.limits.to_json(),
             waterfall=self._waterfall(),
-            text=text_statistics(_answers(records, is_raw=False)),
-            raw_text=text_statistics(_answers(records, is_raw=True)) if self.changed["recaptioned"] else None,
+            text=text_statistics(self._answers(records, is_raw=False)),
+            raw_text=text_statistics(self._answers(records, is_raw=True)) if self.changed["recaptioned"] else None,
             rejected=dict(sorted(self.rejected.items())),
             changed={name: count for name, count in sorted(self.changed.items()) if count},
             images=len(self.images),
@@ -427,15 +439,6 @@ def _entry(row: Row) -> Entry:
     if any(text_faults(turn.text) for turn in record.conversations):
         changes.append(DAMAGED_TEXT)
     return record, changes
-
-
-def _answers(records: Sequence[Record], *, is_raw: bool) -> Iterator[str]:
-    """What is learnt of each record, or the caption that stood in its place."""
-    for record in records:
-        if is_raw and record.raw_caption is not None:
-            yield record.raw_caption
-        else:
-            yield from (turn.text for turn in record.conversations if turn.speaker == "gpt")
 
 
 class _InOrder:

@@ -25,7 +25,8 @@ class StageReport:
         dropped: Number of rows that each operator of the recipe dropped.
         limits: The recipe's limits as numbers, for each value: ``{words_num: {min: 4}}``.
         waterfall: What became of the rows, step by step (:meth:`mgm_exp.data.fates.Fates.waterfall`).
-        text: Statistics of the answers that are learnt (:func:`mgm_exp.data.exploration.text_statistics`).
+        text: Statistics of the answers that are learnt, without copies
+            (:func:`mgm_exp.data.exploration.text_statistics`).
         raw_text: The same of the captions as they were found, for the same rows; None where none was replaced.
         rejected: Number of rows for each kind of rejection.
         changed: Number of kept rows for each kind of change (see :mod:`mgm_exp.data.conversations`); ``recaptioned``:

@@ -351,6 +351,7 @@ def test_duplicated_pairs_are_rows_of_their_own(tmp_path: Path, root: Path, proc
     stage = curate({"align": source}, out, policy=ANY, workers=0).stages["align"]
     assert [record.id for record in read_records(out / "align.jsonl")] == ["a", "a#d2", "a#d3", "talk"]
     assert (stage.rows, stage.kept, stage.changed["duplicated"]) == (2, 4, 2)
+    assert stage.text["captions"] == 3  # a copy says nothing new: the caption and two answers
     assert stage.waterfall[-1] == {
         "step": "augment", "rows_in": 2, "dropped": 0, "changed": 0, "added": 2, "rows_out": 4
     }  # fmt: skip
@@ -361,3 +362,13 @@ def test_damaged_text_is_used_and_counted(tmp_path: Path, root: Path, processor:
     rows = [pair("a", "0.png", "caf\u00c3\u00a9 sign"), pair("b", "1.png", "bell\x07"), pair("c", "2.png", "caf\u00e9")]
     report, _ = run(write_lines(tmp_path / "a.jsonl", rows), root, processor)
     assert (report.stages["align"].kept, report.stages["align"].changed["damaged_text"]) == (3, 2)
+
+
+def test_statistics_stand_beside_those_of_what_was_replaced(tmp_path: Path, root: Path, processor: Any) -> None:
+    rows = [
+        {**pair("a", "0.png", "a red sign that reads STOP"), "raw_caption": "sign"},
+        pair("b", "1.png", "a blue tag"),
+    ]
+    stage = run(write_lines(tmp_path / "a.jsonl", rows), root, processor)[0].stages["align"]
+    assert stage.text["words_mean"] == (6 + 3) / 2
+    assert stage.raw_text is not None and stage.raw_text["words_mean"] == (1 + 3) / 2
