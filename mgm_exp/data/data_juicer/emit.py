@@ -97,7 +97,8 @@ def write_recipe(
         folder: Existing folder.
         rows: JSON lines of ``id``, ``caption``, ``image``.
         image_root: Folder that the image paths are relative to; the written paths are absolute. Images in tar shards
-            are unpacked into ``recipe_images/`` if an operator reads images, and left out if none does.
+            are unpacked into ``recipe_images/`` if an operator reads images, and left out if none does. In that case
+            rows without an image come last: Data-Juicer cannot store an image's values after 1,000 rows without.
         operators: In the order in which they apply.
         limits: Value key -> ``min``, ``max`` as numbers.
 
@@ -187,6 +188,11 @@ def _write_pairs(folder: Path, rows: Path, image_root: Path, unpack_to: Path | N
     partial = folder / f"{RECIPE_PAIRS}.partial"
     with parquet.ParquetWriter(partial, schema) as writer:
         pairs = read_pairs(rows)
+        if unpack_to is not None:
+            pairs = chain(
+                (pair for pair in pairs if pair.image is not None),
+                (pair for pair in read_pairs(rows) if pair.image is None),
+            )
         for first in pairs:
             group = list(chain([first], islice(pairs, _ROWS_IN_A_GROUP - 1)))
             files = image_files(group, image_root, unpack_to)

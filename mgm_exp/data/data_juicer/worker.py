@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ if __name__ == "__mp_main__":  # a process that Data-Juicer spawned (on GPUs): i
 
 from mgm_exp.data.data_juicer.emit import STATS, arrow_columns, columns_of
 from mgm_exp.data.data_juicer.image_files import image_files
-from mgm_exp.data.data_juicer.operators import Operator
+from mgm_exp.data.data_juicer.operators import Operator, value_keys
 from mgm_exp.data.data_juicer.pairs import Pair, ShardPlan, read_pairs
 from mgm_exp.data.data_juicer.shards import write_shard
 from mgm_exp.data.formats import DJ_END, DJ_IMAGE
@@ -72,7 +72,7 @@ def _work(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for plan, pairs in _shards(Path(job["rows"]), plans):
         if job["task"] == "measure":
             operators = [Operator.from_json(operator) for operator in job["operators"]]
-            lines = measured(run, plan, pairs, root, operators, job["seed"])
+            lines = measured(run, pairs, root, operators, job["seed"])
         else:
             lines = captioned(run, plan, pairs, root, job["max_megapixels"])
         write_shard(shards, plan, lines)
@@ -112,13 +112,14 @@ class DataJuicer:
                 for parameters in entry.values():
                     parameters["num_proc"] = None  # in this process; for 1 a process is forked twice an operator
 
-    def run(self, columns: dict[str, list[Any]], wanted: str, seed: int | None) -> dict[int, Any]:
+    def run(self, columns: dict[str, list[Any]], wanted: str, seed: int | None, operators: Set[str]) -> dict[int, Any]:
         """Processes rows.
 
         Args:
             columns: Name -> values; ``row`` numbers are added.
             wanted: Column to give back.
             seed: Of every generator; None: no operator runs a model.
+            operators: Which of the configuration's operators are run.
 
         Returns:
             Row number -> value, of the rows that are left.
@@ -130,6 +131,7 @@ class DataJuicer:
             set_seed(seed)
         table = {_INDEX: list(range(len(columns["text"]))), **columns}
         config = copy.deepcopy(self.config)
+        config.process = [entry for entry in config.process if not operators.isdisjoint(entry)]
         rows = self._on_ray(config, table, wanted) if self.is_ray else self._here(config, table, wanted)
         return {row[_INDEX]: row[wanted] for row in rows}
 
@@ -179,16 +181,38 @@ def _start_ray() -> None:
 
 
 def measured(
-    run: DataJuicer, plan: ShardPlan, pairs: Sequence[Pair], root: Path, operators: Sequence[Operator], seed: int
+    run: DataJuicer, pairs: Sequence[Pair], root: Path, operators: Sequence[Operator], seed: int
 ) -> list[dict[str, Any]]:
     """The lines of a shard: id and values of each row."""
-    images = image_files(pairs, root, _UNPACKED)
+    # Rows with and without an image go separately: where the first rows of a table have no image, Data-Juicer's empty
+    # values have no type, and the first number after them cannot be stored.
+    with_image = [number for number, pair in enumerate(pairs) if pair.image is not None]
+    without = [number for number, pair in enumerate(pairs) if pair.image is None]
+    values: dict[int, dict[str, Any]] = {}
+    for numbers in filter(None, (with_image, without)):
+        able = [operator for operator in operators if numbers is with_image or "image" not in operator.kind.reads]
+        found = _values_of([pairs[number] for number in numbers], run, root, able, seed)
+        values.update(zip(numbers, found, strict=True))
+    keys = value_keys(operators)
+    return [{"id": pair.id, **{key: values[number].get(key) for key in keys}} for number, pair in enumerate(pairs)]
+
+
+def _values_of(
+    pairs: Sequence[Pair], run: DataJuicer, root: Path, operators: Sequence[Operator], seed: int
+) -> list[dict[str, Any]]:
+    """The values of rows that all have an image or all have none."""
+    if not operators:
+        return [{} for _ in pairs]
+    try:
+        images = image_files(pairs, root, _UNPACKED)
+    except ImageFault as fault:
+        raise DataError(f"An image cannot be read any more, though it was checked: {fault.detail}.") from fault
     columns = columns_of(pairs, images)
     if not any(images):
         columns.pop("images")  # a column of empty lists has no type on Ray
+    has_model = any(operator.kind.needs_model for operator in operators)
     try:
-        has_model = any(operator.kind.needs_model for operator in operators)
-        rows = run.run(columns, STATS, seed if has_model else None)
+        rows = run.run(columns, STATS, seed if has_model else None, {operator.kind.filter for operator in operators})
     except Exception as error:
         _name_broken_images(pairs, images, error)
         raise
@@ -198,21 +222,19 @@ def measured(
             f"Data-Juicer gave no usable value (NaN) for {len(lost)} rows, e.g. {', '.join(lost[:_MOST_NAMED])}.",
             advice="A model in half precision or a damaged model folder does that.",
         )
-    return [{"id": pair.id, **_values(rows[number], operators)} for number, pair in enumerate(pairs)]
+    return [_values(rows[number], operators) for number in range(len(pairs))]
 
 
 def _values(stats: Mapping[str, Any], operators: Sequence[Operator]) -> dict[str, Any]:
-    values = {}
+    values: dict[str, Any] = {}
     for operator in operators:
         for key, names in operator.kind.values.items():
             value = stats[names.stat]
-            if not isinstance(value, (int, float)):  # one value for each image of the row
-                value = None if value is None or len(value) == 0 else value[0]
-            if value is not None:
-                value = int(value) if operator.kind.is_whole else float(value)
-                if not math.isfinite(value):
-                    raise ModelError(f"Data-Juicer's {operator.kind.filter} gave {value} for a row.")
-            values[key] = value
+            if not isinstance(value, (int, float)):
+                (value,) = value  # one value for each image of the row
+            values[key] = int(value) if operator.kind.is_whole else float(value)
+            if not math.isfinite(values[key]):
+                raise ModelError(f"Data-Juicer's {operator.kind.filter} gave {value} for a row.")
     return values
 
 
@@ -230,7 +252,7 @@ def captioned(
     texts: list[str] = []
     if good:
         columns = columns_of(good, image_files(good, root, _UNPACKED))
-        rows = run.run(columns, "text", _seed(plan))
+        rows = run.run(columns, "text", _seed(plan), {"image_captioning_mapper"})
         lost = [pair.id for number, pair in enumerate(good) if number not in rows]
         if lost or len(rows) != len(good):
             raise MgmError(f"Data-Juicer's mapper lost {len(lost)} rows, e.g. {', '.join(lost[:_MOST_NAMED])}.")

@@ -111,14 +111,14 @@ def simple_operators() -> tuple[Operator, ...]:
 
 @pytest.fixture(scope="session")
 def measured(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Measured:
-    """All eight operators on nine rows in three shards, by Data-Juicer."""
+    """All eight operators on nine rows in two shards, by Data-Juicer."""
     folder = tmp_path_factory.mktemp("measured rows")  # with a blank
     root, pairs = make_pairs(folder)
     rows = write_pairs(folder / "rows.jsonl", pairs)
     operators = (*simple_operators(), *(Operator(name, {"path": str(path)}) for name, path in models.items()))
     out = folder / "out"
     out.mkdir()
-    report = measure(rows, root, operators, work=folder / "work", out=out, shard_rows=4)
+    report = measure(rows, root, operators, work=folder / "work", out=out, shard_rows=5)
     content = (out / "values.jsonl").read_bytes()
     values = [json.loads(line) for line in content.splitlines()]
     return Measured(rows, root, pairs, operators, report, values, content, folder / "work")
