@@ -41,8 +41,8 @@ def to_record(row: Row) -> tuple[Record, list[str]] | BadRow:
         return bad
     changes = [] if row.has_id else [ID_ADDED]
     if row.conversations is None:
-        turns = (Turn("human", f"{IMAGE_TOKEN}\n{caption_prompt(row.id)}"), Turn("gpt", row.caption or ""))
-        return Record(row.id, row.image, turns, row.raw_caption), [*changes, PROMPT_ADDED]
+        asked = (Turn("human", f"{IMAGE_TOKEN}\n{caption_prompt(row.id)}"), Turn("gpt", row.caption or ""))
+        return Record(row.id, row.image, asked, row.raw_caption), [*changes, PROMPT_ADDED]
     turns = row.conversations
     if row.image is not None and not any(IMAGE_TOKEN in turn.text for turn in turns):
         turns = (Turn("human", f"{IMAGE_TOKEN}\n{turns[0].text}"), *turns[1:])

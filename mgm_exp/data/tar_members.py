@@ -64,7 +64,7 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while member := archive.next():
-            archive.members.clear()
+            forget(archive)
             yield member
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != _ZEROS:
@@ -72,6 +72,11 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         while block := file.read(1 << 20):
             if block.strip(b"\0"):
                 raise tarfile.ReadError(f"something follows the end of the archive at byte {archive.offset}")
+
+
+def forget(archive: tarfile.TarFile) -> None:
+    """Drops what an archive remembers of the members that were read or written: a list that would grow with them."""
+    archive.members.clear()  # type: ignore[attr-defined]  # documented nowhere, and there since Python 2
 
 
 class _Index:

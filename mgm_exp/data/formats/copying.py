@@ -20,7 +20,7 @@ from mgm_exp.data.formats.reading import read_rows
 from mgm_exp.data.formats.rows import Row
 from mgm_exp.data.formats.webdataset import sample_key
 from mgm_exp.data.formats.writing import SHARD_ROWS, JsonWriter, json_text
-from mgm_exp.data.tar_members import members
+from mgm_exp.data.tar_members import forget, members
 from mgm_exp.errors import DataError
 
 Progress = Callable[[str, int, int], None]
@@ -150,7 +150,7 @@ class _Shards:
         plain = tarfile.TarInfo(member.name)
         plain.size = member.size
         self._archive.addfile(plain, io.BytesIO(file.read(member.size)))
-        self._archive.members.clear()
+        forget(self._archive)
 
     def _begin(self) -> None:
         self.close()

@@ -22,6 +22,7 @@ _OTHER_FILES = {b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "gzip", b"\xfd7zXZ"
 REPORTS = frozenset({"fixes.jsonl", "explore.json", "split.json"})
 """What this package writes beside rows; no rows themselves."""
 _TAR_MAGIC = slice(257, 262)
+_NUMBERS = re.compile(r"\d+")
 
 
 def row_files(path: Path) -> list[Path]:
@@ -38,14 +39,16 @@ def row_files(path: Path) -> list[Path]:
     found = candidates(path)
     if not found:
         raise DataError(f"{path} is a folder without a file of rows.", advice=f"Give the file or the shards: {FORMS}.")
-    if len({_NUMBERS.sub("#", file.name) for file in found}) > 1:
+    if not are_shards(found):
         raise DataError(
             f"{path} is a folder with several files of rows: {named(found)}.", advice="Give the path of one of them."
         )
     return found
 
 
-_NUMBERS = re.compile(r"\d+")
+def are_shards(files: list[Path]) -> bool:
+    """Whether the names of files differ in their numbers only."""
+    return len({_NUMBERS.sub("#", file.name) for file in files}) == 1
 
 
 def candidates(folder: Path) -> list[Path]:

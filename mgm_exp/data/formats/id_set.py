@@ -57,7 +57,7 @@ class IdSet:
         """Moves everything to a new table of ``capacity`` slots, a power of two."""
         old = self._table
         self._table, self._mask = np.zeros(capacity, np.uint64), capacity - 1
-        self._slots = memoryview(self._table)  # plain integers in and out, several times faster than numpy's own
+        self._slots = memoryview(self._table.data)  # plain integers in and out, several times faster than numpy's own
         self._most = int(capacity * _MOST_FULL)
         for start in range(0, len(old), _AT_ONCE):
             part = old[start : start + _AT_ONCE]

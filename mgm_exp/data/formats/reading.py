@@ -26,7 +26,8 @@ class Elements(Iterator[Element], Protocol):
         bytes_read: How far the file has been read.
     """
 
-    bytes_read: int
+    @property
+    def bytes_read(self) -> int: ...
 
 
 class RowReader(Iterator["Row | BadRow"]):

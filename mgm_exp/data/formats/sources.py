@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from mgm_exp.data.formats.files import FORMS, candidates, container_of, named, open_file, row_files
+from mgm_exp.data.formats.files import FORMS, are_shards, candidates, container_of, named, open_file, row_files
 from mgm_exp.data.formats.id_set import IdSet
 from mgm_exp.data.formats.reading import RowReader, read_rows
 from mgm_exp.data.formats.rows import Row
@@ -59,13 +59,12 @@ def find_source(path: Path | str, image_root: Path | str | None = None) -> Locat
 
 def _rows_in(folder: Path) -> Path:
     found = candidates(folder)
+    if len(found) > 1 and are_shards(found):
+        return folder
     with_rows = found if len(found) == 1 else [file for file in found if _holds_rows(file)]
     if len(with_rows) == 1:
         return with_rows[0]
-    if len(with_rows) > 1:
-        if with_rows == found:
-            row_files(folder)  # says which files are no shards of one data set
-            return folder
+    if with_rows:
         raise DataError(
             f"{folder} is a folder with several files of rows: {named(with_rows)}.",
             advice="Give the path of one of them.",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mgm_exp.data.strict_json import MAX_ROW_BYTES, Element, Fault, fault_in
-from mgm_exp.data.tar_members import members
+from mgm_exp.data.tar_members import forget, members
 from mgm_exp.errors import DataError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "img")
@@ -81,20 +81,23 @@ class TarElements(Iterator[Element]):
         sample = self._next
         if sample is None:
             raise StopIteration
-        try:
-            self._next = next(self._samples, None)
-        except tarfile.TarError as error:
-            # What came before the damage is whole, but for the sample that it stands in.
-            fault = Fault("file_ends_early", str(error))
-            self._next = None
-            self._samples = iter(())
-            return Element(sample.number + 1, sample.number, {"id": sample.key}, fault)
+        self._next = next(self._samples, None)
         return self._element(sample)
 
     def _grouped(self, found: Iterator[tarfile.TarInfo]) -> Iterator[_Sample]:
         sample: _Sample | None = None
         number = 0
-        for member in found:
+        while True:
+            try:
+                member = next(found, None)
+            except tarfile.TarError as error:
+                if sample is None:
+                    raise
+                # What came before is whole, but perhaps the sample that the damage is in or follows.
+                sample.fault = Fault("file_ends_early", str(error))
+                member = None
+            if member is None:
+                break
             self.bytes_read = member.offset
             key, suffix = sample_key(member)
             if key is None:
@@ -204,7 +207,7 @@ class TarWriter:
         member = tarfile.TarInfo(name)
         member.size = len(content)
         self._archive.addfile(member, io.BytesIO(content))
-        self._archive.members.clear()
+        forget(self._archive)
         self.bytes += len(content) + 2 * tarfile.BLOCKSIZE
 
 
