@@ -6,6 +6,7 @@ may drop everything here, or nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mgm_exp.data.exploration.exploration import Exploration
 if TYPE_CHECKING:
     import numpy as np
 
+_STEPS = 10_000  # limits have four decimals
 _TOLERATED = 0.10  # the largest share of the captions that one limit of ours may drop
 
 
@@ -49,9 +51,7 @@ def recipe_advice(exploration: Exploration) -> list[Advice]:
     if len(table) < 20:  # percentiles of fewer captions are the captions themselves
         return []
     found.append(_lower("words_num", table.words, 5, 4, "captions with fewer words say little about an image"))
-    found.append(_upper("words_num", table.words, 99, "the longest captions are mostly lists of tags and titles"))
-    found.append(_lower("text_length", table.text_length, 1, None, "the shortest captions, in characters"))
-    found.append(_upper("text_length", table.text_length, 99, "the longest captions, in characters"))
+    found.append(_upper("words_num", table.words, 99, "the longest captions"))
     for operator, columns, n in (
         ("word_repetition", table.word_repetition, 2),
         ("character_repetition", table.character_repetition, 5),
@@ -91,7 +91,8 @@ def _lower(
     if preferred is not None and 0 < (values < preferred).mean() <= _TOLERATED:
         percentile = percentile if limit == preferred else None
         limit = preferred
-    return _if_it_drops(Advice(f"data.recipe.{operator}.{side}", _rounded(limit), percentile, 0.0, why), values, True)
+    limit = math.floor(limit * _STEPS) / _STEPS  # downwards, so that rounding drops nothing
+    return _if_it_drops(Advice(f"data.recipe.{operator}.{side}", limit, percentile, 0.0, why), values, True)
 
 
 def _upper(operator: str, values: np.ndarray, percent: float, why: str) -> Advice | None:
@@ -99,13 +100,8 @@ def _upper(operator: str, values: np.ndarray, percent: float, why: str) -> Advic
     import numpy as np
 
     limit = float(np.percentile(values, percent, method="higher"))
-    return _if_it_drops(
-        Advice(f"data.recipe.{operator}.max", _rounded(limit), f"p{percent:g}", 0.0, why), values, False
-    )
-
-
-def _rounded(limit: float) -> float:
-    return float(round(limit, 4))
+    limit = math.ceil(limit * _STEPS) / _STEPS
+    return _if_it_drops(Advice(f"data.recipe.{operator}.max", limit, f"p{percent:g}", 0.0, why), values, False)
 
 
 def _if_it_drops(advice: Advice, values: np.ndarray, is_lower: bool) -> Advice | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.data.exploration.diversity import distinct, moving_average_ttr, vocabulary_growth
+from mgm_exp.data.exploration.language import says_something
 from mgm_exp.data.exploration.near_duplicates import THRESHOLD, near_duplicate_groups
 from mgm_exp.data.exploration.reading import Values
 from mgm_exp.data.exploration.text import PERCENTILES, core_statistics
@@ -101,7 +103,8 @@ def describe_text(
             for name, (column, is_long_enough) in repetition.items()
         },
         "languages": _shares(languages, language_names),
-        "top_words": _top_words(folded),
+        "top_words": _top_words(folded, is_wanted=lambda word: True),
+        "top_content_words": _top_words(folded, is_wanted=says_something),
         "vocabulary_growth": vocabulary_growth(stream, seed=seed),
         "token_lengths": _token_lengths(values.tokens, max_length),
         "duplicates": {
@@ -141,12 +144,13 @@ def _largest(stream: TokenStream, groups: list[list[int]]) -> list[dict[str, Any
     return [{"captions": len(group), "text": caption(group[0])} for group in groups[:_EXAMPLES]]
 
 
-def _top_words(stream: TokenStream) -> list[dict[str, Any]]:
+def _top_words(stream: TokenStream, is_wanted: Callable[[str], bool]) -> list[dict[str, Any]]:
     import numpy as np
 
     counts = stream.frequencies()
-    order = np.argsort(-counts, kind="stable")[:_TOP_WORDS]
-    return [{"word": stream.vocabulary[place], "count": int(counts[place])} for place in order.tolist()]
+    order = np.argsort(-counts, kind="stable").tolist()
+    words = ((stream.vocabulary[place], int(counts[place])) for place in order if is_wanted(stream.vocabulary[place]))
+    return [{"word": word, "count": count} for word, count in islice(words, _TOP_WORDS)]
 
 
 def _shares(places: np.ndarray, names: list[str]) -> dict[str, float]:

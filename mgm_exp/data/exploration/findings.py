@@ -47,7 +47,8 @@ def _rows(content: dict[str, Any]) -> Iterator[Finding]:
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in content["bad_rows"].items())
         yield Finding(
             "problem",
-            f"{counted(bad, 'row')} of {content['rows']:,} ({share(bad / content['rows'])}) cannot be read as a row: {kinds}.",
+            f"{counted(bad, 'row')} of {content['rows']:,} ({share(bad / content['rows'])}) cannot be read as a row: "
+            f"{kinds}.",
             "They are counted here and left out of everything below. mgm-exp validate names each with its line.",
         )
     if content["sample"] is not None:
@@ -60,7 +61,8 @@ def _rows(content: dict[str, Any]) -> Iterator[Finding]:
     if content["recaptioned_rows"]:
         yield Finding(
             "note",
-            f"{counted(content['recaptioned_rows'], 'row brings', 'rows bring')} the caption that was replaced by another.",
+            f"{counted(content['recaptioned_rows'], 'row brings', 'rows bring')} the caption that was replaced by "
+            "another.",
             "What is described here are the new captions.",
         )
 
@@ -74,8 +76,10 @@ def _images(content: dict[str, Any]) -> Iterator[Finding]:
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in images["faults"].items())
         yield Finding(
             "problem",
-            f"{counted(unusable, 'image')} of {images['count']:,} ({share(unusable / images['count'])}) cannot be used: {kinds}.",
-            "A run leaves their rows out and counts them. mgm-exp validate names each one; validate --fix writes a copy without.",
+            f"{counted(unusable, 'image')} of {images['count']:,} ({share(unusable / images['count'])}) cannot be "
+            f"used: {kinds}.",
+            "A run leaves their rows out and counts them. mgm-exp validate names each one; validate --fix writes a "
+            "copy without.",
         )
     elif images["count"]:
         formats = ", ".join(f"{name} ({share(count / images['usable'])})" for name, count in images["formats"].items())
@@ -89,8 +93,8 @@ def _images(content: dict[str, Any]) -> Iterator[Finding]:
         of_bytes = images["identical_groups"]
         yield Finding(
             "warning" if images["duplicate_images"] > 0.01 * images["count"] else "note",
-            f"{counted(images['duplicate_images'], 'image looks', 'images look')} like another one, in "
-            f"{counted(images['duplicate_groups'], 'group')} ({of_bytes:,} of them with identical files).",
+            f"{counted(images['duplicate_images'], 'image looks', 'images look')} like another one: "
+            f"{counted(images['duplicate_groups'], 'picture')} in several copies, {of_bytes:,} of them byte for byte.",
             "Split by image, not by row, or the same picture is trained on and tested with: mgm-exp split does.",
         )
     if images["blank"]:
@@ -121,7 +125,8 @@ def _lengths(content: dict[str, Any]) -> Iterator[Finding]:
         empty = f" {counted(text['empty'], 'is', 'are')} empty." if text["empty"] else ""
         yield Finding(
             level,
-            f"{share(short)} of captions have fewer than 4 words: {counted(round(short * text['captions']), 'caption')}.",
+            f"{share(short)} of captions have fewer than 4 words: "
+            f"{counted(round(short * text['captions']), 'caption')}.",
             f"So little hardly describes an image.{empty} Recaptioning them, or a limit on words, is the usual remedy.",
         )
     else:
@@ -131,9 +136,11 @@ def _lengths(content: dict[str, Any]) -> Iterator[Finding]:
         if facts["long_enough_share"] < 0.5:
             yield Finding(
                 "note",
-                f"Data-Juicer's default repetition filter over 10 {noun} would look at {share(facts['long_enough_share'])} of these "
+                f"Data-Juicer's default repetition filter over 10 {noun} would look at "
+                f"{share(facts['long_enough_share'])} of these "
                 "captions: the others are shorter than that.",
-                f"Shorter n-grams are measured here and used by our recipes ({'2 words' if noun == 'words' else '5 characters'}).",
+                "Shorter n-grams are measured here and used by our recipes "
+                f"({'2 words' if noun == 'words' else '5 characters'}).",
             )
 
 
@@ -170,7 +177,8 @@ def _variety(content: dict[str, Any]) -> Iterator[Finding]:
         "note",
         f"Of 50 words in a row {ratio(text['mattr_50'])} are distinct (MATTR-50"
         + (f", 95 % interval {around})." if around else ")."),
-        f"This can be compared with other data of any size. The plain ratio of distinct to all words, {ratio(naive)} here "
+        f"This can be compared with other data of any size. The plain ratio of distinct to all words, {ratio(naive)} "
+        "here "
         f"({text['vocabulary']:,} of {text['tokens']:,}), cannot: it falls as data grows"
         + (f", on this very data: {', '.join(at)}." if len(at) > 1 else "."),
     )
@@ -178,7 +186,8 @@ def _variety(content: dict[str, Any]) -> Iterator[Finding]:
     if folded < 0.97 * text["vocabulary"]:
         yield Finding(
             "note",
-            f"{share(1 - folded / text['vocabulary'])} of the vocabulary is the same word in other letters (Sign, sign, SIGN).",
+            f"{share(1 - folded / text['vocabulary'])} of the vocabulary is the same word in other letters (Sign, "
+            "sign, SIGN).",
             "Compare diversity with data written in lower case by the values under case_folded.",
         )
 
@@ -191,7 +200,8 @@ def _tokens(content: dict[str, Any]) -> Iterator[Finding]:
     if limit is not None and lengths["truncated_share"]:
         yield Finding(
             "problem",
-            f"{share(lengths['truncated_share'])} of captions are longer than the model's {limit:,} tokens by themselves.",
+            f"{share(lengths['truncated_share'])} of captions are longer than the model's {limit:,} tokens by "
+            "themselves.",
             "Their ends are never learnt. The prompt and the image take more of that room.",
         )
     elif limit is not None:
@@ -223,7 +233,8 @@ def _similarity(content: dict[str, Any]) -> Iterator[Finding]:
         return
     yield Finding(
         "note",
-        f"{similarity['scorer']} gives captions and their images a score of {similarity['mean']:.3f} on average; the worst "
+        f"{similarity['scorer']} gives captions and their images a score of {similarity['mean']:.3f} on average; the "
+        "worst "
         f"5 % lie below {similarity['percentiles']['5']:.3f}.",
         "Those are listed below. Scores of one scorer cannot be compared with those of another.",
     )

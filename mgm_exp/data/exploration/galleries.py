@@ -150,8 +150,14 @@ def _facts_line(exploration: Exploration, place: int) -> str:
 
 
 def _picture(exploration: Exploration, place: int, remark: str) -> page.Item:
+    """An image with what its first row says of it."""
+    import numpy as np
+
     path = exploration.image(place)
-    return page.Item(thumbnail(exploration, path), remark, path)
+    said = np.searchsorted(exploration.rows.text_row, exploration.image_rows[place])
+    is_there = said < exploration.values.stream.captions
+    caption = cut(exploration.caption(int(said)), 90) if is_there else ""
+    return page.Item(thumbnail(exploration, path), caption, f"{remark} · {path}")
 
 
 def thumbnail(exploration: Exploration, path: str) -> page.Html | None:

@@ -7,6 +7,7 @@ are called undecided, not English. A caption in a script that few languages shar
 from __future__ import annotations
 
 import unicodedata
+from functools import cache
 from typing import TYPE_CHECKING
 
 from mgm_exp.data.exploration.caption_values import refined
@@ -84,6 +85,17 @@ def guess_languages(stream: TokenStream) -> tuple[np.ndarray, list[str]]:
     main = np.bincount(best[is_clear], minlength=len(names)).argmax()
     is_clear &= (most > 1) | (best == main)
     return np.where(is_clear, best, len(names)), [*names, UNDECIDED]
+
+
+@cache
+def _all_function_words() -> frozenset[str]:
+    return frozenset(word for text in _FUNCTION_WORDS.values() for word in text.split())
+
+
+def says_something(word: str) -> bool:
+    """Whether a word is more than a function word, a number or a mark."""
+    plain = refined(word.lower())
+    return bool(plain) and plain not in _all_function_words()
 
 
 def _script(word: str) -> str | None:

@@ -19,7 +19,7 @@ def number(value: float | None, digits: int = 1) -> str:
     """A number with separators; whole ones without decimals."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.{digits}f}"
+    return f"{round(value, digits):,.0f}" if round(value, digits) % 1 == 0 else f"{value:,.{digits}f}"
 
 
 def ratio(value: float | None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.data.exploration.exploration import Exploration
+from mgm_exp.data.exploration.images import BLANK_CONTRAST
 from mgm_exp.data.exploration.text import TOO_SHORT
 from mgm_exp.page import THEME
 
@@ -85,7 +86,7 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # The salt makes the ids inside the drawing its own, so that several drawings fit on one page, and the same each time.
+    # The salt makes the ids inside a drawing its own (several fit on one page), and the same each time.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of the PNG; a browser has more fonts
         figure = Figure(figsize=size, layout="constrained")
@@ -114,7 +115,7 @@ def plots_of(exploration: Exploration) -> dict[str, Plot]:
     if values.tokens is not None and len(values.tokens):
         plots.append(_tokens(values.tokens, text["token_lengths"]["model_max_length"]))
     if exploration.facts is not None and exploration.facts.is_usable.any():
-        plots += [_sizes(exploration), _aspects(exploration), _bytes(exploration)]
+        plots += [_sizes(exploration), _aspects(exploration), _bytes(exploration), _contrast(exploration)]
     if content["similarity"] is not None and content["similarity"]["captions"]:
         plots.append(_similarity(exploration))
     return {plot.name: plot for plot in plots}
@@ -128,17 +129,26 @@ def _words(counts: np.ndarray, text: dict[str, Any]) -> Plot:
 
     def paint(axes: Axes) -> None:
         places = np.arange(last + 1)
-        colours = [_B if place < TOO_SHORT else _A for place in places]
-        axes.bar(places, shares, width=0.86, color=colours)
-        axes.axvline(text["words_mean"], color=_INK, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.text(
-            text["words_mean"], axes.get_ylim()[1], f" mean {text['words_mean']:.1f}", va="top", ha="left", fontsize=9.5
+        axes.bar(places, shares, width=0.86, color=[_B if place < TOO_SHORT else _A for place in places])
+        mean = text["words_mean"]
+        axes.axvline(mean, color=_INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"mean {mean:.1f}",
+            (mean, 1),
+            (0, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9.5,
         )
         axes.set_xlabel("words in a caption")
         axes.set_ylabel("% of captions")
+        ticks = list(range(0, last, max(1, round(last / 8))))
         if counts.max() > last:
-            ticks = [tick for tick in axes.get_xticks() if 0 <= tick < last - 1]
-            axes.set_xticks([*ticks, last], [*(f"{tick:.0f}" for tick in ticks), f"≥ {last}"])
+            axes.set_xticks([*(tick for tick in ticks if tick < last - 1), last])
+            axes.set_xticklabels([*(str(tick) for tick in ticks if tick < last - 1), f"{last} +"])
+        else:
+            axes.set_xticks(ticks)
         axes.set_xlim(-0.7, last + 0.7)
 
     return draw("words", "Words in a caption", f"Orange: fewer than {TOO_SHORT} words.", paint)
@@ -154,7 +164,7 @@ def _growth(text: dict[str, Any]) -> Plot:
         axes.set_ylim(0)
         axes.set_xlabel("words read")
         axes.set_ylabel("distinct words met")
-        _thousands(axes, "both")
+        thousands(axes)
 
     return draw(
         "vocabulary_growth",
@@ -193,7 +203,7 @@ def _ratios(text: dict[str, Any]) -> Plot:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("words (logarithmic)")
         axes.set_ylabel("share of distinct words")
-        _plain_log(axes)
+        plain_log(axes)
         axes.legend(loc="lower left")
 
     return draw(
@@ -206,17 +216,19 @@ def _ratios(text: dict[str, Any]) -> Plot:
 
 
 def _top_words(text: dict[str, Any]) -> Plot:
-    top = text["top_words"][:18][::-1]
+    top = text["top_content_words"][:13][::-1]
 
     def paint(axes: Axes) -> None:
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
-        shares = [item["count"] / text["tokens"] * 100 for item in top]
-        axes.barh([_printable(item["word"]) for item in top], shares, color=_A, height=0.72)
+        places = list(range(len(top)))
+        axes.barh(places, [item["count"] / text["tokens"] * 100 for item in top], color=_A, height=0.72)
+        axes.set_yticks(places, [_printable(item["word"]) for item in top])
         axes.set_xlabel("% of all words")
         axes.tick_params(axis="y", colors=_INK)
 
-    return draw("top_words", "Most frequent words", "In lower case.", paint, size=(5.0, 4.2))
+    title = "Most frequent words"
+    return draw("top_words", title, "In lower case, without function words such as \u201cthe\u201d.", paint)
 
 
 def _repetition(exploration: Exploration) -> Plot:
@@ -241,7 +253,8 @@ def _repetition(exploration: Exploration) -> Plot:
     return draw(
         "repetition",
         "Repetition and special characters",
-        "How much of a caption repeats itself (pairs of words, runs of 5 characters), and how much of it is no letter; the "
+        "How much of a caption repeats itself (pairs of words, runs of 5 characters), and how much of it is no "
+        "letter; the "
         "captions with most to the right.",
         paint,
     )
@@ -282,15 +295,13 @@ def _sizes(exploration: Exploration) -> Plot:
         axes.grid(axis="x")
         area = 10 + 150 * np.sqrt(counts / counts.max())
         axes.scatter(points[:, 0], points[:, 1], s=area, color=_A, alpha=0.45, linewidths=0)
-        top = max(width.max(), height.max()) * 1.06
-        axes.set_xlim(0, top)
-        axes.set_ylim(0, top)
-        axes.set_aspect("equal")
+        axes.set_xlim(0, width.max() * 1.06)
+        axes.set_ylim(0, height.max() * 1.06)
         axes.set_xlabel("width in pixels")
         axes.set_ylabel("height in pixels")
-        _thousands(axes, "both")
+        thousands(axes)
 
-    return draw("image_sizes", "Image sizes", "A larger dot: more images of that size.", paint, size=(5.0, 4.2))
+    return draw("image_sizes", "Image sizes", "A larger dot: more images of that size.", paint)
 
 
 def _aspects(exploration: Exploration) -> Plot:
@@ -325,9 +336,27 @@ def _bytes(exploration: Exploration) -> Plot:
         axes.set_xscale("log")
         axes.set_xlabel("kilobytes (logarithmic)")
         axes.set_ylabel("% of images")
-        _plain_log(axes)
+        plain_log(axes)
 
     return draw("image_bytes", "File sizes", "Very small files are often placeholders.", paint)
+
+
+def _contrast(exploration: Exploration) -> Plot:
+    import numpy as np
+
+    facts = exploration.facts
+    assert facts is not None
+    contrast = facts.contrast[facts.is_usable]
+
+    def paint(axes: Axes) -> None:
+        edges = np.arange(0, 132, 4)  # 127.5 is the most there can be
+        shares, _ = np.histogram(contrast, edges)
+        colours = [_B if edge < BLANK_CONTRAST else _A for edge in edges[:-1]]
+        axes.bar(edges[:-1], shares / len(contrast) * 100, width=3.5, align="edge", color=colours)
+        axes.set_xlabel("standard deviation of grey values")
+        axes.set_ylabel("% of images")
+
+    return draw("image_contrast", "Contrast", "Orange: images that show next to nothing.", paint)
 
 
 def _similarity(exploration: Exploration) -> Plot:
@@ -345,15 +374,17 @@ def _similarity(exploration: Exploration) -> Plot:
     return draw("similarity", "How well captions fit their images", "Further right: a better fit.", paint)
 
 
-def _thousands(axes: Axes, which: str) -> None:
+def thousands(axes: Axes) -> None:
+    """Ticks of both axes as 1,000 and 2,000."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    for axis in (axes.xaxis, axes.yaxis) if which == "both" else (getattr(axes, f"{which}axis"),):
+    for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _plain_log(axes: Axes) -> None:
+def plain_log(axes: Axes) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_xlim()

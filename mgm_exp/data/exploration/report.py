@@ -14,8 +14,6 @@ from mgm_exp.data.exploration.numbers import counted, interval, number, ratio, s
 from mgm_exp.data.exploration.plots import Plot
 from mgm_exp.page import Column, Html, Tile
 
-_NUMBER = "number"
-
 
 def report(
     exploration: Exploration, findings: Sequence[Finding], advice: Sequence[Advice], plots: Mapping[str, Plot]
@@ -40,7 +38,8 @@ def report(
         whole.add(_images(exploration, plots), contents=("images", "Images"))
     whole.add(_words(), contents=("definitions", "How it was counted"))
     whole.foot(
-        "This page is one file and loads nothing. The same numbers, and more, stand in explore.json beside it; the plots "
+        "This page is one file and loads nothing. The same numbers, and more, stand in explore.json beside it; the "
+        "plots "
         "as PNG files in plots/.",
     )
     return whole.html()
@@ -106,7 +105,8 @@ def _advice(advice: Sequence[Advice]) -> Html:
     return page.section(
         "A recipe for this data",
         page.paragraph(
-            "Limits taken from this data, as keys of the configuration. Each drops the share beside it; together they drop "
+            "Limits taken from this data, as keys of the configuration. Each drops the share beside it; together "
+            "they drop "
             "less than the sum. None of them is a must: train with and without, and compare."
         ),
         page.table(columns, rows),
@@ -196,8 +196,10 @@ def _diversity(text: dict[str, Any], plots: Mapping[str, Plot]) -> Html:
     return page.section(
         "Diversity that can be compared",
         page.paragraph(
-            "The more one reads, the rarer a new word becomes. So the ratio of distinct words to all words falls with the "
-            "size of the data, whatever its variety, and a small subset always looks more diverse than the whole. What is "
+            "The more one reads, the rarer a new word becomes. So the ratio of distinct words to all words falls "
+            "with the "
+            "size of the data, whatever its variety, and a small subset always looks more diverse than the whole. "
+            "What is "
             "shown here does not have that fault, or says at which size it was taken."
         ),
         galleries.figures([plots[name] for name in ("type_token_ratio", "vocabulary_growth") if name in plots]),
@@ -223,7 +225,9 @@ def _images(exploration: Exploration, plots: Mapping[str, Plot]) -> Html:
     modes = ", ".join(f"{name} ({count:,})" for name, count in images["modes"].items())
     return page.section(
         "Images",
-        galleries.figures([plots[name] for name in ("image_sizes", "image_aspects", "image_bytes") if name in plots]),
+        galleries.figures(
+            [plots[name] for name in ("image_sizes", "image_aspects", "image_bytes", "image_contrast") if name in plots]
+        ),
         page.table(columns, rows),
         page.note(f"Formats: {kinds or 'none'}. Modes: {modes or 'none'}."),
         *galleries.images(exploration),
@@ -238,8 +242,10 @@ def _words() -> Html:
             [
                 (
                     "Word",
-                    "What stands between white space, as written, after special tokens (<__dj__image>, <|__dj__eoc|>) were "
-                    "taken away. Data-Juicer's own count leaves out words of digits and symbols alone; it is what a recipe's "
+                    "What stands between white space, as written, after special tokens (<__dj__image>, "
+                    "<|__dj__eoc|>) were "
+                    "taken away. Data-Juicer's own count leaves out words of digits and symbols alone; it is what a "
+                    "recipe's "
                     "words_num limits.",
                 ),
                 ("Caption", "The caption of a row, or each answer of a conversation."),
