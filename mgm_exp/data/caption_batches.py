@@ -170,7 +170,7 @@ class CaptionBatches:
     def _judged(self, batch: Batch, given: list[dict[str, Any]]) -> Shard:
         """What a captioner of files said of a batch, with scores where they are wanted."""
         shard: Shard = {}
-        captions = {}
+        captions: dict[int, tuple[str, ...]] = {}
         for row, said in zip(batch.wanted, given, strict=True):
             if "caption" in said:
                 captions[row.index] = (str(said["caption"]),)

@@ -46,7 +46,8 @@ class Said:
 
     def to_json(self) -> Line:
         """Plain values; what is empty is left out."""
-        return {key: value for key, value in vars(self).items() if value not in (None, (), "")} | {"id": self.id}
+        values: Line = {key: value for key, value in vars(self).items() if value not in (None, (), "")}
+        return {**values, "id": self.id}
 
     @classmethod
     def from_json(cls, values: Line) -> Said:
@@ -179,10 +180,9 @@ class CaptionChoice:
                 outcome.not_added += 1
                 continue
             written.add(caption)
-            line = with_caption(row, caption)
-            line["id"] = f"{row.id}#c{place + 1}"
-            outcome.lines.append(line)
-            outcome.fates.append(_fate(line["id"], "added", of=row.id, **_scores(said, place)))
+            made = f"{row.id}#c{place + 1}"
+            outcome.lines.append({**with_caption(row, caption), "id": made})
+            outcome.fates.append(_fate(made, "added", of=row.id, **_scores(said, place)))
 
     def _add_answers(self, outcome: Outcome, row: Row, said: Said) -> None:
         for number, (question, text) in enumerate(zip(self.questions, said.answers, strict=True), start=1):
@@ -194,9 +194,9 @@ class CaptionChoice:
                 {"from": "human", "value": f"{IMAGE_TOKEN}\n{question}"},
                 {"from": "gpt", "value": answer},
             ]
-            line = {"id": f"{row.id}#q{number}", "image": row.image, "conversations": turns}
-            outcome.lines.append(line)
-            outcome.fates.append(_fate(line["id"], "added", of=row.id))
+            made = f"{row.id}#q{number}"
+            outcome.lines.append({"id": made, "image": row.image, "conversations": turns})
+            outcome.fates.append(_fate(made, "added", of=row.id))
 
     def _is_better(self, said: Said, place: int) -> bool:
         if not self.is_scored or said.raw_score is None:  # a row without a caption takes any
@@ -233,7 +233,7 @@ def fault_of(caption: str) -> tuple[str, str] | None:
 
 
 def as_it_was(row: Row) -> Line:
-    """A row as it was read, in the form that it came in."""
+    """A row as it was read, in the form that it came in, with the keys that are not ours."""
     values: Line = {"id": row.id}
     if row.conversations is None:
         images = [] if row.image is None else [row.image]
@@ -241,7 +241,7 @@ def as_it_was(row: Row) -> Line:
     else:
         turns = [{"from": turn.speaker, "value": turn.text} for turn in row.conversations]
         values |= ({} if row.image is None else {"image": row.image}) | {"conversations": turns}
-    return values if row.raw_caption is None else {**values, "raw_caption": row.raw_caption}
+    return values | ({} if row.raw_caption is None else {"raw_caption": row.raw_caption}) | dict(row.extra)
 
 
 def with_caption(row: Row, caption: str) -> Line:
@@ -256,7 +256,11 @@ def with_caption(row: Row, caption: str) -> Line:
         ]
         values |= {"image": row.image, "conversations": turns}
     # A caption that replaces a replaced one keeps the first.
-    return {**values, "raw_caption": caption_of(row) if row.raw_caption is None else row.raw_caption}
+    return {
+        **values,
+        "raw_caption": caption_of(row) if row.raw_caption is None else row.raw_caption,
+        **row.extra,
+    }
 
 
 def _scores(said: Said, place: int) -> Line:

@@ -21,6 +21,7 @@ from typing import IO, Any
 from mgm_exp.data.caption_batches import CaptionBatches, Captioner, FileCaptioner, Scorer, batches_of
 from mgm_exp.data.caption_choice import CaptionChoice
 from mgm_exp.data.formats import Row
+from mgm_exp.data.image_checks import usable_cores
 from mgm_exp.data.image_loader import ImageLoader
 from mgm_exp.data.records import BadRow, json_line
 from mgm_exp.errors import ConfigError
@@ -73,7 +74,7 @@ def recaption(
     batch_size: int = 32,
     max_megapixels: float = 50.0,
     max_samples: int | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     total: int = 0,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> RecaptionReport:
@@ -92,7 +93,8 @@ def recaption(
         batch_size: Rows of one call of the captioner.
         max_megapixels: Images with more pixels are refused.
         max_samples: Only the first so many rows; None: all.
-        workers: Processes that decode images; 0: this one.
+        workers: Processes that decode images; 0: this one does; None: none beside a captioner on the CPU, which needs
+            the cores itself, and up to four beside one on a GPU (its ``device``).
         total: Number of rows, for progress; 0: unknown.
         on_progress: Called with (what, rows done, rows in all).
 
@@ -107,6 +109,7 @@ def recaption(
     with ExitStack() as stack:
         stack.enter_context(disk_full_named(out))
         files = {name: _open_partial(stack, out / name) for name in (CAPTIONS, REJECTED, FATES)}
+        workers = _workers_beside(captioner) if workers is None else workers
         loader = stack.enter_context(ImageLoader(image_root, max_megapixels, workers))
         said = CaptionBatches(captioner, scorer, choice, loader, work)
         for batch, shard, is_from_before in said.all(batches_of(islice(rows, max_samples), batch_size, choice)):
@@ -130,6 +133,11 @@ def recaption(
     for name in files:
         os.replace(out / f"{name}.partial", out / name)
     return RecaptionReport(**counts, why_kept=dict(sorted(why_kept.items())))
+
+
+def _workers_beside(captioner: Captioner | FileCaptioner) -> int:
+    is_on_cpu = str(getattr(captioner, "device", "cpu")).startswith("cpu")
+    return 0 if is_on_cpu else min(4, usable_cores())
 
 
 def _check(choice: CaptionChoice, captioner: Captioner | FileCaptioner, scorer: Scorer | None) -> None:

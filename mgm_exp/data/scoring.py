@@ -38,7 +38,7 @@ def open_scorer(path: Path, device: str = "cpu", *, precision: str = "auto") -> 
     """
     folder = Path(path)
     kind = folders.model_type(folder, "scorer")
-    kinds: dict[str, type[ImageTextScorer]] = {CLIP: ClipScorer, BLIP: BlipMatchingScorer}
+    kinds: dict[str, type[ClipScorer] | type[BlipMatchingScorer]] = {CLIP: ClipScorer, BLIP: BlipMatchingScorer}
     if kind not in kinds:
         raise ModelError(
             f"The scorer folder {folder} holds a model of type {kind!r}; allowed are {CLIP!r} and {BLIP!r} (with an "

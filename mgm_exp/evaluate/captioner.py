@@ -49,7 +49,7 @@ class MgmCaptioner(ModelCaptioner):
         from mgm_exp.model import load_model, load_processor
 
         super().__init__(settings or CaptionSettings())
-        self.folder = Path(folder).expanduser()
+        self.folder, self.device = Path(folder).expanduser(), device
         self.name = f"MGM {self.folder.resolve().name}"
         precision = self.settings.precision
         if precision == "int8":

@@ -103,6 +103,12 @@ def test_every_row_has_a_fate(tmp_path: Path, root: Path, source: Path) -> None:
     assert report["rows"] == 7 and report["recaptioned"] == 4 and report["added"] == 0
 
 
+def test_keys_that_are_not_ours_stay_with_the_row(tmp_path: Path, root: Path) -> None:
+    rows = [{**pair("a", "0.png"), "licence": "cc0"}, {**chat("b", "1.png", "q", "a", "q", "a"), "tags": ["x", 1]}]
+    _, found, _ = run(tmp_path, root, write_lines(tmp_path / "more.jsonl", rows), CaptionChoice())
+    assert found["a"].extra == {"licence": "cc0"} and found["b"].extra == {"tags": ["x", 1]}
+
+
 def test_the_better_caption_is_kept_and_both_scores_are_told(tmp_path: Path, root: Path, source: Path) -> None:
     judge = Words()
     report, rows, lines = run(tmp_path, root, source, CaptionChoice("keep_if_better"), scorer=judge)

@@ -64,7 +64,7 @@ class Blip2Captioner(ModelCaptioner):
             )
         folders.check_weights(self.folder, "captioner")
         precision = self.settings.precision
-        self._device, self._dtype = device, folders.compute_type(device, precision)
+        self.device, self._dtype = device, folders.compute_type(device, precision)
         self._model, self._processor = folders.load(
             Blip2ForConditionalGeneration, self.folder, "captioner", device=device, precision=precision
         )
@@ -82,7 +82,7 @@ class Blip2Captioner(ModelCaptioner):
     def _see(self, images: tuple[Image.Image, ...], prompt: str | None) -> Tensor:
         """(B, queries, hidden size of the language model)"""
         pixels = self._processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        return self._model.get_image_features(pixels.to(self._device, self._dtype)).pooler_output
+        return self._model.get_image_features(pixels.to(self.device, self._dtype)).pooler_output
 
     def _write(self, seen: Tensor, prompt: str | None, **generate: Any) -> list[str]:
         """As `Blip2ForConditionalGeneration.generate` does it, but for the images being encoded already."""

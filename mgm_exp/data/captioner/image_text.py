@@ -55,7 +55,7 @@ class ImageTextCaptioner(ModelCaptioner):
             )
         folders.check_weights(self.folder, "captioner")
         precision = self.settings.precision
-        self._device, self._dtype = device, folders.compute_type(device, precision)
+        self.device, self._dtype = device, folders.compute_type(device, precision)
         self._model, self._processor = folders.load(
             AutoModelForImageTextToText, self.folder, "captioner", device=device, precision=precision
         )
@@ -102,7 +102,7 @@ class ImageTextCaptioner(ModelCaptioner):
                 # A template that writes the first token itself must not get a second one.
                 add_special_tokens=not (bos is not None and text.startswith(bos)),
             )
-        return inputs.to(self._device, self._dtype)
+        return inputs.to(self.device, self._dtype)
 
     def _write(self, seen: Any, prompt: str | None, **generate: Any) -> list[str]:
         inputs = {name: value.clone() for name, value in seen.items()}  # some models write into their inputs

@@ -56,10 +56,12 @@ class ModelCaptioner(ABC):
 
     Attributes:
         name: What it calls itself in messages and provenance records.
+        device: Where it runs.
         can_answer: Whether it can be asked questions.
     """
 
     name: str
+    device: str
     can_answer: bool = True
 
     def __init__(self, settings: CaptionSettings) -> None:
