@@ -3,8 +3,9 @@
     parts = apportion(groups, strata, shares=(0.8, 0.1, 0.1), seed=0)       # a part for each row
 
 The result depends on the set of rows, not on their order. Within a stratum groups are taken by size, the largest first,
-and among equals by a hash of group and seed; each goes to the part that lacks most. So the last, single rows fill what
-large groups left open, and a stratum of single rows is divided exactly, but for what is less than one row.
+and among equals by a hash of group and seed; each goes to the part that is least full among those with room for it. So
+every part gets its share of large and of small groups, the small ones close the gaps, and a stratum of single rows is
+divided exactly, but for what is less than one row.
 """
 
 from __future__ import annotations
@@ -60,22 +61,31 @@ def _whole_shares(n_rows: int, shares: Sequence[float], lacking: npt.NDArray[np.
     exact = [n_rows * share for share in shares]
     whole = [int(value + 1e-9) for value in exact]
     after = [lacking[part] - whole[part] for part in range(len(shares))]
-    open_parts = sorted(
-        (part for part in range(len(shares)) if shares[part] > 0), key=lambda part: (-after[part], part)
-    )
-    for part in open_parts[: n_rows - sum(whole)]:
+    rounded = [part for part in range(len(shares)) if exact[part] - whole[part] > 1e-9]
+    rounded.sort(key=lambda part: (-after[part], part))
+    for part in rounded[: n_rows - sum(whole)]:
         whole[part] += 1
     return whole
 
 
-def _fill(sizes: list[int], lacking: list[int], shares: Sequence[float]) -> npt.NDArray[np.int8]:
-    """The part of each group, the groups taken in turn."""
+def _fill(sizes: list[int], wanted: list[int], shares: Sequence[float]) -> npt.NDArray[np.int8]:
+    """The part of each group, the groups taken in turn.
+
+    Of the parts that a group fits into, it goes to the one that is least full for its size. If it went to the one that
+    lacks most rows, all large groups would be in the largest part, and the parts would not be alike.
+    """
     parts = [part for part in range(len(shares)) if shares[part] > 0]
+    lacking = list(wanted)
     chosen = np.empty(len(sizes), np.int8)
     for number, size in enumerate(sizes):
-        part = max(parts, key=lacking.__getitem__)
-        lacking[part] -= size
-        chosen[number] = part
+        best, least_full = -1, 0.0
+        for part in parts:
+            if size <= lacking[part] and lacking[part] > least_full * wanted[part]:
+                best, least_full = part, lacking[part] / wanted[part]
+        if best < 0:
+            best = max(parts, key=lacking.__getitem__)
+        lacking[best] -= size
+        chosen[number] = best
     return chosen
 
 

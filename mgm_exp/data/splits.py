@@ -40,6 +40,7 @@ SCHEMA_VERSION = 1
 REPORT = "split.json"
 _CHUNK = 512
 _NOWHERE = -1
+_MOST_KEYS = 1000  # that are remembered for saying which there are
 
 Progress = Callable[[str, int, int], None]
 
@@ -213,7 +214,8 @@ class _Rows:
     def _stratum(self, row: Row) -> str:
         if self.by is None:
             return f"{'text only' if row.image is None else 'image'}, {_bucket(len(_answer(row).split()))} words"
-        self.keys.update(row.extra)
+        if len(self.keys) < _MOST_KEYS:
+            self.keys.update(list(row.extra))
         value: Any = row.extra
         for key in self.by.split("."):
             value = value.get(key) if hasattr(value, "get") else None
