@@ -21,6 +21,8 @@ def run(arguments: list[str]) -> int:
     options = _options(arguments)
     from mgm_exp.data.formats import RowWriter, find_source, read_rows, write_rows
 
+    if options.answers_only and options.to != "datajuicer":
+        raise UserError("--answers-only is of use with --to datajuicer only.")
     source = find_source(options.source, options.images)
     if options.out.exists() and os.path.samefile(options.out, source.path):
         raise UserError(f"{options.out} is what is converted.", advice="Give another name; the original is kept.")
@@ -38,6 +40,7 @@ def run(arguments: list[str]) -> int:
             image_root=source.image_root,
             packed=options.packed_images,
             unpack_to=options.unpack_to,
+            answers_only=options.answers_only,
             overwrite=options.overwrite,
             shard_rows=options.shard_rows,
         )
@@ -63,6 +66,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="ROOT", help="folder of the images (default: that of the rows)")
     parser.add_argument("--strict", action="store_true", help="exit code 2 if a row cannot be converted")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument(
+        "--answers-only",
+        action="store_true",
+        help="datajuicer: of one question and answer about an image write the answer alone, as a caption that "
+        "operators see by itself; the question comes back with the conversion back",
+    )
     parser.add_argument(
         "--shard-rows", type=_count, default=5_000, metavar="N", help="most rows of a tar shard (default: 5000)"
     )

@@ -8,7 +8,8 @@ Otherwise the key ``mgm_exp`` holds, as one text (the same type in every row, as
 
 - ``is``: what was not read back right (``id``, ``image``, ``text``, ``raw_caption``, ``extra``), exactly;
 - ``of``: for each of these a checksum of what was read back. Where another program has changed the row since, the
-  checksum no longer fits, and what the row says now is what counts;
+  checksum no longer fits, and what the row says now is what counts (of a caption that was changed, the question that
+  it answers stays);
 - ``origin``: how the row was spelled in the file it was first converted from, so that it can be written there again as
   it stood: a number as its id, keys inside turns, another spelling of Data-Juicer's tokens.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,11 +40,18 @@ _GUARDED = ("id", "image", "text", "raw_caption")
 _MISSING = object()
 
 
-def written(row: Row, form: Form) -> dict[str, Any]:
-    """A row as a JSON object of a form, from which :func:`mgm_exp.data.formats.read_rows` reads it again."""
+def written(row: Row, form: Form, *, answers_only: bool = False) -> dict[str, Any]:
+    """A row as a JSON object of a form, from which :func:`mgm_exp.data.formats.read_rows` reads it again.
+
+    Args:
+        row: What is written.
+        form: The form.
+        answers_only: In Data-Juicer's form, of one question and answer about an image write the answer alone, as its
+            operators are to see it; the question is kept aside, also where the answer is changed later.
+    """
     if row.given is not None and row.form == form:
         return dict(row.given) if row.renamed_from is None else {**row.given, "id": row.id}
-    plain = plain_row(row, form)
+    plain = plain_row(row, form, answers_only=answers_only)
     if row.origin is not None and row.origin.form == form:
         restored = {key: item for key, item in {**plain, **row.origin.keys}.items() if key not in row.origin.absent}
         if _differences(row, restored) == ({}, {}):
@@ -58,13 +66,13 @@ def written(row: Row, form: Form) -> dict[str, Any]:
     return {**plain, ASIDE: json.dumps(aside, ensure_ascii=False, allow_nan=False)}
 
 
-def plain_row(row: Row, form: Form) -> dict[str, Any]:
+def plain_row(row: Row, form: Form, *, answers_only: bool = False) -> dict[str, Any]:
     """A row as a JSON object of a form, as far as the form goes."""
     value: dict[str, Any] = {"id": row.id} if row.has_id else {}
     extra = {key: item for key, item in row.extra.items() if key not in _STRUCTURE}
     images = {} if row.image is None else {"images": [row.image]}
     if form == "datajuicer":
-        value |= {"text": _data_juicer_text(row), **images}
+        value |= {"text": _data_juicer_text(row, answers_only), **images}
     elif form == "sharegpt":
         system = extra.pop(SYSTEM) if isinstance(extra.get(SYSTEM), str) else None
         messages = [] if system is None else [{"role": SYSTEM, "content": system}]
@@ -85,9 +93,11 @@ def plain_row(row: Row, form: Form) -> dict[str, Any]:
     return {**value, **extra}
 
 
-def _data_juicer_text(row: Row) -> str:
+def _data_juicer_text(row: Row, answers_only: bool) -> str:
     has_image = row.image is not None
     row = as_caption(row)
+    if answers_only and has_image and _is_one_round(row.conversations):
+        row = replace(row, conversations=None, caption=(row.conversations or ())[1].text)
     if row.conversations is None:
         # A token inside a caption would be a second image, or one of nothing.
         return caption_text(without_tokens(row.caption or ""), has_image)
@@ -99,11 +109,13 @@ def _data_juicer_text(row: Row) -> str:
 def as_caption(row: Row) -> Row:
     """A caption row, where the conversation of a row is one that a caption row gets."""
     turns = row.conversations
-    if turns is None or len(turns) != 2 or row.image is None or turns[1].speaker != "gpt":
-        return row
-    if turns[0] != _question(row):
+    if turns is None or row.image is None or not _is_one_round(turns) or turns[0] != _question(row):
         return row
     return replace(row, conversations=None, caption=turns[1].text)
+
+
+def _is_one_round(turns: Sequence[Turn] | None) -> bool:
+    return turns is not None and [turn.speaker for turn in turns] == ["human", "gpt"]
 
 
 def _question(row: Row) -> Turn:
@@ -205,11 +217,20 @@ def with_aside(row: Row) -> Row:
     for field in _GUARDED:
         if field in exact and checksums.get(field) == _checksum(found[field]):
             changes |= _change(field, exact[field], row)
+    if "text" in exact and "caption" not in changes and row.caption is not None:
+        changes |= _asked_as_before(exact["text"], row.caption)
     if "origin" in aside:
         origin = aside["origin"]
         changes["origin"] = Origin(origin["form"], origin["keys"], tuple(origin["absent"]))
     refuse_surrogates(changes.get("id"), changes)
     return replace(row, **changes)
+
+
+def _asked_as_before(text: Any, caption: str) -> dict[str, Any]:
+    """The question of a row whose answer alone was written, and has been changed since."""
+    if not isinstance(text, list) or [speaker for speaker, _ in text] != ["human", "gpt"]:
+        return {}
+    return {"caption": None, "conversations": (Turn("human", text[0][1]), Turn("gpt", caption))}
 
 
 def _change(field: str, value: Any, row: Row) -> dict[str, Any]:

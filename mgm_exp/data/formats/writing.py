@@ -66,6 +66,7 @@ class RowWriter:
             its own path below ``unpack_to``; ``keep`` leaves it where it is (``shard.tar::member``); ``original``
             names the path that it had before it was packed, and writes no image.
         unpack_to: Folder for unpacked images (default: the folder of ``out``).
+        answers_only: For ``datajuicer``: see :func:`mgm_exp.data.formats.aside.written`.
         overwrite: Replace ``out`` if it is there.
         shard_rows: Most rows of a tar shard.
 
@@ -86,6 +87,7 @@ class RowWriter:
         image_root: Path | None = None,
         packed: Packed = "unpack",
         unpack_to: Path | None = None,
+        answers_only: bool = False,
         overwrite: bool = False,
         shard_rows: int = SHARD_ROWS,
     ) -> None:
@@ -96,7 +98,7 @@ class RowWriter:
         self._is_folder = self.container == "tar" and out.suffix != ".tar"
         _check_free(out, overwrite, self._is_folder)
         self.image_root, self.packed, self.unpack_to = image_root, packed, unpack_to or out.parent
-        self.shard_rows = shard_rows
+        self.shard_rows, self.answers_only = shard_rows, answers_only
         self.rows = self.images = 0
         self._partial = out.with_name(f".{out.name}.partial")
         self._remove(self._partial)  # of an attempt that was killed
@@ -184,7 +186,7 @@ class RowWriter:
         packed = None if row.image is None else split_member(row.image)
         if packed is not None:
             row = _with_image(row, self._image_out_of(row, *packed))
-        value = written(row, self._form(row))
+        value = written(row, self._form(row), answers_only=self.answers_only)
         line = json_text(value)
         if len(line) > MAX_ROW_BYTES:
             return row.bad("row_too_large", _TOO_LARGE)

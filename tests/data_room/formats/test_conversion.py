@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mgm_exp.data import BadRow, Row, read_rows
-from mgm_exp.data.formats import TARGETS, RowWriter, Target
+from mgm_exp.data.formats import TARGETS, RowWriter, Target, write_rows
 from mgm_exp.data.formats.rows import Form
+from mgm_exp.errors import DataError, UserError
 
-from ..conftest import lines_of, picture, write_lines
+from ..conftest import chat, lines_of, pair, picture, write_lines
 
 NAMES = {
     "llava": "rows.json",
@@ -160,3 +161,85 @@ def test_rows_of_any_form_come_back_from_any_format_as_they_stood(
 
 def rows_in(path: Path) -> list[Any]:
     return lines_of(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+
+
+def changed(path: Path, **changes: str) -> Path:
+    """A file of JSON lines after another program has replaced texts in it."""
+    rows = lines_of(path)
+    for row in rows:
+        for key, (old, new) in ((key, change.split("->")) for key, change in changes.items()):
+            assert old in row[key]
+            row[key] = row[key].replace(old, new)
+    return write_lines(path, rows)
+
+
+def test_what_another_program_changed_counts_and_the_rest_comes_back(tmp_path: Path) -> None:
+    odd = {**chat("x", "a.jpg", "<image>\nq", "a\n[[human]]: b"), "id": 7, "text": "an extra key"}
+    source = write_lines(tmp_path / "a.jsonl", [odd])
+    back = convert(
+        changed(convert(source, "datajuicer", tmp_path / "dj", tmp_path), text="q->Q"), "llava", tmp_path, tmp_path
+    )
+    (row,) = rows_in(back)
+    assert row["conversations"][0]["value"] == "<image>\nQ" and row["text"] == "an extra key"
+
+
+@pytest.mark.parametrize("caption", ["a dog", "a cat"])
+def test_operators_see_the_answer_alone_and_the_question_comes_back(tmp_path: Path, caption: str) -> None:
+    rows = [chat("1", "a.jpg", "Describe it.\n<image>", "a dog"), chat("2", "a.jpg", "<image>\nq", "a dog", "r", "b")]
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    out = tmp_path / "dj.jsonl"
+    with RowWriter(out, "datajuicer", answers_only=True) as writer:
+        for row in read_rows(source, keep_given=True):
+            assert isinstance(row, Row) and writer.write(row) is None
+    texts = [row["text"] for row in lines_of(out)]
+    assert texts[0] == "<__dj__image>\na dog <|__dj__eoc|>" and texts[1].startswith("[[human]]: <__dj__image>\nq\n")
+    changed(out, text=f"a dog->{caption}")
+    back = rows_in(convert(out, "llava", tmp_path, tmp_path))
+    wanted = json.loads(json.dumps(rows).replace("a dog", caption))
+    assert [row["conversations"] for row in back] == [row["conversations"] for row in wanted]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json", "[]", "{}", "4", '{"is": 3}', '{"is": {"text": [["cat", "x"]]}, "of": {}}', '{"other": 1}',
+        '{"is": {"id": ["a"]}, "of": {}}', '{"origin": {"form": "nothing", "keys": {}, "absent": []}}', 7, None,
+    ],
+)  # fmt: skip
+def test_a_key_of_the_same_name_that_is_not_ours_is_an_extra_key(tmp_path: Path, text: Any) -> None:
+    value = {**pair("1", "a.jpg"), "mgm_exp": text}
+    source = write_lines(tmp_path / "a.jsonl", [value])
+    (row,) = read_rows(source)
+    assert isinstance(row, Row) and row.extra == {"mgm_exp": text}
+    there = convert(source, "llava", tmp_path, tmp_path)
+    assert rows_in(convert(there, "datajuicer", tmp_path / "back", tmp_path)) == [value]
+
+
+def test_conversations_are_written_as_data_juicer_itself_writes_them(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", [chat("1", "a.jpg", "<image>\nWhat?", "A bus.", "Colour?", "Red.")])
+    (row,) = rows_in(convert(source, "datajuicer", tmp_path / "out", tmp_path))
+    assert row == {
+        "id": "1",
+        "text": "[[human]]: <__dj__image>\nWhat?\n[[gpt]]: A bus.\n[[human]]: Colour?\n[[gpt]]: Red. <|__dj__eoc|>",
+        "images": ["a.jpg"],
+    }
+
+
+def test_rows_too_long_with_what_is_kept_aside_are_named(tmp_path: Path) -> None:
+    long = chat("1", None, "q", "x" * 2_200_000 + "\n[[human]]: y")
+    source = write_lines(tmp_path / "a.jsonl", [{**long, "id": 1}, chat("2", None, "q", "a")])
+    writer = RowWriter(tmp_path / "b.jsonl", "datajuicer")
+    report = write_rows(read_rows(source, keep_given=True), writer)
+    assert (report.rows, report.written, report.rejected) == (2, 1, {"row_too_large": 1})
+
+
+def test_nothing_is_left_of_a_writer_that_failed(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "a.jsonl", ["{", "["])
+    for name, target in (("b.json", "llava"), ("c.parquet", "parquet"), ("d", "webdataset")):
+        with pytest.raises(DataError, match="None of the 2 rows"):
+            write_rows(read_rows(source), RowWriter(tmp_path / name, target, image_root=tmp_path))
+        assert not (tmp_path / name).exists() and not (tmp_path / f".{name}.partial").exists()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="not overwritten"):
+        RowWriter(tmp_path / "d", "webdataset", overwrite=True)
