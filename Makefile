@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 JOBS ?= 2
 PYTEST := env OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help setup demo test test-full lint types extensions unit clean
+.PHONY: help setup demo test test-full lint types extensions unit bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ types: setup-dev  ## mypy
 
 extensions: setup-dev
 	@scripts/timed "DeepSpeed's CPU extension" -- $(BIN)/python scripts/build_extensions.py
+
+bench: setup  ## benchmarks side by side with what others offer -> benchmarks/results.json
+	@scripts/timed "benchmarks" -- $(BIN)/python -m benchmarks
 
 .PHONY: setup-dev
 setup-dev:

@@ -1,0 +1,128 @@
+"""Runs benchmarks, each in a process of its own, and writes ``benchmarks/results.json`` and a table.
+
+python -m benchmarks                       # all; some twenty minutes on two cores
+python -m benchmarks data_validation       # one; the rows of the others stay as they are
+python -m benchmarks --quick               # small data: whether it runs, not how fast; nothing is written
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.store import read_json, write_atomic, write_json_atomic
+
+BENCHMARKS = ("data_text_statistics", "data_recaptioning", "data_validation", "data_memory")
+RESULTS = Path(__file__).with_name("results.json")
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+# One thread a process: what is compared is work, not who takes more cores.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m benchmarks ARGUMENTS``: 0, or 1 if a result is wrong or a goal was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Runs benchmarks, side by side.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small data, nothing is written")
+    parser.add_argument("--work", type=Path, help="folder for the data (default: a temporary one)")
+    parser.add_argument("--alone", metavar="FILE", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(BENCHMARKS)
+    if unknown:
+        parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    if options.alone is not None:
+        return _alone(options.names[0], options.work, options.quick, options.alone)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in options.names or BENCHMARKS:
+        print(f"{name} ...", flush=True)
+        found[name] = _in_a_process(name, options.work, options.quick)
+        _show(found[name])
+    if not options.quick:
+        _write(found)
+    rows = [row for rows in found.values() for row in rows]
+    is_wrong = any("DIFFER" in row["exactness"] for row in rows)
+    return int(is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
+
+
+def _in_a_process(name: str, work: Path | None, quick: bool) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work) as folder:
+        out = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "benchmarks", name, "--work", folder, "--alone", str(out)]
+        with open(Path(folder) / "log.txt", "w+", encoding="utf-8") as log:
+            done = subprocess.run(
+                [*command, *(["--quick"] if quick else [])],
+                env={**os.environ, **ONE_THREAD},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            if done.returncode:
+                log.seek(0)
+                sys.exit(f"{name} failed:\n{log.read()[-5000:]}")
+        rows: list[dict[str, Any]] = read_json(out)
+        return rows
+
+
+def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
+    """One benchmark in this process."""
+    data = work / "data"
+    data.mkdir()
+    rows = importlib.import_module(f"benchmarks.{name}").run(data, quick)
+    out.write_text(json.dumps([{"benchmark": name, **row.to_json()} for row in rows]), encoding="utf-8")
+    return 0
+
+
+def _write(found: dict[str, list[dict[str, Any]]]) -> None:
+    """The new rows in place of the same benchmarks' old ones, in the order of the benchmarks."""
+    before = read_json(RESULTS)["rows"] if RESULTS.exists() else []
+    for row in before:
+        if row["benchmark"] not in found:
+            found.setdefault(f"old {row['benchmark']}", []).append(row)
+    rows = [row for name in BENCHMARKS for row in [*found.get(name, []), *found.get(f"old {name}", [])]]
+    write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), "rows": rows})
+    _write_table(rows)
+    print(f"written: {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
+
+
+def _write_table(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table in README.md, between its two marks."""
+    head, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    tail = rest.partition(END)[2]
+    lines = ["| what | ours | peer | ratio | goal | same results? |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        goal = "" if row["goal"] is None else f"{row['goal']:.1f} ({'met' if row['met'] else '**missed**'})"
+        numbers = f"{row['ours']:.2f} {row['unit']} | {row['peer']:.2f} {row['unit']} | {row['ratio']:.1f}"
+        lines.append(f"| {row['name']} | {numbers} | {goal} | {row['exactness']} |")
+    write_atomic(README, f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}")
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        met = {True: "met", False: "MISSED", None: ""}[row["met"]]
+        goal = "" if row["goal"] is None else f" (goal {row['goal']:.1f}: {met})"
+        print(f"  {row['name']}: {row['ours']:.2f} {row['unit']}, peer {row['peer']:.2f}: {row['ratio']:.1f} x{goal}")
+        print(f"    {row['exactness']}\n    {row['evidence']}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

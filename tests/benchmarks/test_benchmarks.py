@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.captions import captions
+from benchmarks.measurement import Row
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_row_says_whether_its_goal_is_met() -> None:
+    row = Row("a", "s", ours=2.0, peer=5.0, goal=2.5, exactness="equal", evidence="n=1").to_json()
+    assert (row["ratio"], row["met"]) == (2.5, True)
+    assert Row("a", "s", 2.0, 4.9, 2.5, "equal", "n=1").to_json()["met"] is False
+    assert Row("a", "s", 2.0, 4.9, None, "equal", "n=1").to_json()["met"] is None
+
+
+def test_captions_are_the_same_every_time_and_as_long_as_real_ones() -> None:
+    made = captions(3000)
+    assert made == captions(3000) and made[:100] != captions(3000, seed=1)[:100]
+    assert 8.5 < sum(len(caption.split()) for caption in made) / len(made) < 9.5
+    assert any(not caption.isascii() for caption in made) and len(set(made)) < len(made)
+
+
+def test_every_benchmark_has_a_file_and_a_line_in_the_page() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert sorted(BENCHMARKS) == sorted(path.stem for path in (ROOT / "benchmarks").glob("data_*.py"))
+    assert re.findall(r"^\| \[(\w+)\]", page, re.MULTILINE) == list(BENCHMARKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_runs_and_finds_equal_results(name: str) -> None:
+    if name in ("data_text_statistics", "data_recaptioning"):
+        pytest.importorskip("data_juicer")
+    command = [sys.executable, "-m", "benchmarks", name, "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DIFFER" not in done.stdout and " x" in done.stdout
