@@ -1,8 +1,8 @@
 """Validation of 10,000 images: ours, and the loop that everybody writes with Pillow.
 
 The pictures have the size of web pictures (some 450 x 390, 40 to 60 KB as JPEG); one in a hundred is cut. The loop
-opens each file and decodes it in one process. It hangs on a pipe, follows links out of the folder and decodes a bomb, but it
-is what ours has to be compared with.
+opens each file and decodes it in one process. It hangs on a pipe, follows links out of the folder and decodes a bomb,
+but it is what ours has to be compared with.
 """
 
 from __future__ import annotations
