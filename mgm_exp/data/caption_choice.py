@@ -46,8 +46,8 @@ class Said:
 
     def to_json(self) -> Line:
         """Plain values; what is empty is left out."""
-        values: Line = {key: value for key, value in vars(self).items() if value not in (None, (), "")}
-        return {**values, "id": self.id}
+        values: Line = dict(vars(self))
+        return {key: value for key, value in values.items() if key == "id" or value not in (None, (), "")}
 
     @classmethod
     def from_json(cls, values: Line) -> Said:
