@@ -23,12 +23,14 @@ class Tile:
         value: As it is shown.
         detail: A few words below it.
         level: Colours the tile where something is wrong.
+        is_long: The value is set smaller, on one line.
     """
 
     label: str
     value: str
     detail: str = ""
     level: Level | None = None
+    is_long: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def tiles(items: Iterable[Tile]) -> Html:
                 element("dt", item.label),
                 element("dd", item.value),
                 element("dd", item.detail, class_="detail") if item.detail else Html(""),
-                class_=f"tile {item.level or ''}".strip(),
+                class_=" ".join(filter(None, ["tile", item.level, "long" if item.is_long else None])),
             )
             for item in items
         ),

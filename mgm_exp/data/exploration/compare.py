@@ -92,14 +92,11 @@ def compare_explorations(a: Exploration, b: Exploration, *, seed: int = 0) -> Co
         if not len(exploration.values.stream):
             raise DataError(f"{exploration.name} has no words, so there is nothing to compare.")
     matched_a, matched_b = matched_captions(a, b)
-    is_paired = len(matched_a) >= _FEWEST
     differences = [*_means(a, b), *_diversity(a.values.stream, b.values.stream, seed), *_refused(a, b)]
-    paired: dict[str, Any] = {"captions": len(matched_a)}
-    if is_paired:
-        pairs = _paired(a, b, matched_a, matched_b, seed)
-        differences += pairs
-        changed = a.values.hashes[matched_a] != b.values.hashes[matched_b]
-        paired["changed_share"] = float(changed.mean())
+    changed = int((a.values.hashes[matched_a] != b.values.hashes[matched_b]).sum())
+    paired = {"captions": len(matched_a), "changed": changed}
+    if len(matched_a) >= _FEWEST and changed:  # captions that are the same have no differences
+        differences += _paired(a, b, matched_a, matched_b, seed)
     content = {
         "schema_version": SCHEMA_VERSION,
         "a": a.content,

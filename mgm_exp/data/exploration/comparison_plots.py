@@ -79,7 +79,7 @@ def _ratios(comparison: Comparison, both: dict[str, Exploration]) -> Plot:
         axes.set_xlabel("words (logarithmic)")
         axes.set_ylabel("share of distinct words")
         plain_log(axes)
-        axes.legend(loc="lower left", ncols=2)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
     return draw(
         "type_token_ratio",
@@ -100,7 +100,7 @@ def _growth(both: dict[str, Exploration]) -> Plot:
         axes.set_xlabel("words read")
         axes.set_ylabel("distinct words met")
         thousands(axes)
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
 
     return draw(
         "vocabulary_growth", "Vocabulary growth", "The higher curve has the richer vocabulary at that size.", paint

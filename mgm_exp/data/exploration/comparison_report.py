@@ -66,8 +66,9 @@ def best(comparison: Comparison, name: str) -> Difference | None:
 
 def _size_artefact(comparison: Comparison) -> list[Finding]:
     naive = next(item for item in comparison.differences if item.name.startswith("distinct words"))
-    fair = best(comparison, "MATTR-50")
-    if not naive.refused or not naive.a or not naive.b or fair is None or fair.difference is None:
+    # Over all captions, as the plain ratio is; not over those that both have.
+    fair = next(item for item in comparison.differences if item.name == "MATTR-50" and not item.is_paired)
+    if not naive.refused or not naive.a or not naive.b or fair.difference is None:
         return []
     more, less = ("B", "A") if naive.b > naive.a else ("A", "B")
     factor = max(naive.a, naive.b) / min(naive.a, naive.b)
@@ -93,21 +94,16 @@ def _size_artefact(comparison: Comparison) -> list[Finding]:
 
 def _matched(comparison: Comparison) -> list[Finding]:
     paired = comparison.content["comparison"]["paired"]
-    if "changed_share" not in paired:
-        return [
-            Finding(
-                "note",
-                f"{counted(paired['captions'], 'row has', 'rows have')} the same id in both: the two are compared as "
-                "wholes.",
-            )
-        ]
+    same = f"{counted(paired['captions'], 'row has', 'rows have')} the same id in both"
+    if not paired["captions"]:
+        return [Finding("note", "No row of A has the id of a row of B: the two are compared as wholes.")]
+    if not paired["changed"]:
+        return [Finding("note", f"{same}, and the same caption.")]
     return [
         Finding(
             "note",
-            f"{paired['captions']:,} rows have the same id in both; the caption of {share(paired['changed_share'])} "
-            "of them "
-            "differs.",
-            "Differences marked as matched are taken row by row on these.",
+            f"{same}; the caption of {share(paired['changed'] / paired['captions'])} of them differs.",
+            "On these, differences are taken row by row.",
         )
     ]
 
@@ -212,11 +208,13 @@ def comparison_report(comparison: Comparison, findings: Sequence[Finding], plots
 def _tiles(comparison: Comparison) -> list[Tile]:
     a, b = comparison.a.content["text"], comparison.b.content["text"]
     return [
-        Tile("Captions", f"{a['captions']:,} → {b['captions']:,}", "A → B"),
-        Tile("Words a caption", f"{number(a['words_mean'])} → {number(b['words_mean'])}"),
-        Tile("Under 4 words", f"{share(a['too_short_share'])} → {share(b['too_short_share'])}"),
-        Tile("Repeated captions", f"{share(a['duplicate_share'])} → {share(b['duplicate_share'])}"),
-        Tile("MATTR-50", f"{ratio(a['mattr_50'])} → {ratio(b['mattr_50'])}"),
+        Tile("Captions", f"{a['captions']:,} → {b['captions']:,}", "A → B", is_long=True),
+        Tile("Words a caption", f"{number(a['words_mean'])} → {number(b['words_mean'])}", "A → B", is_long=True),
+        Tile("Under 4 words", f"{share(a['too_short_share'])} → {share(b['too_short_share'])}", "A → B", is_long=True),
+        Tile(
+            "Repeated captions", f"{share(a['duplicate_share'])} → {share(b['duplicate_share'])}", "A → B", is_long=True
+        ),
+        Tile("MATTR-50", f"{ratio(a['mattr_50'])} → {ratio(b['mattr_50'])}", "A → B", is_long=True),
     ]
 
 
@@ -267,7 +265,7 @@ def _examples(comparison: Comparison) -> Html | None:
     changed = np.flatnonzero(a.values.hashes[comparison.matched_a] != b.values.hashes[comparison.matched_b])
     if not len(changed):
         return None
-    picked = changed[np.linspace(0, len(changed) - 1, min(12, len(changed))).round().astype(int)]
+    picked = changed[np.linspace(0, len(changed) - 1, min(16, len(changed))).round().astype(int)]
     items = []
     for place in dict.fromkeys(picked.tolist()):
         x, y = int(comparison.matched_a[place]), int(comparison.matched_b[place])

@@ -131,17 +131,18 @@ def _lengths(content: dict[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield Finding("good", "No caption has fewer than 4 words.")
-    for name, noun in (("word_10", "words"), ("character_10", "characters")):
-        facts = text["repetition"][name]
-        if facts["long_enough_share"] < 0.5:
-            yield Finding(
-                "note",
-                f"Data-Juicer's default repetition filter over 10 {noun} would look at "
-                f"{share(facts['long_enough_share'])} of these "
-                "captions: the others are shorter than that.",
-                "Shorter n-grams are measured here and used by our recipes "
-                f"({'2 words' if noun == 'words' else '5 characters'}).",
-            )
+    unseen = {
+        noun: facts["long_enough_share"]
+        for name, noun in (("word_10", "words"), ("character_10", "characters"))
+        if (facts := text["repetition"][name])["long_enough_share"] < 0.5
+    }
+    if unseen:
+        shares = " and ".join(f"{share(1 - value)} over 10 {noun}" for noun, value in unseen.items())
+        yield Finding(
+            "note",
+            f"Data-Juicer's repetition filters with their defaults would pass over most captions unseen: {shares}.",
+            "Shorter captions have no n-gram of that length. Ours measure 2 words and 5 characters.",
+        )
 
 
 def _repeats(content: dict[str, Any]) -> Iterator[Finding]:

@@ -99,9 +99,11 @@ def says_something(word: str) -> bool:
 
 
 def _script(word: str) -> str | None:
+    found = None
     for character in word:
         if character.isalpha() and not character.isascii():
-            kind = unicodedata.name(character, "").partition(" ")[0]
-            if kind in _SCRIPTS:
-                return _SCRIPTS[kind]
-    return None
+            script = _SCRIPTS.get(unicodedata.name(character, "").partition(" ")[0])
+            if script == "Japanese":  # which also writes Chinese characters
+                return script
+            found = found or script
+    return found

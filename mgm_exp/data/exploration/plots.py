@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
-_DPI = 200
+_DPI = 180
 _INK, _SOFT, _LINE = THEME["ink"], THEME["soft"], THEME["line"]
 _A, _B, _C, _FAINT = THEME["a"], THEME["b"], THEME["c"], THEME["faint"]
 _STYLE = {
@@ -93,6 +93,8 @@ def draw(
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         paint(axes)
+        figure.draw_without_rendering()  # lays it out; once is enough for both files
+        figure.set_layout_engine("none")
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=_DPI, facecolor="#ffffff", metadata={"Software": None})
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
