@@ -52,10 +52,11 @@ class Said:
     @classmethod
     def from_json(cls, values: Line) -> Said:
         """The inverse of :meth:`to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        lists = {key: tuple(values[key]) for key in ("captions", "answers", "scores") if key in values}
-        if not all(isinstance(text, str) for key in ("captions", "answers") for text in lists.get(key, ())):
+        fields: Line = dict(values)
+        fields.update((key, tuple(values[key])) for key in ("captions", "answers", "scores") if key in values)
+        if not all(isinstance(text, str) for key in ("captions", "answers") for text in fields.get(key, ())):
             raise TypeError("captions and answers are texts")
-        return cls(**{**values, **lists})
+        return cls(**fields)
 
 
 @dataclass
