@@ -56,7 +56,7 @@ class RepairReport:
         written: Rows in it.
         repaired: Those of them that were changed.
         left_out: Rows of the original that are not in it.
-        images: Image files in it (or shards of them).
+        images: Images in it.
         log: Name of the file in it that tells about each repaired and each missing row.
     """
 
@@ -155,7 +155,7 @@ class _Copy:
         self._rows = Rewriter(source, building)
         self._log = open(building / LOG, "w", encoding="utf-8", errors="backslashreplace", newline="\n")  # noqa: SIM115
         self._images = ImageCopies(building, source.image_root, max_megapixels)
-        self._written = self._repaired = self._left_out = 0
+        self._written = self._repaired = self._left_out = self._packed = 0
 
     def __enter__(self) -> _Copy:
         return self
@@ -185,6 +185,7 @@ class _Copy:
         if fixed.image is not None and not self._rows.is_packed:
             self._images.add(fixed.image, row.image or "", checked.verdict.sha256 if checked.verdict else "")
         self._rows.write(fixed)
+        self._packed += self._rows.is_packed and fixed.image is not None
         self._written += 1
         if changes:
             self._repaired += 1
@@ -263,7 +264,8 @@ class _Copy:
         for relative in _files(self._building):
             if relative not in kept and relative not in self._images:
                 (self._building / relative).unlink()
-        return RepairReport(folder, self._written, self._repaired, self._left_out, len(self._images))
+        images = self._packed or len(self._images)
+        return RepairReport(folder, self._written, self._repaired, self._left_out, images)
 
 
 def _plain(fault: Any) -> dict[str, str]:

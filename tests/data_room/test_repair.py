@@ -174,7 +174,7 @@ def test_tar_shards_keep_their_images_and_their_names(tmp_path: Path, root: Path
         writer.close()
     before = snapshot(shards)
     report, fixes = repaired_to(shards, tmp_path / "clean")
-    assert dict(report.counts) == {"truncated": 1, "mojibake": 1} and fixes.written == 5
+    assert dict(report.counts) == {"truncated": 1, "mojibake": 1} and (fixes.written, fixes.images) == (5, 5)
     assert snapshot(shards) == before
     assert sorted(os.listdir(tmp_path / "clean")) == [LOG, "shard-0.tar", "shard-1.tar"]
 
