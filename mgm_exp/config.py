@@ -282,7 +282,7 @@ class RecipeConfig:
     executor: RecipeExecutor = RecipeExecutor.default
     # Processes of Data-Juicer's default executor.
     processes: int = 1
-    # Words, split on white space.
+    # Words between white space; digits and signs alone are none ("$72").
     words_num: LimitsConfig = field(default_factory=LimitsConfig)
     # Characters.
     text_length: LimitsConfig = field(default_factory=LimitsConfig)
