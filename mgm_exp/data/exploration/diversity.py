@@ -114,10 +114,10 @@ def ttr_at(stream: TokenStream, words: int, *, draws: int = 100, seed: int = 0) 
     generator = np.random.default_rng([seed, words])
     ratios = np.array([_types_of(stream, words, generator) / words for _ in range(draws)])
     mean = float(ratios.mean())
-    spread = 1 / np.sqrt(1 - min(words / len(stream), _FULLEST))
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    wider = float(1 / np.sqrt(1 - min(words / len(stream), _FULLEST)))
+    low, high = (mean + (float(end) - mean) * wider for end in np.quantile(ratios, [0.025, 0.975]))
     # Rounding must not put the mean of equal numbers outside their range.
-    return Estimate(mean, min(mean, mean + float(low - mean) * spread), max(mean, mean + float(high - mean) * spread))
+    return Estimate(mean, min(mean, low), max(mean, high))
 
 
 def _types_of(stream: TokenStream, words: int, generator: np.random.Generator) -> int:
