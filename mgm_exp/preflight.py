@@ -16,7 +16,7 @@ from mgm_exp.data.recipe import operators_of
 from mgm_exp.data.stages import Origin, user_origins
 from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, ModelError
 from mgm_exp.stages import Sources
-from mgm_exp.store import cached_tree_fingerprint, file_sha256
+from mgm_exp.store import cached_tree_fingerprint, file_sha256, fingerprint, read_json
 
 # The tiny base that is shipped with the package.
 TINY = Path(__file__).parent / "model" / "tiny"
@@ -221,7 +221,22 @@ def _captioner_fingerprint(config: ExperimentConfig) -> str:
             "generated scenes only), or data.recaptioned_path=FILE with captions made elsewhere."
         )
     folder = DEMO_CAPTIONER if path is None else Path(path).expanduser()
+    if (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
+        return _run_fingerprint(config, folder)
     return _folder_fingerprint(config, "data.captioner.path", str(folder))
+
+
+def _run_fingerprint(config: ExperimentConfig, folder: Path) -> str:
+    """Of a run that captions: what it trained, and the base that it trained it on."""
+    trained = [folder / name for name in ("adapter", "model") if (folder / name).is_dir()]
+    if not trained:
+        raise ModelError(
+            f"data.captioner.path={folder} is a run that holds neither adapter/ nor model/.",
+            advice="Give a run that was completed.",
+        )
+    base = (read_json(folder / "manifest.json").get("model") or {}).get("fingerprint")
+    cache = Path(config.paths.store) / "fingerprints.json"
+    return fingerprint({"trained": cached_tree_fingerprint(trained, cache), "base": base})
 
 
 def _scorer_fingerprint(config: ExperimentConfig) -> str | None:

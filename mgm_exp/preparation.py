@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgm_exp import stages
-from mgm_exp.config import CaptionPolicy, ExperimentConfig
+from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.preflight import Preflight
 from mgm_exp.store import StageOutput
@@ -125,11 +125,19 @@ class Preparation:
         return captions
 
     def _captioner(self) -> Any:
+        """An MGM run or checkpoint, or what the folder holds otherwise."""
+        section, device = self.config.data.captioner, self.found.sources.device
+        if section.path is not None and section.engine is CaptionEngine.mgm_exp:
+            from mgm_exp.evaluate.captioner import MgmCaptioner, is_mgm
+
+            folder = Path(section.path).expanduser()
+            if is_mgm(folder):
+                from mgm_exp.data.captioner import CaptionSettings
+
+                return MgmCaptioner(folder, device, CaptionSettings.of_section(section))
         from mgm_exp.data.captioner import open_captioner
 
-        config = self.config
-        device = self.found.sources.device
-        return open_captioner(config.data.captioner, device=device, cache=Path(config.paths.store))
+        return open_captioner(section, device=device, cache=Path(self.config.paths.store))
 
     def _scorer(self) -> Any:
         captioner = self.config.data.captioner

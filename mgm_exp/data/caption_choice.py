@@ -9,6 +9,7 @@ Whatever is drawn here depends on the row's id and the seed alone: not on the or
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,6 +205,11 @@ class CaptionChoice:
             return True
         score = said.scores[place]
         return score is not None and round(score - said.raw_score, 6) > self.margin
+
+
+def is_answer_row(row_id: str) -> bool:
+    """Whether a row was made out of a captioner's answer to a question."""
+    return re.search(r"#q\d+$", row_id) is not None
 
 
 def can_be_recaptioned(row: Row) -> bool:

@@ -285,15 +285,14 @@ class _StageCuration:
             if drop is not None:
                 self.fates.dropped(record, drop, row.line, said)
                 continue
-            bad = self._count_tokens(row, record)
-            if bad is not None:
-                self._reject(bad, record)
-                continue
             if record.raw_caption is not None:
                 changes = [*changes, "recaptioned"]
             for number, (made, how) in enumerate(self.augmentation.rows(record)):
-                if number and self._count_tokens(row, made) is not None:
-                    continue
+                bad = self._count_tokens(row, made)
+                if bad is not None:
+                    if number == 0:
+                        self._reject(bad, made)
+                    break
                 if number:
                     self.fates.added(made, [*changes, *how])
                 else:

@@ -18,14 +18,13 @@ from typing import Any
 
 from mgm_exp.config import DataConfig, ExperimentConfig, RecipeEngine
 from mgm_exp.data.augmentation import Augmentation
-from mgm_exp.data.caption_choice import CaptionChoice
+from mgm_exp.data.caption_choice import CaptionChoice, is_answer_row
 from mgm_exp.data.captioner import captioner_accuracy
 from mgm_exp.data.captioner.accuracy import in_words as accuracy_in_words
 from mgm_exp.data.conversations import to_record
 from mgm_exp.data.curation import Policy, Recaptioned, Selection, Source, curate
 from mgm_exp.data.curation_page import write_page
 from mgm_exp.data.formats import find_source, read_rows
-from mgm_exp.data.image_checks import usable_cores
 from mgm_exp.data.image_table import ImageTable, write_image_tables
 from mgm_exp.data.recaptioning import CAPTIONS, Captioner, Scorer, recaption
 from mgm_exp.data.recaptioning import FATES as CAPTION_FATES
@@ -127,7 +126,6 @@ def make_captions(
         batch_size=data.captioner.batch_size,
         max_megapixels=data.max_megapixels,
         max_samples=data.max_samples,
-        workers=usable_cores(),
         total=_count_rows(origin.path, data.max_samples),
         on_progress=on_progress,
     )
@@ -196,6 +194,8 @@ def _write_pairs(path: Path, verdicts: ImageTable, most: int | None, pairs: Path
             record = made[0]
             if record.image is None or len(record.conversations) != 2 or verdicts.verdict(record.image).kind:
                 continue
+            if is_answer_row(record.id):  # an answer of one word is no short caption
+                continue
             caption = record.conversations[1].text
             file.write(json_line({"id": record.id, "caption": caption, "image": record.image}))
             count += 1
@@ -262,7 +262,8 @@ def captions_in_words(meta: dict[str, Any]) -> list[str]:
     counts = {"recaptioned": "got new captions", "kept_raw": "keep their own", "unchanged": "are no pairs",
               "rejected": "cannot be used", "added": "were added"}  # fmt: skip
     found = ", ".join(f"{meta[key]} {words}" for key, words in counts.items() if meta[key])
-    sentences = [f"captions by {meta['captioner']}: of {meta['rows']} rows {found}"]
+    why = ", ".join(f"{count} {reason}" for reason, count in meta["why_kept"].items())
+    sentences = [f"captions by {meta['captioner']}: of {meta['rows']} rows {found}" + (f" ({why})" if why else "")]
     if "accuracy" in meta:
         sentences.append(accuracy_in_words(meta["accuracy"], meta["captioner"]))
     return sentences
