@@ -72,7 +72,7 @@ def caption_with_mapper(
         MgmError: Data-Juicer failed.
     """
     engine = require_data_juicer()
-    check_mapper_model(folder)
+    check_mapper_model(folder, prompt)
     shards = work / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     with disk_full_named(work):

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+from functools import wraps
 from typing import Any
 
 BLOCKED = "run-time installation is blocked"
@@ -62,6 +63,22 @@ def without_gradients() -> None:
     import torch
 
     torch.set_grad_enabled(False)
+
+
+def let_blip2_take_prompts() -> None:
+    """Repairs transformers 5.23, where BLIP-2 takes no prompt if its tokenizer names the image token."""
+    from tokenizers import AddedToken
+    from transformers import Blip2Processor
+
+    call = Blip2Processor.__call__
+
+    @wraps(call)
+    def call_with_token(self: Any, *arguments: Any, **settings: Any) -> Any:
+        if isinstance(self.image_token, str):
+            self.image_token = AddedToken(self.image_token, normalized=False, special=True)
+        return call(self, *arguments, **settings)
+
+    Blip2Processor.__call__ = call_with_token
 
 
 def die_with_each_parent() -> None:

@@ -46,8 +46,12 @@ def check_model_folder(what: str, folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def check_mapper_model(folder: Path) -> None:
+def check_mapper_model(folder: Path, prompt: str | None = None) -> None:
     """Checks a captioner for Data-Juicer's ``image_captioning_mapper``.
+
+    Args:
+        folder: As a user gave it.
+        prompt: What its captions begin with.
 
     Raises:
         ModelError: it cannot be used, or is no BLIP-2 with OPT.
@@ -60,3 +64,15 @@ def check_mapper_model(folder: Path) -> None:
             f"image token to {MAPPER_IMAGE_TOKEN}, which only BLIP-2 with OPT has; others would describe nothing.",
             advice="Set data.captioner.engine=mgm_exp, which runs any image-text-to-text model.",
         )
+    if prompt is not None and _query_tokens(folder) is None:
+        raise ModelError(
+            f"The processor in {folder} does not know num_query_tokens: with a prompt it would leave the image out.",
+            advice="Set num_query_tokens in its processor_config.json, or leave data.captioner.prompt out.",
+        )
+
+
+def _query_tokens(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "processor_config.json").read_text(encoding="utf-8")).get("num_query_tokens")
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> int:
 def _work(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     shards = Path("shards")
     plans = [ShardPlan(**plan) for plan in job["shards"]]
+    if job["task"] == "caption":
+        guards.let_blip2_take_prompts()
     run = DataJuicer(job["config"], job["executor"])
     root = Path(job["image_root"])
     for plan, pairs in _shards(Path(job["rows"]), plans):

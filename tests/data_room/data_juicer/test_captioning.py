@@ -78,9 +78,11 @@ def test_another_seed_gives_other_captions_and_a_prompt_begins_them(demo: Path, 
         rows = caption_with_mapper(pairs, root, demo, work=tmp_path / name, batch_size=4, **settings)
         return [row["caption"] for row in rows if "caption" in row]
 
-    assert run("a", seed=1) != run("b", seed=2)
-    assert run("c", seed=1) == run("d", seed=1)
-    assert run("e", seed=1, prompt="a red") != run("f", seed=1)
+    first = run("a", seed=1)
+    assert run("b", seed=2) != first
+    prompted = run("c", seed=1, prompt="a red")
+    assert all(caption.startswith("a red") for caption in prompted)
+    assert len(set(prompted)) == len(prompted)  # the images are still looked at
 
 
 def test_a_model_that_the_mapper_would_break_is_refused_first(tmp_path: Path) -> None:

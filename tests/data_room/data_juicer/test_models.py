@@ -54,9 +54,12 @@ def test_the_mapper_takes_blip2_with_opt_only(architecture: str, token: int, tmp
         check_mapper_model(folder)
 
 
-def test_the_shipped_captioner_suits_the_mapper(tmp_path: Path) -> None:
+def test_the_shipped_captioner_suits_the_mapper_and_a_prompt_needs_to_know_the_images_tokens(tmp_path: Path) -> None:
     from mgm_exp.data.captioner.demo_blip2 import FULL_IMAGE
 
-    check_mapper_model(
-        folder_with(tmp_path / "m", architectures=["Blip2ForConditionalGeneration"], image_token_index=FULL_IMAGE)
-    )
+    folder = folder_with(tmp_path, architectures=["Blip2ForConditionalGeneration"], image_token_index=FULL_IMAGE)
+    check_mapper_model(folder)
+    with pytest.raises(ModelError, match="it would leave the image out"):
+        check_mapper_model(folder, prompt="a photo of")
+    (folder / "processor_config.json").write_text('{"num_query_tokens": 20}', encoding="utf-8")
+    check_mapper_model(folder, prompt="a photo of")
