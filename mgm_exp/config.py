@@ -287,7 +287,7 @@ class RecipeConfig:
     # Characters.
     text_length: LimitsConfig = field(default_factory=LimitsConfig)
     word_repetition: RepetitionConfig = field(default_factory=lambda: RepetitionConfig(ngram=2))
-    character_repetition: RepetitionConfig = field(default_factory=lambda: RepetitionConfig(ngram=10))
+    character_repetition: RepetitionConfig = field(default_factory=lambda: RepetitionConfig(ngram=5))
     image_shape: ShapeConfig = field(default_factory=ShapeConfig)
     # Cosine of CLIP's embeddings of image and caption.
     image_text_similarity: ModelLimitsConfig = field(default_factory=ModelLimitsConfig)
