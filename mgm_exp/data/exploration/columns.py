@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from mgm_exp.data.formats.id_set import hash_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,9 +20,13 @@ class TextColumn:
         self._content = bytearray()
         self._ends = array("q")
 
-    def append(self, text: str) -> None:
-        self._content += text.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._content))
+    def extend(self, texts: Iterable[str]) -> None:
+        raw = [text.encode("utf-8", "surrogatepass") for text in texts]
+        end = len(self._content)
+        for part in raw:
+            end += len(part)
+            self._ends.append(end)
+        self._content += b"".join(raw)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -37,7 +44,6 @@ class Rows:
         bad: Rows that are none, by kind.
         ids: Of the rows that are.
         images: Image paths; empty where a row has none.
-        text_row: For each text the row that it belongs to: int64.
         recaptioned: Rows that bring the caption that theirs replaced.
     """
 
@@ -47,26 +53,26 @@ class Rows:
         self.ids = TextColumn()
         self.images = TextColumn()
         self.recaptioned = 0
-        self._image_hashes = array("q")
-        self._text_rows = array("q")
+        self._image_hashes = array("Q")
+        self._text_counts = array("q")
 
     def __len__(self) -> int:
         """Rows that are rows."""
         return len(self.ids)
 
-    def add(self, row_id: str, image: str | None, texts: int) -> None:
-        """A row with so many texts."""
-        for _ in range(texts):
-            self._text_rows.append(len(self.ids))
-        self.ids.append(row_id)
-        self.images.append(image or "")
-        self._image_hashes.append(hash(image) if image else 0)
+    def extend(self, ids: Sequence[str], images: Sequence[str], text_counts: Sequence[int]) -> None:
+        """More rows: their ids, image paths (empty: none) and how many texts each has."""
+        self.ids.extend(ids)
+        self.images.extend(images)
+        self._image_hashes.extend(hash_text(image) if image else 0 for image in images)
+        self._text_counts.extend(text_counts)
 
     @property
     def text_row(self) -> np.ndarray:
+        """For each text the row that it belongs to: int64."""
         import numpy as np
 
-        return np.frombuffer(self._text_rows, dtype=np.int64) if self._text_rows else np.zeros(0, dtype=np.int64)
+        return np.repeat(np.arange(len(self)), np.asarray(self._text_counts, dtype=np.int64))
 
     def distinct_images(self) -> tuple[np.ndarray, np.ndarray]:
         """For each distinct image path the first row that names it, and for each row the place of its image in that.
@@ -77,7 +83,7 @@ class Rows:
 
         if not len(self):
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        hashes = np.frombuffer(self._image_hashes, dtype=np.int64)
+        hashes = np.asarray(self._image_hashes, dtype=np.uint64)
         _, first, place = np.unique(hashes, return_index=True, return_inverse=True)
         order = np.argsort(first)
         rank = np.empty_like(order)

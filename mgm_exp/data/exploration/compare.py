@@ -222,18 +222,10 @@ def _paired(
     streams = []
     for exploration, places in ((a, matched_a), (b, matched_b)):
         stream = exploration.values.stream
-        streams.append(TokenStream(stream.take(places), stream.counts[places], stream.vocabulary))
-    for item in _diversity(_trimmed(streams[0]), _trimmed(streams[1]), seed):
+        streams.append(TokenStream(stream.take(places), stream.counts[places], stream.vocabulary).trimmed())
+    for item in _diversity(streams[0], streams[1], seed):
         found.append(Difference(**{**asdict(item), "is_paired": True}))
     return found
-
-
-def _trimmed(stream: TokenStream) -> TokenStream:
-    """The same with a vocabulary of the words that occur."""
-    import numpy as np
-
-    used, ids = np.unique(stream.ids, return_inverse=True)
-    return TokenStream(ids.astype(np.int32), stream.counts, [stream.vocabulary[place] for place in used.tolist()])
 
 
 def _words(a: TokenStream, b: TokenStream) -> dict[str, list[dict[str, Any]]]:

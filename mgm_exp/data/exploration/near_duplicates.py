@@ -84,12 +84,14 @@ class _Features:
         is_pair = row_of[1:] == row_of[:-1]
         pairs = (ids[:-1] << np.uint64(32) | ids[1:])[is_pair]
         rows = np.concatenate([row_of, row_of[1:][is_pair]])
-        hashes = _mixed(np.concatenate([ids, pairs]))
-        order = np.lexsort((hashes, rows))
-        rows, hashes = rows[order], hashes[order]
-        is_new = np.concatenate([[True], (rows[1:] != rows[:-1]) | (hashes[1:] != hashes[:-1])])[: len(rows)]
-        self.hashes = hashes[is_new]
-        self.counts = np.bincount(rows[is_new], minlength=len(places))
+        # The caption above, as much of the hash as there is room for below: one sort brings equal features together.
+        shift = np.uint64(max(1, len(places).bit_length()))
+        keys = _distinct(
+            _mixed(np.concatenate([ids, pairs])) >> shift | rows.astype(np.uint64) << np.uint64(64) - shift
+        )
+        self.hashes = keys & (np.uint64(1) << np.uint64(64) - shift) - np.uint64(1)
+        self.counts = np.bincount((keys >> np.uint64(64) - shift).astype(np.int64), minlength=len(places))
+        self.hash_bits = 64 - int(shift)
         self.starts = np.cumsum(self.counts) - self.counts
 
     def minima(self) -> np.ndarray:
@@ -105,7 +107,7 @@ class _Features:
             first = self.starts[rows[0]]
             hashes = self.hashes[first : self.starts[rows[-1]] + self.counts[rows[-1]]]
             for place, factor in enumerate(factors):
-                values = (hashes * factor >> np.uint64(32)).astype(np.uint32)
+                values = (hashes * factor >> np.uint64(32)).astype(np.uint32)  # the upper half is well mixed
                 found[place, rows] = np.minimum.reduceat(values, self.starts[rows] - first)
         return found
 
@@ -114,13 +116,12 @@ class _Features:
         import numpy as np
 
         found = np.zeros(len(first))
+        cut = np.uint64(max(0, self.hash_bits + _PAIR_BITS - 64))
         for start in range(0, len(first), _PAIRS):
             a, b = first[start : start + _PAIRS], second[start : start + _PAIRS]
             numbers = np.arange(len(a), dtype=np.uint64) << np.uint64(64 - _PAIR_BITS)
-            # The pair above, 48 bits of the hash below: one sort brings common features together.
-            keys = np.concatenate(
-                [self._of(side) >> np.uint64(_PAIR_BITS) | np.repeat(numbers, self.counts[side]) for side in (a, b)]
-            )
+            # The pair above, the hash below, as before.
+            keys = np.concatenate([self._of(side) >> cut | np.repeat(numbers, self.counts[side]) for side in (a, b)])
             keys.sort()
             common = np.bincount(
                 (keys[1:][keys[1:] == keys[:-1]] >> np.uint64(64 - _PAIR_BITS)).astype(np.int64), minlength=len(a)

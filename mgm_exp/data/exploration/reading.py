@@ -1,24 +1,33 @@
 """Reads every row of a dataset once and measures its captions on the way.
 
-What is kept in memory of a million captions is some 100 MB of arrays: words by number, values, hashes, ids.
+What is kept in memory of a million captions is a few hundred MB of arrays: words by number, values, hashes, ids.
 """
 
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgm_exp.data.exploration.caption_table import CaptionTable, joined_tables, measure_chunk
+from mgm_exp.data.exploration.blocks import (
+    Batch,
+    Block,
+    batches_of,
+    measured,
+    read_span,
+    spans_of,
+    without_rows,
+)
+from mgm_exp.data.exploration.caption_table import CaptionTable, joined_tables
 from mgm_exp.data.exploration.columns import Rows
 from mgm_exp.data.exploration.processes import WorkerPool
 from mgm_exp.data.exploration.token_lengths import TokenCounter
-from mgm_exp.data.exploration.tokens import TokenStream, TokenStreamBuilder, chunks
+from mgm_exp.data.exploration.tokens import TokenStream, TokenStreamBuilder
 from mgm_exp.data.formats import Location, Row, RowReader, read_rows
+from mgm_exp.data.formats.id_set import IdSet, hash_text
 from mgm_exp.data.records import BadRow
 
 if TYPE_CHECKING:
@@ -26,15 +35,9 @@ if TYPE_CHECKING:
 
     from mgm_exp.data.scoring import ImageTextScorer
 
-WORD_N = (2, 10)
-CHARACTER_N = (5, 10)
-"""Lengths of the n-grams whose repetition is measured: those of our recipes, and Data-Juicer's default."""
-
 OnProgress = Callable[[str, int, int], None]
 _CHUNK = 8192
-_MANY = 50_000  # rows that are worth starting processes for
-_BYTES_A_ROW = 150  # a guess, to tell beforehand how many rows a file has
-_SENTENCE_END = re.compile(r"[.!?…。！？]+(?=\s|$)")
+_MUCH = 8 << 20  # bytes of rows that are worth starting processes for
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Values:
         stream: Its words.
         table: Its values, as Data-Juicer's operators define them.
         sentences: int32.
-        hashes: int64, equal for equal captions.
+        hashes: uint64, equal for equal captions.
         tokens: int32, of the model's tokenizer; None: not counted.
         similarity: float32, how well it fits its image, NaN where it was not judged; None: no scorer.
     """
@@ -93,80 +96,91 @@ def read_captions(
     Raises:
         DataError: the rows cannot be read at all.
     """
-    import numpy as np
-
-    rows, builder = Rows(), TokenStreamBuilder()
     reader = read_rows(location.path)
-    hashes: list[np.ndarray] = []
-
-    def captions() -> Iterator[list[str]]:
-        for chunk in chunks(_captions(reader, rows, options, on_progress), _CHUNK):
-            builder.add(chunk)
-            hashes.append(np.fromiter(map(hash, chunk), dtype=np.int64, count=len(chunk)))
-            yield chunk
-
-    measure = partial(_measure, TokenCounter(options.tokenizer) if options.tokenizer is not None else None)
+    counter = TokenCounter(options.tokenizer) if options.tokenizer is not None else None
+    is_much = reader.bytes_total > _MUCH
+    collected = _Collected()
     try:
-        is_worth_it = reader.bytes_total > _MANY * _BYTES_A_ROW
-        measured = list(pool.map(measure, captions(), is_worth_it=is_worth_it)) or [measure([])]
+        if options.sample is None and is_much and pool.workers > 1 and _is_one_file_of_lines(reader):
+            blocks = pool.map(partial(read_span, count_tokens=counter), spans_of(reader.files[0]))
+            for block in _with_progress(blocks, reader.bytes_total, on_progress):
+                collected.add_part_of_file(block)
+        else:
+            rows = _counted(reader, collected.rows, on_progress)
+            batches = batches_of(rows if options.sample is None else _drawn(rows, options.sample, options.seed), _CHUNK)
+            for block in pool.map(partial(measured, count_tokens=counter), batches, is_worth_it=is_much):
+                collected.add(block)
     finally:
         reader.close()
-    values = Values(
-        stream=builder.finish(),
-        table=joined_tables([item.table for item in measured]),
-        sentences=np.concatenate([item.sentences for item in measured]),
-        hashes=np.concatenate(hashes) if hashes else np.zeros(0, np.int64),
-        tokens=None
-        if options.tokenizer is None
-        else np.concatenate([item.tokens for item in measured if item.tokens is not None]),
-    )
-    return rows, values
+    return collected.rows, collected.values(counter)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    table: CaptionTable
-    sentences: np.ndarray
-    tokens: np.ndarray | None
+def _is_one_file_of_lines(reader: RowReader) -> bool:
+    return len(reader.files) == 1 and reader.container == "lines"
 
 
-def _measure(count_tokens: TokenCounter | None, captions: list[str]) -> _Measured:
-    import numpy as np
+class _Collected:
+    """Blocks, put together in their order."""
 
-    return _Measured(
-        table=measure_chunk(captions, WORD_N, CHARACTER_N),
-        sentences=np.fromiter(map(sentences, captions), dtype=np.int32, count=len(captions)),
-        tokens=None if count_tokens is None else count_tokens(captions),
-    )
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self._ids = IdSet()
+        self._builder = TokenStreamBuilder()
+        self._tables: list[CaptionTable] = []
+        self._sentences: list[np.ndarray] = []
+        self._hashes: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+
+    def add(self, block: Block) -> None:
+        """Rows whose ids a reader has checked."""
+        batch = block.batch
+        self.rows.extend([name or "" for name in batch.ids], batch.images, batch.text_counts)
+        self.rows.recaptioned += sum(batch.recaptioned)
+        self._builder.add_stream(block.stream)
+        self._tables.append(block.table)
+        self._sentences.append(block.sentences)
+        self._hashes.append(block.hashes)
+        if block.tokens is not None:
+            self._tokens.append(block.tokens)
+
+    def add_part_of_file(self, block: Block) -> None:
+        """The next part of a file: rows without an id are numbered, the second one with an id is a bad row."""
+        import numpy as np
+
+        batch = block.batch
+        for place, name in enumerate(batch.ids):
+            if name is None:  # as the reader calls it
+                batch.ids[place] = f"row-{self.rows.total + batch.indices[place]:06d}"
+                block.id_hashes[place] = hash_text(str(batch.ids[place]))
+        is_new = np.fromiter(map(self._ids.add_hash, block.id_hashes), dtype=bool, count=len(block.id_hashes))
+        self.rows.total += batch.total
+        self.rows.bad.update(batch.bad)
+        if not is_new.all():
+            self.rows.bad["duplicate_id"] += int((~is_new).sum())
+            block = without_rows(block, is_new)
+        self.add(block)
+
+    def values(self, counter: TokenCounter | None) -> Values:
+        import numpy as np
+
+        if not self._tables:
+            self.add(measured(Batch(), counter))
+        return Values(
+            stream=self._builder.finish(),
+            table=joined_tables(self._tables),
+            sentences=np.concatenate(self._sentences),
+            hashes=np.concatenate(self._hashes),
+            tokens=np.concatenate(self._tokens) if self._tokens else None,
+        )
 
 
-def sentences(text: str) -> int:
-    """Sentences of a text: what ends with a full stop, a question or an exclamation mark, and a last part without one.
-
-    It is a count of marks before white space; "St. Paul" counts as an end too.
-    """
-    text = text.strip()
-    if not text:
-        return 0
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return len(ends) + (not ends or ends[-1] < len(text))
-
-
-def texts_of(row: Row) -> list[str]:
-    """What of a row counts as a caption: its caption, or the answers of its conversation."""
-    if row.conversations is None:
-        return [row.caption or ""]
-    return [turn.text for turn in row.conversations if turn.speaker == "gpt"]
-
-
-def _captions(reader: RowReader, rows: Rows, options: Options, on_progress: OnProgress) -> Iterator[str]:
-    """The captions of all rows, or of the sample; ``rows`` is filled on the way."""
-    read = _counted(reader, rows, on_progress)
-    for row in read if options.sample is None else _drawn(read, options.sample, options.seed):
-        texts = texts_of(row)
-        rows.add(row.id, row.image, len(texts))
-        rows.recaptioned += row.raw_caption is not None
-        yield from texts
+def _with_progress(blocks: Iterable[Block], total_bytes: int, on_progress: OnProgress) -> Iterator[Block]:
+    done = rows = 0
+    for block in blocks:
+        yield block
+        done += block.span_bytes
+        rows += block.batch.total
+        on_progress("read captions", rows, max(rows, round(rows * total_bytes / max(1, done))))
 
 
 def _counted(reader: RowReader, rows: Rows, on_progress: OnProgress) -> Iterator[Row]:

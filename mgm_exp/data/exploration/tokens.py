@@ -76,9 +76,19 @@ class TokenStream:
         )
         return TokenStream(new[self.ids], self.counts, list(numbers))
 
+    def trimmed(self) -> TokenStream:
+        """The same captions with a vocabulary of the words that occur."""
+        import numpy as np
+
+        used, first, ids = np.unique(self.ids, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        rank = np.empty(len(order), dtype=np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        return TokenStream(rank[ids], self.counts, [self.vocabulary[place] for place in used[order].tolist()])
+
 
 class TokenStreamBuilder:
-    """Takes captions, a list at a time, and becomes a :class:`TokenStream`."""
+    """Takes captions, or streams of them, one after the other, and becomes one :class:`TokenStream`."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -98,6 +108,19 @@ class TokenStreamBuilder:
             )
         self._ids.append(np.fromiter(map(numbers.__getitem__, flat), dtype=np.int32, count=len(flat)))
         self._counts.append(np.fromiter(map(len, split), dtype=np.int64, count=len(split)))
+
+    def add_stream(self, stream: TokenStream) -> None:
+        """Captions that were counted already, with a vocabulary of their own."""
+        import numpy as np
+
+        numbers = self._numbers
+        number_of = np.fromiter(
+            (numbers.setdefault(word, len(numbers)) for word in stream.vocabulary),
+            dtype=np.int32,
+            count=len(stream.vocabulary),
+        )
+        self._ids.append(number_of[stream.ids])
+        self._counts.append(stream.counts)
 
     def finish(self) -> TokenStream:
         import numpy as np

@@ -17,9 +17,9 @@ from PIL import Image
 from mgm_exp.cli import main
 from mgm_exp.data.exploration import Options, explore
 from mgm_exp.data.exploration.advice import recipe_advice
+from mgm_exp.data.exploration.blocks import sentences
 from mgm_exp.data.exploration.findings import findings_of
 from mgm_exp.data.exploration.plots import draw
-from mgm_exp.data.exploration.reading import sentences
 from mgm_exp.data.formats import find_source
 from tests.data_room.conftest import chat, pair, picture, write_lines
 
