@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mgm_exp.data.exploration import Exploration, Finding, Options
+    from mgm_exp.data.exploration.reading import OnProgress
     from mgm_exp.data.formats import Location
 
 
@@ -56,18 +58,19 @@ def _explore(location: Location, settings: Options, out: Path) -> None:
 def _compare(locations: Sequence[Location], settings: Options, out: Path) -> None:
     from mgm_exp.data.exploration import compare_explorations, explore, write_comparison
 
-    explorations = []
     with progress_bar() as on_progress:
-        for name, location in zip("AB", locations, strict=True):
-            explorations.append(
-                explore(
-                    location, settings, lambda what, done, total, name=name: on_progress(f"{name}: {what}", done, total)
-                )
-            )
+        explorations = [
+            explore(location, settings, partial(_labelled, on_progress, name))
+            for name, location in zip("AB", locations, strict=True)
+        ]
         comparison = compare_explorations(*explorations)
         findings = write_comparison(comparison, out)
     _show(f"{explorations[0].name} (A) and {explorations[1].name} (B)", None, findings)
     print(f"\nreport: {out / 'report.html'}   also: explore.json, summary.md, plots/")
+
+
+def _labelled(on_progress: OnProgress, name: str, what: str, done: int, total: int) -> None:
+    on_progress(f"{name}: {what}", done, total)
 
 
 def _show(title: str, exploration: Exploration | None, findings: Sequence[Finding]) -> None:

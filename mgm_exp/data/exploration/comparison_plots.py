@@ -69,6 +69,7 @@ def _ratios(comparison: Comparison, both: dict[str, Exploration]) -> Plot:
         for size in sizes:
             pair = named[f"TTR at {size:,} words"]
             for value, name in ((pair.a, "A"), (pair.b, "B")):
+                assert value is not None
                 axes.plot([size], [value], "o", color=_COLOURS[name], markersize=6)
             axes.axvline(size, color=THEME["line"], linewidth=1, zorder=0)
         for name, item in both.items():

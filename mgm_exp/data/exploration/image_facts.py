@@ -77,7 +77,7 @@ class ImageFacts:
 class _Seen(NamedTuple):
     width: int
     height: int
-    bytes: int
+    size: int
     format: str
     mode: str
     sha256: bytes
@@ -163,7 +163,7 @@ def _set(facts: ImageFacts, place: int, seen: _Seen) -> None:
     for names, name in ((facts.format_names, seen.format), (facts.mode_names, seen.mode)):
         if name not in names:
             names.append(name)
-    facts.width[place], facts.height[place], facts.bytes[place] = seen.width, seen.height, seen.bytes
+    facts.width[place], facts.height[place], facts.bytes[place] = seen.width, seen.height, seen.size
     facts.format[place] = facts.format_names.index(seen.format)
     facts.mode[place] = facts.mode_names.index(seen.mode)
     facts.sha256[place], facts.hash[place] = np.void(seen.sha256), seen.hash

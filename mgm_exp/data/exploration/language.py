@@ -75,7 +75,7 @@ def guess_languages(stream: TokenStream) -> tuple[np.ndarray, list[str]]:
             votes[place, names.index(script)] = _SCRIPT_WEIGHT
     totals = np.zeros((stream.captions, len(names)), dtype=np.int16)
     row_of = np.repeat(np.arange(stream.captions), stream.counts)
-    speaking = votes.any(axis=1)[stream.ids]
+    speaking = np.any(votes, axis=1)[stream.ids]
     for column in range(len(names)):
         weights = votes[stream.ids[speaking], column]
         totals[:, column] = np.bincount(row_of[speaking], weights, minlength=stream.captions)

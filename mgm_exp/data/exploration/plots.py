@@ -271,7 +271,11 @@ def _tokens(tokens: np.ndarray, limit: int | None) -> Plot:
         width = max(1, round(last / 40))
         weights = np.full(len(tokens), 100 / len(tokens))
         axes.hist(
-            np.minimum(tokens, last), bins=np.arange(0, last + width + 1, width), color=_A, weights=weights, rwidth=0.9
+            np.minimum(tokens, last),
+            bins=np.arange(0, last + width + 1, width).tolist(),
+            color=_A,
+            weights=weights,
+            rwidth=0.9,
         )
         if limit is not None and limit < 1.2 * last:
             axes.axvline(limit, color=_B)
@@ -315,7 +319,7 @@ def _aspects(exploration: Exploration) -> Plot:
 
     def paint(axes: Axes) -> None:
         weights = np.full(len(ratios), 100 / len(ratios))
-        axes.hist(ratios.clip(-3, 3), bins=np.linspace(-3, 3, 49), color=_A, weights=weights, rwidth=0.9)
+        axes.hist(ratios.clip(-3, 3), bins=np.linspace(-3, 3, 49).tolist(), color=_A, weights=weights, rwidth=0.9)
         names = {-2: "1:4", -1: "1:2", 0: "1:1", 1: "2:1", 2: "4:1"}
         axes.set_xticks(list(names), list(names.values()))
         axes.set_xlabel("width : height")
@@ -333,7 +337,7 @@ def _bytes(exploration: Exploration) -> Plot:
 
     def paint(axes: Axes) -> None:
         low, high = max(sizes.min(), 0.05), max(sizes.max(), 0.1)
-        bins = np.geomspace(low * 0.95, high * 1.05, 40)
+        bins = np.geomspace(low * 0.95, high * 1.05, 40).tolist()
         axes.hist(sizes, bins=bins, color=_A, weights=np.full(len(sizes), 100 / len(sizes)), rwidth=0.9)
         axes.set_xscale("log")
         axes.set_xlabel("kilobytes (logarithmic)")

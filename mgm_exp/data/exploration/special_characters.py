@@ -37,7 +37,7 @@ FF11 FF1A-FF1B FF1F FF3E FF5E FFFC-FFFD 1F004 1F0CF 1F170-1F171 1F17E-1F17F 1F18
 
 
 def _code_points() -> list[int]:
-    points = []
+    points: list[int] = []
     for item in _RANGES.split():
         first, _, last = item.partition("-")
         points += range(int(first, 16), int(last or first, 16) + 1)
