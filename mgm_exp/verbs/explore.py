@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgm_exp.errors import EXIT_DONE, UserError
+from mgm_exp.errors import EXIT_DONE, Interrupted, UserError
 from mgm_exp.signals import stop_on_signals
 from mgm_exp.verbs.progress_bar import progress_bar
 
@@ -37,11 +37,16 @@ def run(arguments: list[str]) -> int:
     out = options.out or default_folder(options.paths)
     check_folder(out)
     settings = _settings(options)
-    with stop_on_signals():
-        if len(locations) == 2:
-            _compare(locations, settings, out)
-        else:
-            _explore(locations[0], settings, out)
+    try:
+        with stop_on_signals():
+            if len(locations) == 2:
+                _compare(locations, settings, out)
+            else:
+                _explore(locations[0], settings, out)
+    except Interrupted as stop:
+        raise Interrupted(
+            f"Stopped before {out / 'explore.json'} was written; the same command begins again."
+        ) from stop
     return EXIT_DONE
 
 

@@ -64,7 +64,8 @@ def recipe_advice(exploration: Exploration) -> list[Advice]:
 
         judged = exploration.values.similarity[np.isfinite(exploration.values.similarity)]
         if len(judged) >= 20:
-            found.append(_lower("image_text_similarity", judged, 5, None, "captions that fit their images worst"))
+            operator = exploration.content["similarity"]["operator"]
+            found.append(_lower(operator, judged, 5, None, "captions that fit their images worst"))
     return [item for item in found if item is not None]
 
 

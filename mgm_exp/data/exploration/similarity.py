@@ -55,9 +55,12 @@ def describe_similarity(values: Values, scorer: ImageTextScorer | None) -> dict[
 
     if values.similarity is None or scorer is None:
         return None
+    from mgm_exp.data.scoring import BlipMatchingScorer
+
     judged = values.similarity[np.isfinite(values.similarity)]
     return {
         "scorer": scorer.name,
+        "operator": "image_text_matching" if isinstance(scorer, BlipMatchingScorer) else "image_text_similarity",
         "captions": len(judged),
         "mean": float(judged.mean()) if len(judged) else None,
         "percentiles": {str(p): float(np.percentile(judged, p)) for p in PERCENTILES} if len(judged) else {},
