@@ -1,1 +1,1 @@
-"""One file for each verb of ``mgm-exp`` whose arguments do not fit into a few lines: ``run(arguments) -> exit code``."""
+"""One file for each verb of ``mgm-exp`` whose arguments need a page: ``run(arguments)`` gives the exit code."""
