@@ -91,10 +91,16 @@ def _tiles(content: dict[str, Any]) -> list[Tile]:
 
 
 def _advice(advice: Sequence[Advice]) -> Html:
-    columns = [Column("Key"), Column("Limit", True), Column("Percentile", True), Column("Drops", True), Column("Why")]
+    columns = [
+        Column("data.recipe. …"),
+        Column("Limit", True),
+        Column("Percentile", True),
+        Column("Drops", True),
+        Column("Why"),
+    ]
     rows = [
         (
-            item.key,
+            item.key.removeprefix("data.recipe."),
             (f"{item.value:g}", item.value),
             item.percentile or "–",
             (share(item.dropped), item.dropped),
