@@ -1,6 +1,6 @@
 """Reads every row of a dataset once and measures its captions on the way.
 
-What is kept in memory of a million captions is a few hundred MB of arrays: words by number, values, hashes, ids.
+What is kept are arrays (words by number, values, hashes, ids), not the captions themselves.
 """
 
 from __future__ import annotations
