@@ -106,9 +106,7 @@ def probe_image(root: Path | str, relative: str, max_megapixels: float) -> Image
     return _probe(read_image_file(root, relative), max_megapixels, None)[0]
 
 
-def probe_miniature(
-    root: Path | str, relative: str, max_megapixels: float, side: int
-) -> tuple[ImageInfo, Image.Image]:
+def probe_miniature(root: Path | str, relative: str, max_megapixels: float, side: int) -> tuple[ImageInfo, Image.Image]:
     """:func:`probe_image`, and the image as ``side`` x ``side`` grey pixels, whatever its shape.
 
     Raises:
