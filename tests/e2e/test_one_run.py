@@ -38,7 +38,11 @@ def test_a_run_leaves_what_the_contract_says(undisturbed: Command) -> None:
     assert {"demo/baseline_base", "demo/baseline_aligned", "demo/baseline_question_only"} <= result["metrics"].keys()
     assert len({r["model_fingerprint"] for r in predictions}) == 1
     assert steps(run) == [("align", 1), ("align", 2), *(("instruct", n) for n in range(1, 15))]
-    assert [stage["name"] for stage in manifest["stages"]][:5] == ["demo", "curate", "align", "features", "instruct"]
+    stages = ["demo", "check", "curate", "align", "features", "instruct"]
+    assert [stage["name"] for stage in manifest["stages"]][:6] == stages
+    data = read(run / "data.json")
+    assert (data["name"], data["align"]["rows"], data["align"]["kept"]) == ("raw", 48, 48)
+    assert (run / "data.html").read_text().startswith("<!doctype html>")
     for name in ("config.yaml", "log.txt", ".hydra/config.yaml", "adapter/adapter_model.safetensors"):
         assert (run / name).is_file(), name
     assert any((run / "checkpoints" / "instruct").glob("step-*/MANIFEST.json"))

@@ -101,15 +101,20 @@ class RowWriter:
         self.shard_rows, self.answers_only = shard_rows, answers_only
         self.rows = self.images = 0
         self._partial = out.with_name(f".{out.name}.partial")
-        self._remove(self._partial)  # of an attempt that was killed
-        with disk_full_named(out):
-            if self._is_folder:
-                self._partial.mkdir()
-            self._shards: list[Path] = []
-            self._tar: TarWriter | None = None
-            self._file = self._opened()
+        self._shards: list[Path] = []
+        self._tar: TarWriter | None = None
+        self._file: _File | None = None
 
     def __enter__(self) -> RowWriter:
+        self._remove(self._partial)  # of an attempt that was killed
+        try:
+            with disk_full_named(self.out):
+                if self._is_folder:
+                    self._partial.mkdir()
+                self._file = self._opened()
+        except BaseException:  # a signal, too
+            self._remove(self._partial)
+            raise
         return self
 
     def __exit__(
