@@ -24,10 +24,11 @@ ROOMS: dict[str, set[str]] = {
     "store": set(),
     "data": {"config", "store"},
     "model": {"config", "store"},
-    "train": {"config", "store", "data", "model"},
+    "train": {"config", "store", "data", "model", "evaluate"},
     "evaluate": {"config", "store", "data", "model"},
     "record": {"config", "store"},
     "compare": {"config", "store"},
+    "search": {"config", "store", "record"},
 }
 # Nouns that belong to every room.
 COMMON = {"errors", "signals"}
@@ -148,7 +149,7 @@ def loaded_after(program: list[str]) -> set[str]:
 
 
 MODULES = "mgm_exp mgm_exp.config mgm_exp.store mgm_exp.cli mgm_exp.record mgm_exp.compare mgm_exp.command".split()
-PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data".split()
+PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data mgm_exp.search".split()
 
 
 @pytest.mark.parametrize(

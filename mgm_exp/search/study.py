@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import Direction
 from mgm_exp.errors import ConfigError, MissingDependencyError, UserError
+from mgm_exp.record import redact_text
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -67,7 +67,7 @@ def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-    shown = without_password(url)
+    shown = redact_text(url)
     settings: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("sqlite"):
         settings = {"connect_args": {"timeout": _SQLITE_TIMEOUT_S}}
@@ -76,24 +76,19 @@ def _database(url: str) -> BaseStorage:
     except ImportError as error:
         raise MissingDependencyError(
             f"sweep.storage={shown} needs a driver that is not installed: {str(error).splitlines()[0]}",
-            advice="For PostgreSQL: pip install 'psycopg[binary]' and postgresql+psycopg://USER@HOST/DATABASE.",
+            advice="For PostgreSQL: pip install 'psycopg[binary]' and postgresql+psycopg://HOST/DATABASE.",
         ) from error
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigError(
             f"sweep.storage={shown} is no database URL ({str(error).splitlines()[0]}).",
             advice="Leave it out (a file in the sweep's folder), or give sqlite, sqlite:///FILE or "
-            "postgresql+psycopg://USER@HOST/DATABASE.",
+            "postgresql+psycopg://HOST/DATABASE.",
         ) from error
     except OperationalError as error:
         raise UserError(
-            f"sweep.storage={shown} does not answer: {without_password(str(error.orig).splitlines()[0])}",
-            advice="Check host, port, user and password (PGPASSWORD, ~/.pgpass); nothing was started.",
+            f"sweep.storage={shown} does not answer: {redact_text(str(error.orig).splitlines()[0])}",
+            advice="Check host, port, user and password (PGUSER, PGPASSWORD); nothing was started.",
         ) from error
-
-
-def without_password(text: str) -> str:
-    """A URL that may be shown."""
-    return re.sub(r"(://[^:/@\s]+):[^@\s]*@", r"\1:***@", text)
 
 
 def open_study(
