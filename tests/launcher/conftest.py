@@ -39,7 +39,9 @@ class App:
         from mgm_exp.command import main
 
         self.monkeypatch.setenv("SMALL_FAIL", fail)
-        return main([*arguments, f"paths.root={self.root}"], task=self.task)
+        child = [sys.executable, str(PROGRAM)]
+        self.monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+        return main([*arguments, f"paths.root={self.root}"], task=self.task, child=child)
 
     def start(self, *arguments: str, stop: str = "", fail: str = "") -> subprocess.Popen[str]:
         """Starts a command line in a process of its own."""

@@ -132,4 +132,4 @@ def _result(run_dir: Path, status: str, metrics: dict[str, float], error: dict[s
 if __name__ == "__main__":
     from mgm_exp.command import main
 
-    sys.exit(main(task=small_task))
+    sys.exit(main(task=small_task, child=[sys.executable, __file__]))

@@ -68,7 +68,7 @@ class MgmGridSweeper(Sweeper):
         cells = self._check(grid)
         some_config = next(config for _, config in cells if not isinstance(config, Exception))
         objective = some_config.sweep.objective or f"{some_config.eval.benchmarks[0]}/accuracy"
-        with open_sweep(self.config, grid) as (folder, name):
+        with open_sweep(self.config, grid.name) as (folder, name):
             ledger = Ledger(folder, name, objective, some_config.sweep.direction)
             ledger.command = list(arguments)
             return Round(self, ledger, some_config.sweep.rerun).run(cells)
