@@ -155,6 +155,7 @@ class Campaign:
 
     def _begin(self) -> None:
         with self._desk():
+            self._refuse_other_choices()
             self._enqueue()
             self._enqueue_failed()
             done = self._counted()
@@ -164,6 +165,25 @@ class Campaign:
             f"sweep {self.books.name}: {self.budget.trials} trial(s) in {self.folder}"
             + (f"; {len(done)} so far ({states})" if done else "")
         )
+
+    def _refuse_other_choices(self) -> None:
+        """Optuna can widen and narrow ranges of a study, but not change what a choice consists of."""
+        from optuna.distributions import check_distribution_compatibility
+
+        known: dict[str, Any] = {}
+        for frozen in self.study.get_trials(deepcopy=False):
+            known.update(frozen.distributions)
+        for item in self.space.dimensions:
+            if item.name not in known:
+                continue
+            try:
+                check_distribution_compatibility(known[item.name], item.domain.distribution())
+            except ValueError as error:
+                raise UserError(
+                    f"{item.key} was chosen from {getattr(known[item.name], 'choices', known[item.name])} in the trials "
+                    f"so far, and now from {item.domain}: a study keeps its choices (ranges and intervals may change).",
+                    advice="Give sweep.name=ANOTHER; what its trials have in common is taken from the store.",
+                ) from error
 
     def _enqueue(self) -> None:
         for number, given in enumerate(self.settings.enqueue):

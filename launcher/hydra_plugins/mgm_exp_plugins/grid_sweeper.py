@@ -59,6 +59,8 @@ class MgmGridSweeper(Sweeper):
             LeaseHeld: the same sweep is running already.
             Interrupted: a signal stopped it; everything that ended is in ``sweep.json``.
         """
+        from mgm_exp.errors import UserError
+        from mgm_exp.folders import read_record
         from mgm_exp.grid import parse_grid
         from mgm_exp.ledger import Ledger
         from mgm_exp.sweep_folder import open_sweep
@@ -69,6 +71,8 @@ class MgmGridSweeper(Sweeper):
         some_config = next(config for _, config in cells if not isinstance(config, Exception))
         objective = some_config.sweep.objective or f"{some_config.eval.benchmarks[0]}/accuracy"
         with open_sweep(self.config, grid.name) as (folder, name):
+            if read_record(folder / "sweep.json").get("sweeper") == "mgm_optuna":
+                raise UserError(f"{folder} holds a search, not a grid.", advice="Give sweep.name=ANOTHER.")
             ledger = Ledger(folder, name, objective, some_config.sweep.direction)
             ledger.command = list(arguments)
             return Round(self, ledger, some_config.sweep.rerun).run(cells)
