@@ -32,7 +32,7 @@ from mgm_exp.search.study import trial_of
 from mgm_exp.slots import Slots, Work
 from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, LeaseHeld
-from mgm_exp.study_books import AGAIN_FOR, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
+from mgm_exp.study_books import AGAIN_FOR, CLAIMS, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
 from mgm_exp.sweep_folder import record_failure
 
 if TYPE_CHECKING:
@@ -138,13 +138,7 @@ class Campaign:
         """Says that somebody works here, for ``mgm-exp status``; clears away who was killed."""
         folder = self.folder / SWEEPERS
         for path in folder.glob("at-work-*"):
-            dead = Lease(path)
-            if dead.holder() is None:
-                try:
-                    dead.acquire(wait=False)
-                except LeaseHeld:
-                    continue
-                dead.release(forget=True)
+            _forget(Lease(path))
         presence = Lease(folder / f"at-work-{uuid.uuid4().hex[:12]}")
         presence.acquire()
         return presence
@@ -156,6 +150,7 @@ class Campaign:
     def _begin(self) -> None:
         with self._desk():
             self._refuse_other_choices()
+            self._clear_claims()
             self._enqueue()
             self._enqueue_failed()
             done = self._counted()
@@ -165,6 +160,13 @@ class Campaign:
             f"sweep {self.books.name}: {self.budget.trials} trial(s) in {self.folder}"
             + (f"; {len(done)} so far ({states})" if done else "")
         )
+
+    def _clear_claims(self) -> None:
+        """Claims of trials that were told by a sweeper which was killed before it could give them back."""
+        running = {trial.number for trial in self._running()}
+        for path in (self.folder / CLAIMS).glob("*"):
+            if path.name.isdigit() and int(path.name) not in running:
+                _forget(Lease(path))
 
     def _refuse_other_choices(self) -> None:
         """Optuna can widen and narrow ranges of a study, but not change what a choice consists of."""
@@ -542,6 +544,17 @@ class Campaign:
                 f"{outcome.reason}",
                 advice="sweep.rerun=failed runs them again once the cause is gone.",
             )
+
+
+def _forget(lease: Lease) -> None:
+    """Removes a lease that nobody holds any more."""
+    if lease.holder() is not None:
+        return
+    try:
+        lease.acquire(wait=False)
+    except LeaseHeld:
+        return
+    lease.release(forget=True)
 
 
 def _counts(entries: Sequence[Entry]) -> str:
