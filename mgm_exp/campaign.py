@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import ExperimentConfig, PrunerName, Rerun, plain
 from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
 from mgm_exp.folders import read_record, wait_until_free
-from mgm_exp.ledger import in_words
 from mgm_exp.search.budget import FOLDER as SWEEPERS
 from mgm_exp.search.budget import Budget, Clock
 from mgm_exp.search.expression import Expression
@@ -33,6 +32,7 @@ from mgm_exp.slots import Slots, Work
 from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, LeaseHeld
 from mgm_exp.study_books import AGAIN_FOR, CLAIMS, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
+from mgm_exp.study_table import in_short
 from mgm_exp.sweep_folder import record_failure
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Campaign:
         self.settings, self.base = base.sweep, base
         self._config_value, self._config_of, self._say = config_value, config_of, say
         self.folder = books.folder
+        books.plan = {"n_trials": base.sweep.n_trials, "slots": base.sweep.slots}
         self.budget = Budget.of(base.sweep)
         self.clock = Clock(self.folder)
         self.constraints = [Expression(text, "sweep.constraints") for text in base.sweep.constraints]
@@ -356,7 +357,7 @@ class Campaign:
             self._tell(number, "FAIL")
             claim.release(forget=True)
             advice = f"{error.advice} A value that suits some trials only is given with when: see docs/sweeps.md."
-            raise ConfigError(f"trial {number} ({in_words(params)}): {error.message}", advice=advice.strip()) from error
+            raise ConfigError(f"trial {number} ({in_short(params)}): {error.message}", advice=advice.strip()) from error
         trial = Trial(number, claim, point, config, self._seeds(config), losses=int(attributes.get(LOSSES, 0)))
         overrides = [*point.overrides]
         live.set_user_attr(
@@ -399,7 +400,7 @@ class Campaign:
         live.set_user_attr(REASON, f"misses {which}")
         live.set_user_attr(VERDICT, REFUSED)
         self._tell(trial.number, "PRUNED")
-        self._say(f"trial {trial.number} {in_words(trial.point.params)}: not run, misses {which}")
+        self._say(f"trial {trial.number} {in_short(trial.point.params)}: not run, misses {which}")
         trial.claim.release(forget=True)
 
     def _violations(self, trial: Trial, result: dict[str, Any]) -> list[float | None]:
@@ -424,7 +425,7 @@ class Campaign:
         seed = trial.seeds[0]
         run_dir = self._run_dir(trial, seed)
         of_seed = "" if seed is None else f" seed={seed}"
-        self._say(f"\ntrial {trial.number}: {in_words(trial.point.params)}{of_seed}")
+        self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}")
         wait_until_free(run_dir, self._say)
         overrides = [
             *trial.point.overrides,
@@ -445,7 +446,7 @@ class Campaign:
             self._leave(trial)
             if is_stopping:
                 return
-            raise UserError(f"trial {trial.number} ({in_words(trial.point.params)}): {outcome.reason}")
+            raise UserError(f"trial {trial.number} ({in_short(trial.point.params)}): {outcome.reason}")
         if not outcome.verdict.is_final:  # lost, or asked to stop by somebody else
             self._lost(trial, outcome, work, is_stopping)
             return
@@ -563,4 +564,5 @@ def _counts(entries: Sequence[Entry]) -> str:
 
 
 def _json(params: dict[str, Any]) -> dict[str, Any]:
-    return {key: plain(value) for key, value in params.items()}
+    """As ``sweep.json`` holds it: what only formulas use is left out."""
+    return {key: plain(value) for key, value in params.items() if not key.startswith("_")}

@@ -72,6 +72,7 @@ class StudyBooks:
         self.folder, self.name, self.study = folder, name, study
         self.objectives, self.directions = list(objectives), list(directions)
         self.command: list[str] = []
+        self.plan: dict[str, Any] = {}
         self.status = "running"
         self.stopped_because = ""
         self._final: dict[int, Entry] = {}
@@ -166,6 +167,7 @@ class StudyBooks:
             "sweeper": "mgm_optuna",
             "status": self.status,
             "stopped_because": self.stopped_because,
+            **self.plan,
             "direction": self.directions[0].value,
             "objective": self.objectives[0],
             "command": self.command,

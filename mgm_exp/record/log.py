@@ -56,7 +56,9 @@ def _move_handlers(streams: dict[int, TextIO]) -> list[tuple[logging.StreamHandl
     moved = []
     for logger in loggers:
         for handler in getattr(logger, "handlers", ()):
-            if isinstance(handler, logging.StreamHandler) and id(handler.stream) in streams:
+            # A handler whose stream is a property of its class looks sys.stderr up itself, each time.
+            holds_its_stream = not hasattr(type(handler), "stream")
+            if isinstance(handler, logging.StreamHandler) and holds_its_stream and id(handler.stream) in streams:
                 moved.append((handler, handler.stream))
                 handler.setStream(streams[id(handler.stream)])
     return moved

@@ -226,16 +226,20 @@ class MgmOptunaSweeper(Sweeper):
         return self.launcher.launch([overrides], initial_job_idx=number)[0]
 
     def _show(self, folder: Path, study: Any, books: Any) -> None:
-        """The table of the trials, and the charts."""
-        from mgm_exp.report import report
+        """The table of the trials, their comparison and the charts as files."""
+        from mgm_exp.compare import compare, write_comparison, write_markdown
         from mgm_exp.search import draw_study
+        from mgm_exp.study_table import print_search
 
-        content = books.to_json()
-        if not content["trials"]:
+        if not books.to_json()["trials"]:
             return
         print()
-        report([folder], folder / "comparison.json", folder / "table.md")
-        draw_study(study, folder, books.objectives)
+        print_search(folder)
+        found = compare([folder])
+        write_comparison(found, folder / "comparison.json")
+        write_markdown(found, folder / "table.md")
+        drawn = draw_study(study, folder, books.objectives, books.directions)
+        print(f"Runs lie in {folder}; charts: {', '.join(path.name for path in drawn)}" if drawn else f"Runs lie in {folder}")
 
 
 def _refuse_other_study(study: Any, settings: dict[str, Any], name: str) -> None:
