@@ -426,6 +426,8 @@ class Campaign:
         run_dir = self._run_dir(trial, seed)
         of_seed = "" if seed is None else f" seed={seed}"
         self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}")
+        with self._desk():
+            self.books.write()
         wait_until_free(run_dir, self._say)
         overrides = [
             *trial.point.overrides,
