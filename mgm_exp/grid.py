@@ -81,6 +81,10 @@ class Grid:
             params = {override.key_or_group: _for_json(override.value()) for override in parse(swept)}
             yield Cell((*self.fixed, *swept), params)
 
+    def early_keys(self) -> list[str]:
+        """The axes that decide the early stages: cells that agree in them share these stages."""
+        return [axis.key.lstrip("+") for axis in self.axes if _rank(axis.key) < len(_SLOWEST_FIRST)]
+
     def name(self, fixed: DictConfig) -> str:
         """The default name of the sweep: what is swept, and a short hash of the rest of the configuration.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.bootstrap import PARENT
 from mgm_exp.errors import Interrupted
 from mgm_exp.search.outcome import Ending, oom_kills
+from mgm_exp.store import LeaseHeld
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -106,7 +107,7 @@ class InProcess(Slots):
             error = stop
         if isinstance(error, (KeyboardInterrupt, Interrupted)):
             raise Interrupted(f"Stopped in trial {work.number}.", advice="The same command continues.") from error
-        if error is not None and _stamp(work.run_dir) == stamp:
+        if error is not None and not isinstance(error, LeaseHeld) and _stamp(work.run_dir) == stamp:
             self._record(work.run_dir, error, work.overrides)
         self._ended.append((work, Ending()))
 

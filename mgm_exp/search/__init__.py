@@ -13,6 +13,7 @@ from typing import Any
 _HOMES = {
     "Budget": "budget",
     "Clock": "budget",
+    "Ending": "outcome",
     "Expression": "expression",
     "Outcome": "outcome",
     "Reporter": "reports",
