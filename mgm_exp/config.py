@@ -484,7 +484,7 @@ class SweepConfig:
     # trainable_parameters; directions has one entry for each. They take the place of objective and direction.
     objectives: list[str] = field(default_factory=list)
     directions: list[Direction] = field(default_factory=list)
-    # Failed trials of a search that is given again run in the same way under a new number.
+    # Finished trials that the same command runs again (a search: failed ones only, under a new number).
     rerun: Rerun = Rerun.none
     # Trials of a search in all, however often the command is given.
     n_trials: int = 20
