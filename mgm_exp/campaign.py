@@ -183,8 +183,8 @@ class Campaign:
                 check_distribution_compatibility(known[item.name], item.domain.distribution())
             except ValueError as error:
                 raise UserError(
-                    f"{item.key} was chosen from {getattr(known[item.name], 'choices', known[item.name])} in the trials "
-                    f"so far, and now from {item.domain}: a study keeps its choices (ranges and intervals may change).",
+                    f"{item.key} was chosen from {getattr(known[item.name], 'choices', known[item.name])} in the "
+                    f"trials so far, and now from {item.domain}: a study keeps its choices (ranges and intervals may change).",
                     advice="Give sweep.name=ANOTHER; what its trials have in common is taken from the store.",
                 ) from error
 
@@ -535,7 +535,9 @@ class Campaign:
         outside = [c.text for c, violation in zip(self.constraints, missed, strict=True) if violation > 0]
         if outside:
             why += f"; misses {outside[0]}"
-        self._say(f"trial {trial.number} {outcome.verdict.value.replace('_', ' ')}{' ' + shown if shown else ''}{why}{end}")
+        self._say(
+            f"trial {trial.number} {outcome.verdict.value.replace('_', ' ')}{' ' + shown if shown else ''}{why}{end}"
+        )
 
     def _stop_if_everything_fails(self, outcome: Outcome) -> None:
         if outcome.verdict is not Verdict.failed:

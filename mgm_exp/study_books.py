@@ -183,7 +183,7 @@ class StudyBooks:
                 for entry in entries
                 if entry.verdict == REFUSED
             ],
-            "best": best and {"number": best.number, "value": (best.values or [None])[0], "run_dir": best.run_dir},
+            "best": best and {"number": best.number, "value": (best.values or [0.0])[0], "run_dir": best.run_dir},
         }
         if len(self.objectives) > 1:
             content["objectives"] = self.objectives

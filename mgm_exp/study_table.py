@@ -107,7 +107,13 @@ def in_short(params: Mapping[str, Any]) -> str:
     words = {None: "null", True: "true", False: "false"}
     return " ".join(
         f"{key if names[key] in twice else names[key]}="
-        + (words[value] if value is None or isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value))
+        + (
+            words[value]
+            if value is None or isinstance(value, bool)
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value)
+        )
         for key, value in shown.items()
     )
 
@@ -136,7 +142,9 @@ def headline(folder: Path, *, is_running: bool = False) -> str:
 def time_left(record: Mapping[str, Any], rows: list[Row]) -> str:
     """A guess from the time that trials took so far; empty before there is one."""
     ended = [row.seconds for row in rows if row.seconds and row.state in ("completed", "pruned")]
-    more = int(record.get("n_trials") or 0) - sum(row.state not in ("running", "waiting", "interrupted") for row in rows)
+    more = int(record.get("n_trials") or 0) - sum(
+        row.state not in ("running", "waiting", "interrupted") for row in rows
+    )
     if not ended or more <= 0:
         return ""
     seconds = statistics.fmean(ended) * more / max(1, int(record.get("slots") or 1))

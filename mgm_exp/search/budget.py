@@ -86,9 +86,7 @@ class Budget:
     def of(cls, sweep: SweepConfig) -> Budget:
         """As ``sweep.n_trials``, ``sweep.budget`` and ``sweep.plateau`` say."""
         trials = sweep.n_trials if sweep.budget.trials is None else min(sweep.n_trials, sweep.budget.trials)
-        return cls(
-            trials, sweep.budget.hours, sweep.budget.gpu_hours, sweep.plateau.trials, sweep.plateau.min_delta
-        )
+        return cls(trials, sweep.budget.hours, sweep.budget.gpu_hours, sweep.plateau.trials, sweep.plateau.min_delta)
 
     def is_spent(self, clock: Clock, values: Sequence[float], direction: Direction) -> str:
         """Why no further trial is started; empty where nothing speaks against one.

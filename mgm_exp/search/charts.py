@@ -29,9 +29,7 @@ class Dot:
     is_pruned: bool
 
 
-def draw_study(
-    study: Study, folder: Path, objectives: Sequence[str], directions: Sequence[Direction]
-) -> list[Path]:
+def draw_study(study: Study, folder: Path, objectives: Sequence[str], directions: Sequence[Direction]) -> list[Path]:
     """Writes the charts for which there are trials enough.
 
     Args:
@@ -179,9 +177,7 @@ def _pareto(study: Study, folder: Path, objectives: Sequence[str], directions: S
     ends = ["larger" if direction is Direction.maximize else "smaller" for direction in directions]
     drawing.text(340, 376, f"{objectives[0]} ({ends[0]} is better)", anchor="middle", bold=True)
     drawing.text(16, 46, f"{objectives[1]} ({ends[1]} is better); filled: the Pareto front", fill=PALE)
-    drawing.line(
-        sorted((x(t.values[0]), y(t.values[1])) for t in trials if t.number in front), stroke=PALE, dash="4 3"
-    )
+    drawing.line(sorted((x(t.values[0]), y(t.values[1])) for t in trials if t.number in front), stroke=PALE, dash="4 3")
     for trial in trials:
         says = f"trial {trial.number}: {', '.join(f'{value:.4g}' for value in trial.values)}; {trial.params}"
         drawing.point(x(trial.values[0]), y(trial.values[1]), says=says, is_hollow=trial.number not in front)
@@ -205,7 +201,10 @@ def _along(distribution: Any, values: list[Any], start: float, end: float) -> tu
     choices = getattr(distribution, "choices", None)
     if choices is not None:
         step = (end - start) / max(1, len(choices) - 1)
-        at = {repr(choice): start + step * i if len(choices) > 1 else (start + end) / 2 for i, choice in enumerate(choices)}
+        at = {
+            repr(choice): start + step * i if len(choices) > 1 else (start + end) / 2
+            for i, choice in enumerate(choices)
+        }
         return (lambda value: at[repr(value)]), [(str(choice), at[repr(choice)]) for choice in choices]
     scale = Scale([float(value) for value in values], start, end, log=bool(distribution.log))
     return (lambda value: scale(float(value))), [(f"{tick:.3g}", scale(tick)) for tick in scale.ticks(3)]

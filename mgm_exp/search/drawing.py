@@ -25,7 +25,15 @@ class Drawing:
         self.text(16, 26, title, size=15, bold=True)
 
     def text(
-        self, x: float, y: float, text: str, *, size: int = 11, anchor: str = "start", bold: bool = False, fill: str = INK
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: int = 11,
+        anchor: str = "start",
+        bold: bool = False,
+        fill: str = INK,
     ) -> None:
         """A line of text whose baseline begins (or, with ``anchor``, ends) at a point."""
         weight = ' font-weight="600"' if bold else ""
@@ -34,7 +42,15 @@ class Drawing:
             f"{escape(text)}</text>"
         )
 
-    def line(self, points: list[tuple[float, float]], *, stroke: str = PALE, width: float = 1, dash: str = "", opacity: float = 1) -> None:
+    def line(
+        self,
+        points: list[tuple[float, float]],
+        *,
+        stroke: str = PALE,
+        width: float = 1,
+        dash: str = "",
+        opacity: float = 1,
+    ) -> None:
         """A line through points."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
@@ -46,9 +62,7 @@ class Drawing:
     def point(self, x: float, y: float, *, fill: str = GOOD, says: str = "", is_hollow: bool = False) -> None:
         """A dot; ``says`` is shown when the pointer rests on it."""
         colours = f'fill="white" stroke="{fill}"' if is_hollow else f'fill="{fill}"'
-        self._parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {colours}><title>{escape(says)}</title></circle>'
-        )
+        self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {colours}><title>{escape(says)}</title></circle>')
 
     def bar(self, x: float, y: float, width: float, height: float, *, fill: str = GOOD) -> None:
         """A filled rectangle."""
@@ -59,8 +73,8 @@ class Drawing:
     def save(self, path: Path) -> Path:
         """Writes the file whole."""
         content = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" font-family="system-ui, sans-serif" role="img" aria-label="{escape(self.title)}">\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
+            f'width="{self.width}" height="{self.height}" font-family="system-ui, sans-serif" role="img" aria-label="{escape(self.title)}">\n'
             f'<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(self._parts) + "\n</svg>\n"
         )
         write_atomic(path, content)

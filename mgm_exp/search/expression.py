@@ -1,8 +1,8 @@
 """Small formulas over the values of a trial: ``_ratio * adapter.rank``, ``adapter.kind == 'lora'``, ``peak <= 20``.
 
-They stand in sweep files (``when:``, ``value:``) and in ``sweep.constraints``. Arithmetic, comparisons, ``and``, ``or``,
-``not``, ``in``, ``x if c else y`` and a few functions; names are keys of the configuration or of the search. Nothing
-else is evaluated: a formula cannot reach an attribute, a function or a module of Python.
+They stand in sweep files (``when:``, ``value:``) and in ``sweep.constraints``. Arithmetic, comparisons, ``and``,
+``or``, ``not``, ``in``, ``x if c else y`` and a few functions; names are keys of the configuration or of the search.
+Nothing else is evaluated: a formula cannot reach an attribute, a function or a module of Python.
 """
 
 from __future__ import annotations

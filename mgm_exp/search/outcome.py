@@ -131,7 +131,7 @@ def _completed(result: Mapping[str, Any], objectives: Sequence[str]) -> Outcome:
     broken = [name for name, value in found.items() if not _is_number(value)]
     if broken:
         return Outcome(Verdict.not_finite, (), f"{broken[0]} is {found[broken[0]]}", result)
-    return Outcome(Verdict.completed, tuple(float(value) for value in found.values()), "", result)
+    return Outcome(Verdict.completed, tuple(float(value or 0.0) for value in found.values()), "", result)
 
 
 def _failed(result: Mapping[str, Any], ending: Ending) -> Outcome:
@@ -164,7 +164,7 @@ def mean_of(outcomes: Sequence[Outcome]) -> Outcome:
 def field_of(result: Mapping[str, Any], name: str) -> float | None:
     """A metric or a field of a result; None where it has none."""
     value = (result.get("metrics") or {}).get(name, result.get(name))
-    return float(value) if _is_number(value) else None
+    return float(value) if value is not None and _is_number(value) else None
 
 
 def oom_kills() -> int | None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # User attribute of a trial: by how much it misses each constraint; above 0 it is infeasible.
 VIOLATIONS = "violations"
+# Points of a generation of NSGA-II where none is given, as in Deb et al. (2002) and in Optuna.
+NSGA2_POPULATION = 50
 
 _NEEDS = {SamplerName.gp: ("scipy", "torch"), SamplerName.cmaes: ("cmaes",), SamplerName.qmc: ("scipy",)}
 
@@ -95,8 +97,9 @@ def _make(
             seed=seed, n_startup_trials=startup, popsize=config.population, warn_independent_sampling=False
         )
     if name is SamplerName.nsga2:
-        size = {} if config.population is None else {"population_size": config.population}
-        return samplers.NSGAIISampler(seed=seed, constraints_func=constraints, **size)
+        return samplers.NSGAIISampler(
+            seed=seed, constraints_func=constraints, population_size=config.population or NSGA2_POPULATION
+        )
     if name is SamplerName.qmc:
         return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
     return samplers.RandomSampler(seed=seed)
@@ -142,9 +145,7 @@ class PerTrialSampler(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._for(trial, "before").before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._for(trial, "after").after_trial(study, trial, state, values)
 
 
@@ -179,7 +180,7 @@ class GridSampler(BaseSampler):
             return
         taken = {self._place(other) for other in study.get_trials(deepcopy=False) if other.number != trial.number}
         place = next((number for number in range(len(self.points)) if number not in taken), 0)
-        study._storage.set_trial_system_attr(trial._trial_id, self.PLACE, place)  # noqa: SLF001 - as Optuna's own does
+        study._storage.set_trial_system_attr(trial._trial_id, self.PLACE, place)
 
     def _place(self, trial: FrozenTrial) -> int | None:
         if self.PLACE in trial.system_attrs:

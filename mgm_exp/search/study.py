@@ -106,8 +106,9 @@ def open_study(
     import optuna
 
     wanted = [direction.value for direction in directions]
+    directed = [optuna.study.StudyDirection[direction.name.upper()] for direction in directions]
     study = optuna.create_study(
-        storage=storage, study_name=name, directions=wanted, sampler=sampler, pruner=pruner, load_if_exists=True
+        storage=storage, study_name=name, directions=directed, sampler=sampler, pruner=pruner, load_if_exists=True
     )
     there = [direction.name.lower() for direction in study.directions]
     if there != wanted:
@@ -122,8 +123,8 @@ def trial_of(study: Study, number: int) -> Any:
     """The trial of a number, to go on with, in whatever process."""
     import optuna
 
-    storage = study._storage  # noqa: SLF001 - Optuna has no public way to take up a trial of another process
-    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)  # noqa: SLF001
+    storage = study._storage
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
     return optuna.trial.Trial(study, trial_id)
 
 

@@ -20,7 +20,9 @@ PROGRAM = Path(__file__).with_name("small_task.py")
 
 def python_path() -> str:
     """This repository first, for processes of their own."""
-    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(REPOSITORY)]
+    inherited = [
+        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(REPOSITORY)
+    ]
     return os.pathsep.join([str(REPOSITORY), *inherited])
 
 

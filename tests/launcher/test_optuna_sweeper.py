@@ -98,7 +98,12 @@ def test_each_ending_has_its_meaning(app: Any, capsys: pytest.CaptureFixture[str
 
 
 def test_a_failed_trial_is_run_again_where_it_is_asked_for_and_does_not_count_twice(app: Any) -> None:
-    arguments = (*SEARCH, "adapter.rank=4,8", "sweep.enqueue=[{adapter.rank: 4}, {adapter.rank: 8}]", "sweep.n_trials=2")
+    arguments = (
+        *SEARCH,
+        "adapter.rank=4,8",
+        "sweep.enqueue=[{adapter.rank: 4}, {adapter.rank: 8}]",
+        "sweep.n_trials=2",
+    )
     assert app(*arguments, fail="8") == 1
     assert app(*arguments) == 1, "it stays failed"
     assert [app.calls(number) for number in range(2)] == [1, 1]
@@ -112,7 +117,12 @@ def test_a_failed_trial_is_run_again_where_it_is_asked_for_and_does_not_count_tw
 
 
 def test_a_users_error_stops_the_search_with_its_reason(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = (*SEARCH, "adapter.rank=4,8", "sweep.enqueue=[{adapter.rank: 4}, {adapter.rank: 8}]", "sweep.n_trials=3")
+    arguments = (
+        *SEARCH,
+        "adapter.rank=4,8",
+        "sweep.enqueue=[{adapter.rank: 4}, {adapter.rank: 8}]",
+        "sweep.n_trials=3",
+    )
     assert app(*arguments, fail="8:user") == 2
     assert "trial 1 (adapter.rank=8): the rows are not there" in capsys.readouterr().err
     sweep = app.sweep()
@@ -197,7 +207,9 @@ def test_repeats_are_one_trial_with_their_mean(app: Any) -> None:
 
 
 def test_constraints_that_are_known_before_are_not_run_and_do_not_count(app: Any) -> None:
-    assert app(*SEARCH, RANKS, "sweep.n_trials=4", "sweep.constraints=['adapter.rank <= 8']", "sweep.sampler.seed=1") == 0
+    assert (
+        app(*SEARCH, RANKS, "sweep.n_trials=4", "sweep.constraints=['adapter.rank <= 8']", "sweep.sampler.seed=1") == 0
+    )
     sweep = app.sweep()
     assert len(sweep["trials"]) == 4 == len(sweep["grid"])
     assert all(point["adapter.rank"] <= 8 for point in drawn(app))
@@ -309,7 +321,9 @@ def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_under_its_number(
 ) -> None:
     monkeypatch.setenv("SMALL_STEPS", "6")
     monkeypatch.setenv("SMALL_STEP_S", "0.1")
-    process = app.start(*SEARCH, RANKS, "sweep.n_trials=1", "sweep.slots=1", "sweep.isolate=true", "sweep.pruner.name=none")
+    process = app.start(
+        *SEARCH, RANKS, "sweep.n_trials=1", "sweep.slots=1", "sweep.isolate=true", "sweep.pruner.name=none"
+    )
     pid = child_in(app, process, "0", steps=2)
     os.kill(pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=90)

@@ -53,7 +53,9 @@ def test_a_running_search_shows_what_runs_and_where(app: Any, monkeypatch: pytes
 
 
 def test_short_names_are_used_where_they_are_clear() -> None:
-    assert in_short({"adapter.rank": 8, "train.lr": 0.00123456, "_x": 1, "data": "raw"}) == "rank=8 lr=0.001235 data=raw"
+    assert (
+        in_short({"adapter.rank": 8, "train.lr": 0.00123456, "_x": 1, "data": "raw"}) == "rank=8 lr=0.001235 data=raw"
+    )
     assert in_short({"train.lr": 1e-3, "train.align.lr": 2e-3}) == "train.lr=0.001 train.align.lr=0.002"
     assert in_short({"train.freeze_connector": True, "data.path": None}) == "freeze_connector=true path=null"
 
@@ -73,7 +75,17 @@ def test_the_dashboard_serves_the_study(searched: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mgm_exp.cli", "dashboard", "mine", "--root", str(searched.root), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "mgm_exp.cli",
+        "dashboard",
+        "mine",
+        "--root",
+        str(searched.root),
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 60

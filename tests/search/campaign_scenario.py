@@ -24,7 +24,13 @@ from mgm_exp.store import Lease, write_atomic, write_json_atomic
 from mgm_exp.study_books import StudyBooks
 from tests.test_stages import base
 
-SPACE = Space((), (Dimension("adapter.rank", "adapter.rank", Numbers(1, 64, None, True, True)), Dimension("seed", "seed", Choice((0, 1, 2), ("0", "1", "2")))))  # fmt: skip
+SPACE = Space(
+    (),
+    (
+        Dimension("adapter.rank", "adapter.rank", Numbers(1, 64, None, True, True)),
+        Dimension("seed", "seed", Choice((0, 1, 2), ("0", "1", "2"))),
+    ),
+)
 POINTS = 2
 
 

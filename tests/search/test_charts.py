@@ -14,9 +14,7 @@ from mgm_exp.search.drawing import Drawing, Scale
 
 
 def study(trials: int, objectives: int = 1) -> optuna.Study:
-    found = optuna.create_study(
-        directions=["maximize"] * objectives, sampler=optuna.samplers.RandomSampler(seed=0)
-    )
+    found = optuna.create_study(directions=["maximize"] * objectives, sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(trials):
         trial = found.ask()
         x = trial.suggest_float("train.lr", 1e-4, 1e-2, log=True)
@@ -46,7 +44,9 @@ def test_four_charts_hold_every_trial(tmp_path: Path) -> None:
     assert circles(tmp_path / "slices.svg") == 24
     assert "<adapter & co>" in texts(tmp_path / "slices.svg"), "names are escaped, not lost"
     for path in files:
-        assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", ""), "nothing is loaded from elsewhere"
+        assert "http" not in path.read_text().replace("http://www.w3.org/2000/svg", ""), (
+            "nothing is loaded from elsewhere"
+        )
 
 
 def test_what_decides_is_said_in_shares(tmp_path: Path) -> None:

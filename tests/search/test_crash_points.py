@@ -60,7 +60,9 @@ def check(folder: Path, before: dict[int, tuple[int, bool]], after: Any, undistu
         assert now == (called if had_result else called + 1), (point, number, "a finished trial is not repeated")
         steps = (folder / str(number) / "steps.txt").read_text().split()
         assert sorted(set(steps)) == ["1", "2"] and len(steps) <= 3, (point, "what is checkpointed is not repeated")
-        reports = [json.loads(line)["step"] for line in (folder / str(number) / "reports.jsonl").read_text().splitlines()]
+        reports = [
+            json.loads(line)["step"] for line in (folder / str(number) / "reports.jsonl").read_text().splitlines()
+        ]
         assert reports == [1, 2], point
     assert not list((folder / ".claims").glob("*")), point
     assert {path.name for path in folder.iterdir() if path.name.isdigit()} == {"0", "1", "2"}, point
@@ -138,7 +140,19 @@ for line in sys.stdin:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.writev(1, [f"\\nended {code}\\n".encode()])
 """
-CALLS = ["pwrite64", "fdatasync", "write", "fsync", "ftruncate", "rename", "unlink", "mkdir", "linkat", "rmdir", "utimensat"]
+CALLS = [
+    "pwrite64",
+    "fdatasync",
+    "write",
+    "fsync",
+    "ftruncate",
+    "rename",
+    "unlink",
+    "mkdir",
+    "linkat",
+    "rmdir",
+    "utimensat",
+]
 
 
 class Server:
@@ -277,9 +291,9 @@ def chaos(folder: Path, storage: str, *, trials: int, kills: int, seed: int = 0,
     content = json.loads((folder / "sweep.json").read_text())
     assert [(t["number"], t["status"]) for t in content["trials"]] == [(n, "completed") for n in range(trials)]
     assert content["pending"] == []
-    from mgm_exp.search import open_storage, storage_place
-
     import optuna
+
+    from mgm_exp.search import open_storage, storage_place
 
     place = storage_place(None if storage == "journal" else storage, folder)
     study = optuna.load_study(study_name=folder.name, storage=open_storage(place))

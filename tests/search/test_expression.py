@@ -60,7 +60,7 @@ def test_the_names_are_keys_with_their_dots() -> None:
     ],
 )
 def test_nothing_but_a_formula_is_taken(text: str) -> None:
-    with pytest.raises(ConfigError, match="sweep.constraints"):
+    with pytest.raises(ConfigError, match=r"sweep\.constraints"):
         Expression(text, "sweep.constraints")
 
 

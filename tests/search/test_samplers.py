@@ -53,7 +53,9 @@ def needs(name: SamplerName) -> None:
 @pytest.mark.parametrize("name", list(SamplerName))
 def test_every_sampler_searches_and_a_restart_in_the_middle_changes_nothing(tmp_path: Path, name: SamplerName) -> None:
     needs(name)
-    found = space("x=range(0,1,0.25)", "y=range(0.1,1,0.3)", "n=range(0,3)", "c=a,b") if name.value == "grid" else space()
+    found = (
+        space("x=range(0,1,0.25)", "y=range(0.1,1,0.3)", "n=range(0,3)", "c=a,b") if name.value == "grid" else space()
+    )
     config = SamplerConfig(name, seed=5, startup=4)
 
     def search(folder: Path, restarts: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -142,7 +144,7 @@ def test_several_objectives(tmp_path: Path) -> None:
 
 def test_a_sampler_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDependencyError, match="scipy and torch.*mgm-exp\\[search\\]"):
+    with pytest.raises(MissingDependencyError, match=r"scipy and torch.*mgm-exp\[search\]"):
         make_sampler(SamplerConfig(SamplerName.gp), space())
 
 

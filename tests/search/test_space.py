@@ -145,7 +145,7 @@ def test_groups_come_before_what_depends_on_them_whatever_the_order_of_the_file(
 
 
 def test_a_circle_is_refused() -> None:
-    with pytest.raises(ConfigError, match="circle: a.b, c"):
+    with pytest.raises(ConfigError, match=r"circle: a\.b, c"):
         space_of(**{"a.b": {"value": "c + 1"}, "c": {"value": "a.b - 1"}})
 
 

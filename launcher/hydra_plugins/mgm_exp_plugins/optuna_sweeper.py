@@ -32,7 +32,7 @@ class MgmOptunaSweeper(Sweeper):
     """See the module.
 
     Args:
-        params: What a sweep file searches: key -> values as on the command line, or with ``space``, ``value``, ``when``.
+        params: What a sweep file searches: key -> values as on the command line, or ``{space, value, when}``.
     """
 
     def __init__(self, params: dict[str, Any]) -> None:
@@ -197,7 +197,9 @@ class MgmOptunaSweeper(Sweeper):
         from mgm_exp.store import fingerprint
 
         preset = next((item.partition("=")[2] for item in arguments if item.startswith("+sweeps=")), "")
-        items = [f"{item.key} {getattr(item, 'domain', getattr(item, 'formula', ''))} {item.when}" for item in space.items]
+        items = [
+            f"{item.key} {getattr(item, 'domain', getattr(item, 'formula', ''))} {item.when}" for item in space.items
+        ]
         swept = preset or "+".join(plain_name(key) for key in space.keys)[:100].rstrip(".+=,-")
         return f"{plain_name(swept) if preset else swept}-{fingerprint({**settings, 'space': sorted(items)})[:8]}"
 
@@ -239,7 +241,11 @@ class MgmOptunaSweeper(Sweeper):
         write_comparison(found, folder / "comparison.json")
         write_markdown(found, folder / "table.md")
         drawn = draw_study(study, folder, books.objectives, books.directions)
-        print(f"Runs lie in {folder}; charts: {', '.join(path.name for path in drawn)}" if drawn else f"Runs lie in {folder}")
+        print(
+            f"Runs lie in {folder}; charts: {', '.join(path.name for path in drawn)}"
+            if drawn
+            else f"Runs lie in {folder}"
+        )
 
 
 def _refuse_other_study(study: Any, settings: dict[str, Any], name: str) -> None:
