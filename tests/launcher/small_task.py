@@ -1,9 +1,10 @@
 """A task that is small and real: it takes the lease, writes every file of a run folder, and scores what its rank says.
 
 As a program it is the command line of the package with this task: ``python small_task.py -m adapter.rank=1,2``. What
-it is to do besides stands in the environment: ``SMALL_FAIL=13`` or ``13:oom`` (ranks that fail, and how: failed, oom, nan,
-user, killed), ``SMALL_STOP=9`` (ranks that wait until ``go`` lies in their folder), ``SMALL_STEPS=5`` (steps of "training",
-each noted in ``steps.txt``, checkpointed, and reported as a validation point), ``SMALL_STEP_S=0.1`` (how long one takes).
+it is to do besides stands in the environment: ``SMALL_FAIL=13`` or ``13:oom`` (ranks that fail, and how: failed, oom,
+nan, user, killed), ``SMALL_STOP=9`` (ranks that wait until ``go`` lies in their folder), ``SMALL_STEPS=5`` (steps of
+"training", each noted in ``steps.txt``, checkpointed, and reported as a validation point), ``SMALL_STEP_S=0.1`` (how
+long one takes).
 """
 
 from __future__ import annotations
