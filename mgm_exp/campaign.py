@@ -184,7 +184,8 @@ class Campaign:
             except ValueError as error:
                 raise UserError(
                     f"{item.key} was chosen from {getattr(known[item.name], 'choices', known[item.name])} in the "
-                    f"trials so far, and now from {item.domain}: a study keeps its choices (ranges and intervals may change).",
+                    f"trials so far, and now from {item.domain}: a study keeps its choices (ranges and intervals may "
+                    "change).",
                     advice="Give sweep.name=ANOTHER; what its trials have in common is taken from the store.",
                 ) from error
 

@@ -74,7 +74,8 @@ class Drawing:
         """Writes the file whole."""
         content = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
-            f'width="{self.width}" height="{self.height}" font-family="system-ui, sans-serif" role="img" aria-label="{escape(self.title)}">\n'
+            f'width="{self.width}" height="{self.height}" font-family="system-ui, sans-serif" role="img" '
+            f'aria-label="{escape(self.title)}">\n'
             f'<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(self._parts) + "\n</svg>\n"
         )
         write_atomic(path, content)

@@ -94,18 +94,25 @@ class Reporter:
 def reporter_for(config: ExperimentConfig, run_dir: Path) -> Reporter:
     """The reporter of a run; one of a search's trial reports to the study and asks its pruner."""
     sweep = config.sweep
-    is_first_seed = not run_dir.name.startswith("seed_") or run_dir.name == f"seed_{config.seed}"
     can_be_pruned = (
         config.trial is not None
         and sweep.pruner.name not in (PrunerName.none, PrunerName.wilcoxon)
         and not sweep.objectives
-        and is_first_seed
+        and _is_first_seed(run_dir)
     )
     if not can_be_pruned:
         return Reporter(run_dir)
     number = config.trial
     assert number is not None
     return Reporter(run_dir, lambda: trial_in_study(sweep, sweep_folder(run_dir), number, config))
+
+
+def _is_first_seed(run_dir: Path) -> bool:
+    """Of a trial with several seeds one run reports: steps of two would be taken for steps of one."""
+    if not run_dir.name.startswith("seed_"):
+        return True
+    numbers = [int(path.name.removeprefix("seed_")) for path in run_dir.parent.glob("seed_*")]
+    return int(run_dir.name.removeprefix("seed_")) <= min(numbers, default=0)
 
 
 def sweep_folder(run_dir: Path) -> Path:
