@@ -21,6 +21,8 @@ ROOT = _PACKAGE if (_PACKAGE / "conf" / "config.yaml").is_file() else _PACKAGE.p
 CONF = ROOT / "conf"
 SWEEPS = ROOT / "sweeps"
 LAUNCHER = ROOT / "launcher"
+# Environment variable by which a trial knows which process started it: it ends with it.
+PARENT = "MGM_EXP_PARENT"
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<group>[A-Za-z_][\w/]*)(?:@[\w.:]*)?)=(?P<value>.+)", re.DOTALL)
 _NUMBERS = re.compile(r"\s*\d+\s*(?:,\s*\d+\s*)*")

@@ -71,10 +71,29 @@ def _status(arguments: list[str]) -> int:
     parser = _parser("status", "What runs, what is done, what failed and why, from the files of runs and sweeps.")
     parser.add_argument("sweep", nargs="?", help="name or folder of a sweep, or a run's folder (default: all)")
     parser.add_argument("--root", type=Path, default=Path("outputs"), help="paths.root (default: outputs)")
+    parser.add_argument("--watch", action="store_true", help="keep the table of one sweep up to date until it ends")
     options = parser.parse_args(arguments)
-    from mgm_exp.status import show_status
+    from mgm_exp.status import show_status, watch_status
 
-    show_status(options.sweep, options.root)
+    if options.watch and options.sweep is None:
+        raise UserError("mgm-exp status --watch needs the name or folder of a sweep.")
+    if options.watch:
+        watch_status(options.sweep, options.root)
+    else:
+        show_status(options.sweep, options.root)
+    return EXIT_DONE
+
+
+def _dashboard(arguments: list[str]) -> int:
+    parser = _parser("dashboard", "Opens the study of a search in optuna-dashboard, in the browser of this machine.")
+    parser.add_argument("sweep", help="name or folder of a search")
+    parser.add_argument("--root", type=Path, default=Path("outputs"), help="paths.root (default: outputs)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8080, help="port (default: 8080)")
+    options = parser.parse_args(arguments)
+    from mgm_exp.dashboard import show_dashboard
+
+    show_dashboard(options.sweep, options.root, host=options.host, port=options.port)
     return EXIT_DONE
 
 
@@ -167,7 +186,8 @@ def _curate(arguments: list[str]) -> int:
 
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
-    "status": Verb("status [SWEEP] [--root DIR]", "what runs, what is done, what failed and why", _status),
+    "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
+    "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "report": Verb("report DIR... [--out FILE.md]", "compare runs or sweeps: table, JSON, Markdown", _report),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
     "explore": Verb("explore PATH [PATH]", "what a dataset is like: report, plots, JSON; two: compared", _explore),

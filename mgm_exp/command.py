@@ -31,6 +31,24 @@ _OWN_KEYS = ("trial", "sweep.name")
 
 
 @dataclass(frozen=True)
+class Job:
+    """What Hydra calls for a run or a trial: the task, and what a sweep needs to run it in another process.
+
+    Args:
+        task: With the signature of ``run_experiment``, the default.
+        command: The command line, for the manifest.
+        program: The command line, without overrides, that runs one experiment with this task.
+    """
+
+    task: Task | None = None
+    command: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()
+
+    def __call__(self, tree: DictConfig) -> Outcome:
+        return job(tree, task=self.task, command=self.command)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job ended; it is returned, not raised, so that one failing trial does not end its sweep."""
 
@@ -92,7 +110,7 @@ def run_once(
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
             arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
             try:
-                return _one_job(hydra, arguments, partial(job, task=task, command=list(command)))
+                return _one_job(hydra, arguments, Job(task, tuple(command)))
             except LeaseHeld:
                 if wanted:
                     raise
@@ -124,7 +142,12 @@ def _one_job(hydra: Hydra, overrides: list[str], task: Callable[[DictConfig], Ou
 
 
 def run_sweep(
-    overrides: list[str], *, config_dir: str | None = None, command: Sequence[str] = (), task: Task | None = None
+    overrides: list[str],
+    *,
+    config_dir: str | None = None,
+    command: Sequence[str] = (),
+    task: Task | None = None,
+    program: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """A sweep through the configured sweeper; see :func:`sweep` and, for the arguments, :func:`run_once`."""
     from hydra.errors import HydraException
@@ -132,17 +155,19 @@ def run_sweep(
 
     from mgm_exp.compose import CONFIG_NAME, compose_tree, explained, session
     from mgm_exp.signals import stop_on_signals
+    from mgm_exp.slots import own_program
 
     with session(config_dir) as hydra, stop_on_signals():
         tree = compose_tree(hydra, overrides, is_sweep=True)
         refuse_hydra_settings(tree)
         if not str(tree.hydra.sweeper._target_).startswith("hydra_plugins.mgm_exp_plugins."):
-            raise ConfigError("That sweeper keeps no record of its trials.", advice="Take hydra/sweeper=mgm_grid.")
+            raise ConfigError(
+                "That sweeper keeps no record of its trials.", advice="Take hydra/sweeper=mgm_grid or mgm_optuna."
+            )
         arguments = bootstrap.quote_numeric_choices([item for item in overrides if not item.startswith("hydra.mode=")])
         try:
-            result = hydra.multirun(
-                CONFIG_NAME, partial(job, task=task, command=list(command)), [*arguments, "hydra.mode=MULTIRUN"]
-            )
+            trial = Job(task, tuple(command), tuple(program or own_program(config_dir)))
+            result = hydra.multirun(CONFIG_NAME, trial, [*arguments, "hydra.mode=MULTIRUN"])
         except (HydraException, OmegaConfBaseException) as error:
             raise explained(error, overrides) from error
     return dict(result)
@@ -151,7 +176,6 @@ def run_sweep(
 def job(tree: DictConfig, *, task: Task | None = None, command: Sequence[str] = ()) -> Outcome:
     """What Hydra calls for a run or a trial, in its folder, possibly in another process."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from mgm_exp.compose import checked
 
@@ -159,13 +183,12 @@ def job(tree: DictConfig, *, task: Task | None = None, command: Sequence[str] = 
     overrides = [item for item in hydra.overrides.task if item.partition("=")[0].lstrip("+") not in _OWN_KEYS]
     try:
         config = checked(tree, overrides)
-        is_trial = hydra.mode == RunMode.MULTIRUN
         result = (task or _run_experiment)(
             config,
             Path(hydra.runtime.output_dir),
             command=list(command),
             overrides=overrides,
-            sweep=config.sweep.name if is_trial else None,
+            sweep=config.sweep.name if config.trial is not None else None,
         )
     except Exception as error:  # noqa: BLE001 - handed to the caller whole; see Outcome
         if not isinstance(error, MgmError):
@@ -215,10 +238,31 @@ def _is_multirun(tree: DictConfig) -> bool:
 # -- the command line --------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None, *, program: str = "python -m mgm_exp", task: Task | None = None) -> int:
-    """``python -m mgm_exp ARGUMENTS``: the exit code."""
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    program: str = "python -m mgm_exp",
+    task: Task | None = None,
+    child: Sequence[str] | None = None,
+) -> int:
+    """``python -m mgm_exp ARGUMENTS``: the exit code.
+
+    Args:
+        argv: None: ``sys.argv``.
+        program, task, child: See :func:`run_arguments`.
+    """
+    _end_with_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(partial(run_arguments, program=program, task=task), arguments)
+    return guarded(partial(run_arguments, program=program, task=task, child=child), arguments)
+
+
+def _end_with_parent() -> None:
+    """A trial that a sweep started ends with the sweep, however that ends; its own children have their own parents."""
+    parent = os.environ.pop(bootstrap.PARENT, "")
+    if parent.isdigit():
+        from mgm_exp.store import die_with_parent
+
+        die_with_parent(parent_pid=int(parent))
 
 
 def guarded(body: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -244,13 +288,16 @@ def guarded(body: Callable[[list[str]], int], arguments: list[str]) -> int:
         return EXIT_DONE
 
 
-def run_arguments(arguments: list[str], *, program: str, task: Task | None = None) -> int:
+def run_arguments(
+    arguments: list[str], *, program: str, task: Task | None = None, child: Sequence[str] | None = None
+) -> int:
     """The exit code of a command line that describes a run or a sweep; errors are raised.
 
     Args:
         arguments: Without ``--debug``.
         program: What was typed before them, for usage messages and the manifest.
         task: What to run in place of an experiment.
+        child: The command line that runs one trial of a sweep with this task; None: this package's own.
     """
     bootstrap.plugins()
     from hydra._internal.utils import get_args_parser
@@ -270,9 +317,9 @@ def run_arguments(arguments: list[str], *, program: str, task: Task | None = Non
     if options.hydra_help or options.cfg or options.info or options.shell_completion or options.resolve:
         return _shown(arguments)
     command = [*program.split(), *arguments]
-    chosen = {"config_dir": options.config_dir, "command": command, "task": task}
+    chosen: dict[str, Any] = {"config_dir": options.config_dir, "command": command, "task": task}
     if options.multirun or _describes_sweep(options.overrides, options.config_dir):
-        return _exit_code(run_sweep(options.overrides, **chosen))
+        return _exit_code(run_sweep(options.overrides, **chosen, program=child))
     try:
         run_once(options.overrides, **chosen)
     except MgmError:

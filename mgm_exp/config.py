@@ -167,6 +167,38 @@ class Rerun(Enum):
     all = "all"
 
 
+class SamplerName(Enum):
+    """Who proposes the next trial of a search.
+
+    ``tpe`` suits most; ``gp`` few expensive trials of numbers; ``cmaes`` many trials of numbers; ``nsga2`` several
+    objectives; ``qmc`` and ``random`` cover the space without learning; ``grid`` takes every point once.
+    """
+
+    tpe = "tpe"
+    gp = "gp"
+    cmaes = "cmaes"
+    nsga2 = "nsga2"
+    qmc = "qmc"
+    random = "random"
+    grid = "grid"
+
+
+class PrunerName(Enum):
+    """Who stops hopeless trials at their validation points.
+
+    ``asha`` keeps the best share of each rung, ``hyperband`` does so for several rungs' beginnings, ``median`` stops
+    what is worse than half of the trials at the same step, ``patient`` does so only after a while without progress,
+    ``wilcoxon`` compares the seeds of a trial with those of the best one (sweep.seeds).
+    """
+
+    none = "none"
+    asha = "asha"
+    hyperband = "hyperband"
+    median = "median"
+    patient = "patient"
+    wilcoxon = "wilcoxon"
+
+
 @dataclass
 class ModelConfig:
     """Which model, from where."""
@@ -386,6 +418,30 @@ class CheckpointConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """Scores of the model in the middle of the instruct stage, on held-out questions. Nothing is learnt from them."""
+
+    # Optimizer steps between two validation points; the last step is left to the evaluation. null: none.
+    every_steps: int | None = None
+    # Questions at each point, the first ones of the validation split: more tell more surely and cost more time.
+    questions: int = 64
+    # Share of the validation split, in place of a number of questions.
+    share: float | None = None
+    # Whose questions. null: the first of eval.benchmarks. The demo has a split of its own for this.
+    benchmark: str | None = None
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Ends the instruct stage when its validation score has stopped rising."""
+
+    # Validation points without a better score before the stage ends with the weights it has. null: never.
+    patience: int | None = None
+    # What counts as better: at least so much above the best score.
+    min_delta: float = 0.0
+
+
+@dataclass
 class AlignConfig:
     """Stage 1: projector and patch info mining are trained on captions; towers and LLM are frozen."""
 
@@ -448,6 +504,8 @@ class TrainConfig:
     # Processes that decode images beside the training process. 0: in the training process.
     workers: int = 0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
 
 
 @dataclass
@@ -513,15 +571,97 @@ class PathsConfig:
 
 
 @dataclass
+class SamplerConfig:
+    """How a search proposes points (hydra/sweeper=mgm_optuna)."""
+
+    name: SamplerName = SamplerName.tpe
+    # Every draw depends on it, on the trial's number and on what the trials before have shown.
+    seed: int = 0
+    # Trials that are drawn at random before the sampler begins to learn.
+    startup: int = 8
+    # Points of a generation (nsga2, cmaes). null: the sampler's own.
+    population: int | None = None
+
+
+@dataclass
+class PrunerConfig:
+    """How a search stops hopeless trials; needs train.validation.every_steps (wilcoxon: sweep.seeds)."""
+
+    name: PrunerName = PrunerName.asha
+    # No trial is stopped before this optimizer step. null: at its first validation point at the earliest.
+    min_step: int | None = None
+    # asha, hyperband: one of so many trials goes on from each rung to the next, which lasts so many times as long.
+    reduction_factor: int = 3
+    # median, patient, wilcoxon: trials that end before any is stopped (wilcoxon: seeds).
+    startup: int = 3
+    # patient: validation points without progress that are waited for.
+    patience: int = 2
+    # patient: what counts as progress.
+    min_delta: float = 0.0
+    # wilcoxon: a trial is stopped when it is worse than the best one with this p-value.
+    p_threshold: float = 0.1
+
+
+@dataclass
+class BudgetConfig:
+    """When a search starts no more trials; those that run end first. All calls of the same sweep count together."""
+
+    # Hours in which sweepers worked on it.
+    hours: float | None = None
+    # Trials in all, as sweep.n_trials; the smaller of the two counts.
+    trials: int | None = None
+    # Hours x devices in use.
+    gpu_hours: float | None = None
+
+
+@dataclass
+class PlateauConfig:
+    """When a search is over because it finds nothing better any more."""
+
+    # Completed trials in a row without a better one. null: never.
+    trials: int | None = None
+    # What counts as better: at least so much beyond the best value.
+    min_delta: float = 0.0
+
+
+@dataclass
 class SweepConfig:
-    """A multirun (-m)."""
+    """A multirun (-m): a grid (mgm_grid, the default) or a search (hydra/sweeper=mgm_optuna)."""
 
     # Folder name below <paths.root>/sweeps. null: what is swept plus a short hash of the rest of the config.
     name: str | None = None
     # Metric of result.json that orders the runs. null: the first benchmark's accuracy.
     objective: str | None = None
     direction: Direction = Direction.maximize
+    # Several at once (a search looks for the Pareto front): metrics, or peak_memory_gib, wall_s, train_tokens_per_s,
+    # trainable_parameters; directions has one entry for each. They take the place of objective and direction.
+    objectives: list[str] = field(default_factory=list)
+    directions: list[Direction] = field(default_factory=list)
+    # Finished trials that the same command runs again (a search: failed ones only, under a new number).
     rerun: Rerun = Rerun.none
+    # Trials of a search in all, however often the command is given.
+    n_trials: int = 20
+    # Runs of each trial, with seeds seed, seed+1, ...: its value is their mean.
+    seeds: int = 1
+    # Trials at the same time on this machine. 1: in this process; more: each in a process of its own.
+    slots: int = 1
+    # A process for each trial even with one slot: a crash (out of memory) then ends the trial and not the sweep.
+    isolate: bool = False
+    # How often a trial that was lost (a killed process, a lost machine) is continued before it counts as failed.
+    retries: int = 3
+    # Trials that may fail for an unknown reason before the sweep stops.
+    max_failures: int = 5
+    # Where the study is kept: null: study.journal in the sweep's folder; sqlite: study.db in it; a path; or a URL
+    # (sqlite:///..., postgresql+psycopg://...; passwords belong into the environment).
+    storage: str | None = None
+    # Points that are tried first: what is swept and its value; what is left out is chosen by the sampler.
+    enqueue: list[dict[str, Any]] = field(default_factory=list)
+    # What must hold of every trial, such as "adapter.rank * adapter.alpha <= 512" or "peak_memory_gib <= 20".
+    constraints: list[str] = field(default_factory=list)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    plateau: PlateauConfig = field(default_factory=PlateauConfig)
 
 
 @dataclass
@@ -651,6 +791,7 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
     if config.zero.stage == 0 and config.zero.offload_optimizer is not Offload.none:
         yield "zero.offload_optimizer=cpu needs zero=2 or zero=3: plain PyTorch keeps its optimizer on the device"
     yield from _recipe_faults(config.data)
+    yield from _validation_faults(config)
     if config.data.recaptioned_path and not config.data.recaption:
         yield "data.recaptioned_path is read by data=blip2 only; give data=blip2 or drop it"
     if config.data.instruct.image_root and not (config.data.instruct.path or config.data.path):
@@ -661,8 +802,31 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield "train.precision=fp16 needs a GPU; on the CPU use fp32 or bf16"
 
 
+def _validation_faults(config: ExperimentConfig) -> Iterator[str]:
+    """What does not go together in validation points, early stopping and the settings of a search."""
+    train, sweep = config.train, config.sweep
+    if train.early_stopping.patience is not None and train.validation.every_steps is None:
+        yield "train.early_stopping.patience needs train.validation.every_steps: the score it watches comes from there"
+    benchmark = train.validation.benchmark
+    if benchmark is not None and benchmark not in BENCHMARKS:
+        yield f"train.validation.benchmark={benchmark!r}; allowed are {list(BENCHMARKS)}"
+    if sweep.objectives and len(sweep.directions) != len(sweep.objectives):
+        yield (
+            f"sweep.directions={[d.value for d in sweep.directions]} must have one entry for each of "
+            f"sweep.objectives={sweep.objectives}: maximize or minimize"
+        )
+    if sweep.directions and not sweep.objectives:
+        yield "sweep.directions is given without sweep.objectives; for one objective there is sweep.direction"
+    if sweep.objectives and sweep.objective:
+        yield f"sweep.objective={sweep.objective} and sweep.objectives={sweep.objectives} are both given; give one"
+    if len(set(sweep.objectives)) < len(sweep.objectives):
+        yield f"sweep.objectives={sweep.objectives} has one twice"
+    if sweep.pruner.reduction_factor < 2:
+        yield f"sweep.pruner.reduction_factor={sweep.pruner.reduction_factor} must be 2 or above"
+
+
 def _range_faults(config: ExperimentConfig) -> Iterator[str]:
-    train, align, data = config.train, config.train.align, config.data
+    train, align, data, sweep = config.train, config.train.align, config.data, config.sweep
     positive: dict[str, float | None] = {
         "devices": config.devices,
         "train.lr": train.lr,
@@ -680,6 +844,21 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.checkpoint.every_steps": train.checkpoint.every_steps,
         "train.checkpoint.every_minutes": train.checkpoint.every_minutes,
         "train.checkpoint.keep": train.checkpoint.keep,
+        "train.validation.every_steps": train.validation.every_steps,
+        "train.validation.questions": train.validation.questions,
+        "train.validation.share": train.validation.share,
+        "train.early_stopping.patience": train.early_stopping.patience,
+        "sweep.n_trials": sweep.n_trials,
+        "sweep.seeds": sweep.seeds,
+        "sweep.slots": sweep.slots,
+        "sweep.max_failures": sweep.max_failures,
+        "sweep.sampler.population": sweep.sampler.population,
+        "sweep.pruner.min_step": sweep.pruner.min_step,
+        "sweep.pruner.p_threshold": sweep.pruner.p_threshold,
+        "sweep.budget.hours": sweep.budget.hours,
+        "sweep.budget.trials": sweep.budget.trials,
+        "sweep.budget.gpu_hours": sweep.budget.gpu_hours,
+        "sweep.plateau.trials": sweep.plateau.trials,
         "data.max_samples": data.max_samples,
         "data.max_megapixels": data.max_megapixels,
         "data.demo_images": data.demo_images,
@@ -711,6 +890,14 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "tracker.table_rows": config.tracker.table_rows,
         "seed": config.seed,
         "data.captioner.seed": data.captioner.seed,
+        "train.early_stopping.min_delta": train.early_stopping.min_delta,
+        "sweep.retries": sweep.retries,
+        "sweep.sampler.seed": sweep.sampler.seed,
+        "sweep.sampler.startup": sweep.sampler.startup,
+        "sweep.pruner.startup": sweep.pruner.startup,
+        "sweep.pruner.patience": sweep.pruner.patience,
+        "sweep.pruner.min_delta": sweep.pruner.min_delta,
+        "sweep.plateau.min_delta": sweep.plateau.min_delta,
     }
     for key, value in not_negative.items():
         if value is not None and not 0 <= value < float("inf"):
@@ -734,6 +921,8 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+    if train.validation.share is not None and train.validation.share > 1:
+        yield f"train.validation.share={train.validation.share} must lie in (0, 1]"
 
 
 def _recipe_faults(data: DataConfig) -> Iterator[str]:

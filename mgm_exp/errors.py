@@ -73,6 +73,20 @@ class TrainingFailed(MgmError):
     """Training stopped and cannot go on by itself (a worker died, a loss that is not finite, ...)."""
 
 
+class LossNotFinite(TrainingFailed):
+    """The loss or the gradient stays NaN or infinite: the settings do not train (a search learns to avoid them)."""
+
+
+class ProcessKilled(TrainingFailed):
+    """A process of the run was killed from outside: the work is not to blame, and can be continued."""
+
+
+class Pruned(MgmError):
+    """A search stopped this run at a validation point, because others do better: its partial result is kept."""
+
+    exit_code = EXIT_DONE
+
+
 class Interrupted(MgmError):
     """A signal asked the run to stop; its state was saved: exit code 130."""
 

@@ -18,10 +18,11 @@ import yaml
 
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, plain
-from mgm_exp.errors import Interrupted, MgmError
+from mgm_exp.errors import Interrupted, MgmError, Pruned
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
+from mgm_exp.search.reports import reporter_for
 from mgm_exp.signals import stop_on_signals
 from mgm_exp.store import (
     Lease,
@@ -59,7 +60,7 @@ def run_experiment(
 
     Raises:
         Interrupted: a signal stopped the run; its state is saved.
-        MgmError: the run failed; ``result.json`` says why.
+        MgmError: the run failed; ``result.json`` says why. (One that a search stopped has the status ``pruned``.)
     """
     run_dir = Path(run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -87,6 +88,7 @@ class Experiment:
         self.metrics: dict[str, float] = {}
         self.eval_keys: dict[str, Any] = {}
         self.trained: dict[str, Any] = {}
+        self.reporter = reporter_for(config, run_dir)
         self.manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "run_id": _run_id(run_dir, config),
@@ -111,6 +113,9 @@ class Experiment:
             with self.recorder:
                 try:
                     self.story()
+                except Pruned as error:
+                    self.recorder.say(f"pruned: {error}")
+                    return self._finish("pruned", error)
                 except BaseException as error:
                     interrupted = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
                     self._finish("interrupted" if interrupted else "failed", error)
@@ -275,6 +280,7 @@ class Experiment:
             connector=aligned.path / "connector.safetensors" if aligned else None,
             visual_tokens=features.path if features else None,
             work=work,
+            demo=self.demo,
         )
 
     def _train(
@@ -290,23 +296,38 @@ class Experiment:
         from mgm_exp import train
 
         job = self._job(stage, found, curated, aligned, features)
+        if stage == "instruct" and self.reporter.was_stopped:
+            raise Pruned("The instruct stage was stopped before: other trials do better.")
 
         def make(work: Path) -> dict[str, Any]:
             summary = train.run_stage(
                 job(work),
-                on_start=lambda total, rows: self.recorder.stage_started(stage, total, rows),
+                on_start=lambda total, rows: self._stage_started(stage, total, rows),
                 on_row=self.recorder.row,
                 on_checkpoint=lambda folder: self._keep_checkpoint(stage, folder),
                 say=self.recorder.say,
+                on_validation=self._validated if stage == "instruct" else None,
             )
             return summary.to_dict()
 
         output = self._produce(stage, payload, make)
         if output.reused:
             rows = _json_lines(output.path / "metrics.jsonl")
-            self.recorder.stage_started(stage, int(output.meta["steps"]), rows)
+            self._stage_started(stage, int(output.meta["steps"]), rows)
         self.recorder.stage_finished(stage, output.meta, reused=output.reused)
         return output
+
+    def _stage_started(self, stage: str, total: int, rows: list[dict[str, Any]]) -> None:
+        """Hands on what a stage has already: validation points of a stage that was begun or made elsewhere, too."""
+        self.recorder.stage_started(stage, total, rows)
+        for row in rows:
+            if row.get("event") == "validation":
+                self._validated(int(row["step"]), float(row["value"]))
+
+    def _validated(self, step: int, value: float) -> bool:
+        """A validation point; whether the search that this run belongs to wants it to stop."""
+        self.metrics[f"{self.config.train.validation.benchmark or self.config.eval.benchmarks[0]}/validation"] = value
+        return self.reporter.report(step, value)
 
     # -- what the run folder keeps ----------------------------------------------------------------------------
 
@@ -356,14 +377,14 @@ class Experiment:
             "metrics": self.metrics,
             "eval_keys": self.eval_keys,
             "objective": self.metrics.get(objective),
-            "steps": self.trained.get("steps", 0),
+            "steps": self.trained.get("steps", self.reporter.last_step),
             "wall_s": round(time.time() - self.started, 3),
             "train_tokens_per_s": self.trained.get("train_tokens_per_s"),
             "peak_memory_gib": self.trained.get("peak_memory_gib"),
             "trainable_parameters": self.manifest["trainable"]["n_total"] or None,
             "error": explain(error) if error is not None and status == "failed" else None,
         }
-        if status == "interrupted" and isinstance(error, MgmError):
+        if status in ("interrupted", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)

@@ -35,7 +35,7 @@ _SLOWEST_FIRST = tuple(
     )
 )
 # They say where and how a sweep runs, so that every cell must have the same.
-_NOT_SWEPT = re.compile(r"(?:paths|sweep|hydra|trial|sweeps|device)(?:[./@].*)?")
+NOT_SWEPT = re.compile(r"(?:paths|sweep|hydra|trial|sweeps|device)(?:[./@].*)?")
 # What a sweep's name leaves out, as a run's configuration hash does.
 _NOT_HASHED = ("name", "paths", "tracker", "sweep", "trial", "hydra")
 _LONGEST_NAME = 100
@@ -81,17 +81,21 @@ class Grid:
             params = {override.key_or_group: _for_json(override.value()) for override in parse(swept)}
             yield Cell((*self.fixed, *swept), params)
 
+    def early_keys(self) -> list[str]:
+        """The axes that decide the early stages: cells that agree in them share these stages."""
+        return [axis.key.lstrip("+") for axis in self.axes if _rank(axis.key) < len(_SLOWEST_FIRST)]
+
     def name(self, fixed: DictConfig) -> str:
         """The default name of the sweep: what is swept, and a short hash of the rest of the configuration.
 
         Args:
             fixed: The composed tree of the fixed overrides.
         """
-        swept = "+".join(f"{_plain(axis.key)}={','.join(map(_plain, axis.values))}" for axis in self.axes)
-        rest: dict[str, Any] = {"config": _without(fixed, [axis.key for axis in self.axes])}
+        swept = "+".join(f"{plain_name(axis.key)}={','.join(map(plain_name, axis.values))}" for axis in self.axes)
+        rest: dict[str, Any] = {"config": without(fixed, [axis.key for axis in self.axes])}
         if len(swept) > _LONGEST_NAME:
             rest["axes"] = [[axis.key, *axis.values] for axis in self.axes]
-            swept = "+".join(_plain(axis.key) for axis in self.axes)[:_LONGEST_NAME].rstrip(".+=,-")
+            swept = "+".join(plain_name(axis.key) for axis in self.axes)[:_LONGEST_NAME].rstrip(".+=,-")
         return f"{swept or 'one'}-{fingerprint(rest)[:8]}"
 
 
@@ -121,9 +125,9 @@ def parse_grid(arguments: Sequence[str], params: Mapping[str, str], config_loade
         if not override.is_discrete_sweep():
             raise ConfigError(
                 f"{override.input_line} is an interval, and a grid has points: write values (a,b,c), choice(...) or "
-                "range(...)."
+                "range(...), or search it with hydra/sweeper=mgm_optuna."
             )
-        if _NOT_SWEPT.fullmatch(key.lstrip("+")):
+        if NOT_SWEPT.fullmatch(key.lstrip("+")):
             raise ConfigError(f"{override.input_line}: {key} says where or how the sweep runs and has one value.")
         values = tuple(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
         if not values:
@@ -148,12 +152,13 @@ def _for_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(text: str) -> str:
-    """As part of a folder name."""
+def plain_name(text: str) -> str:
+    """A text as part of a folder name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text.strip("+'\"[] ")).strip("_") or "_"
 
 
-def _without(tree: DictConfig, swept: Sequence[str]) -> dict[str, Any]:
+def without(tree: DictConfig, swept: Sequence[str]) -> dict[str, Any]:
+    """The configuration as far as it defines a sweep's trials, without what is swept."""
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(tree, resolve=False, enum_to_str=True)

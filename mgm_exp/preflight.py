@@ -58,7 +58,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     folder = model_folder(config)
     data = config.data
     own = user_origins(config)
-    needs_demo = len(own) < 2 or ("demo" in config.eval.benchmarks and not is_data_only)
+    needs_demo = len(own) < 2 or ("demo" in asked_benchmarks(config) and not is_data_only)
     captioner = None
     if data.recaption and data.recaptioned_path is None:
         captioner = _captioner_fingerprint(config)
@@ -176,8 +176,15 @@ def _attention(config: ExperimentConfig, device: str) -> str:
     return "flash_attention_2" if flash and config.train.precision is not Precision.fp32 else "sdpa"
 
 
+def asked_benchmarks(config: ExperimentConfig) -> set[str]:
+    """The benchmarks whose questions are needed: at the end, and at validation points."""
+    validation = config.train.validation
+    extra = [validation.benchmark] if validation.every_steps is not None and validation.benchmark is not None else []
+    return {*config.eval.benchmarks, *extra}
+
+
 def _check_benchmarks(config: ExperimentConfig) -> None:
-    if "textvqa" not in config.eval.benchmarks:
+    if "textvqa" not in asked_benchmarks(config):
         return
     files = config.eval.textvqa
     needed = {"questions": files.questions, "annotations": files.annotations, "images": files.images}

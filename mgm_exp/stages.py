@@ -64,6 +64,9 @@ def config_hash(config: ExperimentConfig) -> str:
     for key in ("name", "paths", "tracker", "sweep", "trial"):
         values.pop(key, None)
     values["train"].pop("checkpoint", None)
+    if config.train.early_stopping.patience is None:  # else the points decide when training ends
+        values["train"].pop("validation", None)
+        values["train"].pop("early_stopping", None)
     return fingerprint(values)[:16]
 
 
@@ -182,6 +185,9 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     section = plain(config.train)
     for key in ("name", "align", "default_lr", "checkpoint", "workers"):
         section.pop(key)
+    if config.train.early_stopping.patience is None:  # validation points change nothing of the training
+        section.pop("validation")
+        section.pop("early_stopping")
     if config.train.freeze_connector:
         section.pop("projector_lr")
     adapter = plain(config.adapter)

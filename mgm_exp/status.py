@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mgm_exp.errors import UserError
 from mgm_exp.folders import LEASE, read_record
 from mgm_exp.ledger import in_words
+from mgm_exp.search.budget import FOLDER as SWEEPERS
 from mgm_exp.store import Lease
+from mgm_exp.study_table import headline, print_search, table_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -32,19 +39,55 @@ def show_status(sweep: str | None, root: Path) -> None:
     """
     if sweep is not None:
         folder = find(sweep, root)
-        if (folder / "sweep.json").is_file():
+        if is_search(folder):
+            print_search(folder, is_running=sweep_state(folder) == "running")
+        elif (folder / "sweep.json").is_file():
             _print(_title(folder), sweep_lines(folder))
         else:
             _print("run", [run_line(folder)])
         return
     sweeps = sorted((root / "sweeps").glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     for path in sweeps:
-        _print(_title(path.parent), sweep_lines(path.parent))
+        if is_search(path.parent):
+            print_search(path.parent, is_running=sweep_state(path.parent) == "running")
+        else:
+            _print(_title(path.parent), sweep_lines(path.parent))
     runs = sorted(path for path in (root / "runs").glob("*/*/") if (path / ".hydra").is_dir())
     if runs:
         _print("runs", [run_line(folder) for folder in runs])
     if not sweeps and not runs:
         print(f"There is no run and no sweep below {root}.")
+
+
+def watch_status(sweep: str, root: Path, every_s: float = 2.0) -> None:
+    """Shows one sweep and keeps the table up to date until the sweep has ended, or Ctrl-C.
+
+    Raises:
+        UserError: there is no such sweep.
+    """
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    folder = find(sweep, root)
+
+    def shown() -> Group:
+        if is_search(folder):
+            return Group(Text(headline(folder, is_running=True), style="bold"), table_of(folder))
+        return Group(_table(_title(folder), sweep_lines(folder)))
+
+    console = Console()
+    with Live(shown(), console=console, refresh_per_second=4) as live:
+        while sweep_state(folder) == "running":
+            time.sleep(every_s)
+            live.update(shown())
+        live.update(shown())
+    show_status(sweep, root)
+
+
+def is_search(folder: Path) -> bool:
+    """Whether a sweep is a search (mgm_optuna) rather than a grid."""
+    return read_record(folder / "sweep.json").get("sweeper") == "mgm_optuna"
 
 
 def find(sweep: str, root: Path) -> Path:
@@ -75,7 +118,8 @@ def sweep_lines(folder: Path) -> list[Line]:
 def sweep_state(folder: Path) -> str:
     """``running``, or how the last command on it ended."""
     status = str(read_record(folder / "sweep.json").get("status"))
-    if Lease(folder / LEASE).holder() is not None:
+    at_work = [folder / LEASE, *(folder / SWEEPERS).glob("at-work-*")]
+    if any(Lease(path).holder() is not None for path in at_work if path.is_dir()):
         return "running"
     return "interrupted" if status == "running" else status
 
@@ -104,10 +148,19 @@ def _title(folder: Path) -> str:
 
 def _print(title: str, lines: list[Line]) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(soft_wrap=True)
+    console.print(_table(title, lines))
+    for line in lines:
+        if line.reason:
+            console.print(Text(f"{line.what}: {line.status}: {line.reason} ({line.folder})"))
+
+
+def _table(title: str, lines: list[Line]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("run", overflow="fold")
     table.add_column("status", no_wrap=True)
@@ -116,10 +169,7 @@ def _print(title: str, lines: list[Line]) -> None:
     colours = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow"}
     for line in lines:
         table.add_row(Text(line.what), Text(line.status, style=colours.get(line.status, "")), *_numbers(line))
-    console.print(table)
-    for line in lines:
-        if line.reason:
-            console.print(Text(f"{line.what}: {line.status}: {line.reason} ({line.folder})"))
+    return table
 
 
 def _numbers(line: Line) -> Iterator[str]:

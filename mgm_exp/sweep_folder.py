@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cache
@@ -13,30 +13,27 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import NAME
 from mgm_exp.errors import ConfigError, MgmError
 from mgm_exp.folders import LEASE, confined, writable
-from mgm_exp.grid import Grid
 from mgm_exp.store import Lease, LeaseHeld, write_atomic
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+DefaultName = Callable[["DictConfig"], str]
+
 
 @contextmanager
-def open_sweep(tree: DictConfig, grid: Grid) -> Iterator[tuple[Path, str]]:
+def open_sweep(tree: DictConfig, default_name: DefaultName) -> Iterator[tuple[Path, str]]:
     """The folder and the name of a sweep, while this process alone may write it.
 
     Args:
         tree: The composed tree of the fixed overrides.
-        grid: What is swept.
+        default_name: Its name where none is given, from that tree.
 
     Raises:
         ConfigError: the name is no folder name, or leads out of ``paths.root``.
         LeaseHeld: the same sweep is running already.
     """
-    root = Path(str(tree.paths.root))
-    folder, name = place(tree, grid)
-    writable(root)
-    folder = confined(folder, root, "hydra.sweep.dir" if _asked_for_folder(tree) else "sweep.name")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, name = make_folder(tree, default_name)
     lease = Lease(folder / LEASE)
     try:
         lease.acquire(wait=False)
@@ -51,7 +48,21 @@ def open_sweep(tree: DictConfig, grid: Grid) -> Iterator[tuple[Path, str]]:
         lease.release()
 
 
-def place(tree: DictConfig, grid: Grid) -> tuple[Path, str]:
+def make_folder(tree: DictConfig, default_name: DefaultName) -> tuple[Path, str]:
+    """Makes the sweep's folder; gives it and the sweep's name.
+
+    Raises:
+        ConfigError: the name is no folder name, or leads out of ``paths.root``.
+    """
+    root = Path(str(tree.paths.root))
+    folder, name = place(tree, default_name)
+    writable(root)
+    folder = confined(folder, root, "hydra.sweep.dir" if _asked_for_folder(tree) else "sweep.name")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, name
+
+
+def place(tree: DictConfig, default_name: DefaultName) -> tuple[Path, str]:
     """``<paths.root>/sweeps/<name>/`` (or ``hydra.sweep.dir`` where it is given) and the sweep's name.
 
     Raises:
@@ -60,7 +71,7 @@ def place(tree: DictConfig, grid: Grid) -> tuple[Path, str]:
     if _asked_for_folder(tree):
         folder = Path(str(tree.hydra.sweep.dir))
         return folder, tree.sweep.name or folder.name
-    name = tree.sweep.name if tree.sweep.name is not None else grid.name(tree)
+    name = tree.sweep.name if tree.sweep.name is not None else default_name(tree)
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"sweep.name={name!r} is not a folder name: letters, digits and . _ = , + - are allowed, no slash."

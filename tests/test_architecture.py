@@ -25,10 +25,11 @@ ROOMS: dict[str, set[str]] = {
     "page": set(),
     "data": {"config", "store", "page"},
     "model": {"config", "store"},
-    "train": {"config", "store", "data", "model"},
+    "train": {"config", "store", "data", "model", "evaluate"},
     "evaluate": {"config", "store", "data", "model"},
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
+    "search": {"config", "store", "record"},
 }
 # Folders of the package's faces.
 FACES = {"verbs"}
@@ -151,7 +152,7 @@ def loaded_after(program: list[str]) -> set[str]:
 
 
 MODULES = "mgm_exp mgm_exp.config mgm_exp.store mgm_exp.cli mgm_exp.record mgm_exp.compare mgm_exp.command".split()
-PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data".split()
+PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data mgm_exp.search".split()
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def _answer_the_rest(
             for k in todo:
                 asked = [questions[i] for i in batches[k].questions]
                 tokens = eyes.see(k, [question.image for question in asked])
-                answers = _generate(
+                answers = answer_batch(
                     body,
                     processor,
                     [prompts[i] for i in batches[k].questions],
@@ -235,7 +235,7 @@ def _answer_the_rest(
         body.train(was_training)
 
 
-def _generate(
+def answer_batch(
     model: Any, processor: Any, prompts: Sequence[Sequence[int]], visual_tokens: Tensor, max_new_tokens: int
 ) -> list[str]:
     """Answers to a batch of prompts. visual_tokens: (B, N, hidden)."""

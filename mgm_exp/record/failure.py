@@ -22,6 +22,7 @@ from mgm_exp.errors import (
     MgmError,
     MissingDependencyError,
     ModelError,
+    Pruned,
     TrainingFailed,
 )
 from mgm_exp.record.secrets import redact_text
@@ -52,20 +53,24 @@ class Fault:
         return bool(self.words) and re.search(self.words, f"{type(error).__name__}: {error}", re.I | re.S) is not None
 
 
+GPU_MEMORY = "the GPU's memory is full"
+MACHINE_MEMORY = "the machine's memory is full"
+# Causes that a smaller trial would not have: a search learns from them.
+OUT_OF_MEMORY = (GPU_MEMORY, MACHINE_MEMORY)
 CONTINUES = "the same command continues from the last checkpoint"
 
 # The first that fits an error of the chain is taken, innermost error first: what is specific stands before what is
 # general.
 FAULTS = (
     Fault(
-        "the GPU's memory is full",
+        GPU_MEMORY,
         "Lower train.micro_batch_size (the global batch stays as it is), or take model.gradient_checkpointing=true, "
         f"zero=2 or zero=3, a smaller train.max_length; then {CONTINUES}.",
         types=("OutOfMemoryError",),
         words=r"CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDA error: out of memory",
     ),
     Fault(
-        "the machine's memory is full",
+        MACHINE_MEMORY,
         "Lower train.micro_batch_size, train.workers or data.max_megapixels, use fewer devices, or take a machine with "
         f"more memory; then {CONTINUES}.",
         types=("MemoryError",),
@@ -181,6 +186,7 @@ FAULTS = (
 )
 
 _OWN_CAUSES: tuple[tuple[type[MgmError], str, str], ...] = (
+    (Pruned, "a search stopped the run at a validation point", "Nothing is wrong: other trials do better."),
     (Interrupted, "a signal or Ctrl-C asked the run to stop", f"{CONTINUES.capitalize()}."),
     (ConfigError, "the configuration", "Change the named keys; `python -m mgm_exp --help` shows what is allowed."),
     (DataError, "the data", "Mend or leave out the named rows, or see data.bad_rows and data.max_bad_share."),

@@ -30,6 +30,7 @@ class TrainJob:
         connector: The aligned connector to start from; None: the checkpoint's own.
         visual_tokens: Folder of cached visual tokens; None: images are encoded in every step.
         work: Folder that survives an interruption: ``checkpoints/``, ``metrics.jsonl``, ``out/``.
+        demo: Folder of the generated demo data, for validation on its questions; None: not needed.
     """
 
     stage: str
@@ -39,6 +40,7 @@ class TrainJob:
     connector: Path | None
     visual_tokens: Path | None
     work: Path
+    demo: Path | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -68,7 +70,7 @@ class TrainJob:
     @classmethod
     def from_json(cls, text: str) -> TrainJob:
         values = json.loads(text)
-        for key in ("records", "image_root", "connector", "visual_tokens", "work"):
+        for key in ("records", "image_root", "connector", "visual_tokens", "work", "demo"):
             values[key] = Path(values[key]) if values[key] is not None else None
         return cls(**values)
 
@@ -155,6 +157,7 @@ class StageSummary:
         n_parameters: All parameters of the model, adapter included.
         resumed_from: Steps at which the stage was continued from a checkpoint.
         n_train: Samples of the stage's data.
+        ended_early: Whether early stopping ended it before its last step.
     """
 
     stage: str
@@ -172,6 +175,7 @@ class StageSummary:
     n_train: int
     resumed_from: list[int] = field(default_factory=list)
     load_report: dict[str, Any] = field(default_factory=dict)
+    ended_early: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import mgm_exp
 from mgm_exp import errors
 from mgm_exp.config import Device, ExperimentConfig, Precision
-from mgm_exp.errors import Interrupted, MgmError, MissingDependencyError, TrainingFailed
+from mgm_exp.errors import Interrupted, MgmError, MissingDependencyError, ProcessKilled, Pruned, TrainingFailed
 from mgm_exp.store import lease_of, write_atomic
 from mgm_exp.train.job import StageSummary, TrainJob
 from mgm_exp.train.listener import Listener
@@ -33,6 +33,8 @@ from mgm_exp.train.stop import StopRequest
 # How long the others may take to end by themselves once one process has failed.
 SHUTDOWN_S = 5
 POLL_S = 0.1
+# What a parent answers to a validation point.
+GO_ON, STOP = "go on", "stop"
 
 
 def run_stage(
@@ -42,6 +44,7 @@ def run_stage(
     on_row: Callable[[dict[str, Any]], None] | None = None,
     on_checkpoint: Callable[[Path], None] | None = None,
     say: Callable[[str], None] | None = None,
+    on_validation: Callable[[int, float], bool] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> StageSummary:
     """Trains one stage to its end, continuing from what is in ``job.work``.
@@ -52,6 +55,7 @@ def run_stage(
         on_row: Each line of ``metrics.jsonl`` (optimizer steps, and events).
         on_checkpoint: The folder of each finished checkpoint.
         say: One line for the reader.
+        on_validation: ``(step, score)`` of each validation point; True stops the stage there, its state saved.
         should_stop: Asked once a step; True saves the state and raises Interrupted.
 
     Returns:
@@ -59,10 +63,17 @@ def run_stage(
 
     Raises:
         Interrupted: A signal or ``should_stop``; the state is saved, the same call continues.
+        Pruned: ``on_validation`` said so; the state is saved.
         TrainingFailed: It cannot go on; says which process failed first, and why.
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
-    given = {"on_start": on_start, "on_row": on_row, "on_checkpoint": on_checkpoint, "say": say}
+    given = {
+        "on_start": on_start,
+        "on_row": on_row,
+        "on_checkpoint": on_checkpoint,
+        "say": say,
+        "on_validation": on_validation,
+    }
     listener = Listener(**{name: call for name, call in given.items() if call is not None})  # type: ignore[arg-type]
     config = job.experiment()
     check_machine(config)
@@ -116,7 +127,8 @@ class LaunchFolder:
     """The files through which a parent and its workers talk; made anew for each launch.
 
     ``job.json``, ``launch.json`` (from the parent), ``pid-<rank>`` (of each process), ``events.jsonl`` (of the first
-    one), ``outcome-<rank>.json`` (how a process ended), ``stop`` (asks all to stop), ``logs/`` (what each one printed).
+    one), ``answer-<step>`` (to its validation points: go on, or stop), ``outcome-<rank>.json`` (how a process ended),
+    ``stop`` (asks all to stop), ``logs/`` (what each one printed).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,6 +144,9 @@ class LaunchFolder:
 
     def outcome(self, rank: int) -> Path:
         return self.folder / f"outcome-{rank}.json"
+
+    def answer(self, step: int) -> Path:
+        return self.folder / f"answer-{step}"
 
     def renew(self, job: TrainJob) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -160,7 +175,7 @@ def _in_processes(job: TrainJob, config: ExperimentConfig, listener: Listener, s
         agent.start()
         try:
             with open(launch.events, encoding="utf-8") as events:
-                follower = Follower(events, job, listener)
+                follower = Follower(events, job, listener, launch)
                 while agent.is_alive():
                     follower.follow()
                     _pass_on(stop, launch)
@@ -254,8 +269,8 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 class Follower:
     """Reads what the first worker writes to ``events.jsonl`` and tells it to the listener."""
 
-    def __init__(self, events: TextIO, job: TrainJob, listener: Listener) -> None:
-        self._file = events
+    def __init__(self, events: TextIO, job: TrainJob, listener: Listener, launch: LaunchFolder) -> None:
+        self._file, self._launch = events, launch
         self._job, self._listener, self._torn = job, listener, ""
 
     def follow(self) -> None:
@@ -275,6 +290,9 @@ class Follower:
         elif kind == "checkpoint":
             if Path(value).is_dir():  # else pruned meanwhile
                 self._listener.on_checkpoint(Path(value))
+        elif kind == "validation":
+            stop = self._listener.on_validation(value["step"], value["value"])
+            write_atomic(self._launch.answer(value["step"]), STOP if stop else GO_ON)
         else:
             self._listener.say(value)
 
@@ -287,6 +305,8 @@ def _outcome(job: TrainJob, launch: LaunchFolder, devices: int, listener: Listen
         return StageSummary(**outcomes[0]["summary"])
     if not agent and outcomes[0] and outcomes[0]["kind"] == "interrupted":
         raise Interrupted(outcomes[0]["message"], advice=outcomes[0]["advice"])
+    if not agent and outcomes[0] and outcomes[0]["kind"] == "pruned":
+        raise Pruned(outcomes[0]["message"])
     if "launcher" in agent:
         raise TrainingFailed(
             f"The {job.stage} stage's processes could not be started: {agent['launcher']}.",
@@ -316,7 +336,7 @@ def _first_failure(
             if number == signal.SIGKILL
             else ""
         )
-        return TrainingFailed(
+        return ProcessKilled(
             f"Process {rank} of {devices} of the {job.stage} stage was killed by {name}; the others were stopped.",
             advice=f"The same command continues from the last checkpoint.{hint}",
         )

@@ -12,6 +12,10 @@ def _ignore(*args: Any) -> None:
     return None
 
 
+def _go_on(step: int, value: float) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Listener:
     """Callbacks of one stage; those not given ignore what they hear.
@@ -21,9 +25,11 @@ class Listener:
         on_row: Each line of ``metrics.jsonl`` as it is written; one with the key ``event`` is not an optimizer step.
         on_checkpoint: The folder of each finished checkpoint.
         say: One line for the reader.
+        on_validation: ``(step, score)`` of each validation point; True stops the stage there.
     """
 
     on_start: Callable[[int, list[dict[str, Any]]], None] = _ignore
     on_row: Callable[[dict[str, Any]], None] = _ignore
     on_checkpoint: Callable[[Path], None] = _ignore
     say: Callable[[str], None] = _ignore
+    on_validation: Callable[[int, float], bool] = _go_on

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import AdapterKind, CheckpointConfig
-from mgm_exp.errors import Interrupted, TrainingFailed
+from mgm_exp.errors import Interrupted, LossNotFinite, Pruned
 from mgm_exp.store import write_json_atomic
 from mgm_exp.train.assemble import Stage, assemble
 from mgm_exp.train.checkpoint import Progress, load_newest, save_checkpoint
@@ -17,11 +17,12 @@ from mgm_exp.train.generators import own_generators
 from mgm_exp.train.job import StageSummary, TrainJob, derived_seed
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.memory import PeakMemory
-from mgm_exp.train.metrics_file import MetricsFile
+from mgm_exp.train.metrics_file import MetricsFile, read_rows
 from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
 from mgm_exp.train.step import Outcome, take_step
 from mgm_exp.train.stop import StopRequest
+from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,7 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
 
     Raises:
         Interrupted: ``stop`` was requested; the state is saved.
+        Pruned: the listener said so at a validation point; the state is saved.
         TrainingFailed: The loss stays not finite, or the trainable set is not what was declared.
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
@@ -51,8 +53,11 @@ def _train(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -
     clock = CheckpointClock(stage.checkpointing, progress.step)
     warmup = warmup_steps(stage.settings.warmup_ratio, stage.n_steps)
     steps = stage.steps_from(progress.step)
+    validation = Validation.of(job, stage, ranks)
+    early = EarlyStopping(stage.config.train.early_stopping, read_rows(job.metrics) if validation else ())
+    is_pruned = False
 
-    while progress.step < stage.n_steps and not _agree_to_stop(ranks, stop):
+    while progress.step < stage.n_steps and not (early.is_over or is_pruned or _agree_to_stop(ranks, stop)):
         started = time.perf_counter()
         lr_factor = cosine_with_warmup(progress.step, warmup, stage.n_steps)
         can_move = lr_factor > 0
@@ -71,21 +76,50 @@ def _train(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -
             metrics.append(row)
             listener.on_row(row)
         _fail_if_stuck(job, progress, outcome)
+        if validation and validation.is_due(progress.step):
+            is_pruned = _validate(job, validation, early, progress, ranks, metrics, listener)
         if clock.is_due(progress.step, ranks):
             _save(job, stage, progress, ranks, listener)
             clock.saved(progress.step)
 
-    if check and progress.step == stage.n_steps:
+    if check and (progress.step == stage.n_steps or early.is_over):
         progress.verified = _note_check(job, check, progress, listener)
     if clock.last_step != progress.step:
         _save(job, stage, progress, ranks, listener)
-    if progress.step < stage.n_steps:
+    if is_pruned:
+        raise Pruned(
+            f"The {job.stage} stage was stopped after step {progress.step} of {stage.n_steps}: other trials do better."
+        )
+    if early.is_over:
+        listener.say(f"{job.stage}: ends early after step {progress.step} of {stage.n_steps}: {early.reason}")
+    elif progress.step < stage.n_steps:
         raise Interrupted(
             f"The {job.stage} stage was stopped by {stop.reason or 'a request'} after step {progress.step} of "
             f"{stage.n_steps}; its state is saved.",
             advice="The same command continues from there.",
         )
     return _finish(job, stage, progress, ranks)
+
+
+def _validate(
+    job: TrainJob,
+    validation: Validation,
+    early: EarlyStopping,
+    progress: Progress,
+    ranks: Ranks,
+    metrics: MetricsFile,
+    listener: Listener,
+) -> bool:
+    """One validation point; whether the run is to be pruned. The same answer on every process."""
+    started = time.perf_counter()
+    value = validation.score()
+    early.note(value)
+    told_to_stop = False
+    if ranks.is_first:
+        seconds = round(time.perf_counter() - started, 3)
+        _event(job, progress, VALIDATION, metrics, listener, **validation.facts(value), seconds=seconds)
+        told_to_stop = listener.on_validation(progress.step, value)
+    return bool(ranks.gather([told_to_stop])[0][0])
 
 
 class CheckpointClock:
@@ -190,7 +224,7 @@ def _fail_if_stuck(job: TrainJob, progress: Progress, outcome: Outcome) -> None:
     if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
         return
     shown = ", ".join(outcome.sample_ids[:8])
-    raise TrainingFailed(
+    raise LossNotFinite(
         f"Loss or gradient of the {job.stage} stage was not finite in {progress.skipped_in_a_row} steps in a row, the "
         f"last at step {progress.step} (loss {outcome.loss}, gradient norm {outcome.grad_norm}; samples {shown}"
         f"{', ...' if len(outcome.sample_ids) > 8 else ''}); no weight was changed by them.",
@@ -237,6 +271,7 @@ def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> St
         n_train=stage.n_train,
         resumed_from=progress.resumed_from,
         load_report=stage.load_report,
+        ended_early=progress.step < stage.n_steps,
     )
     is_full = job.stage == "instruct" and stage.config.adapter.kind is AdapterKind.full
     with stage.engine.gathered(_to_be_written(stage, is_full)):

@@ -15,10 +15,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.errors import Interrupted, MgmError
+from mgm_exp.errors import Interrupted, MgmError, Pruned
 from mgm_exp.store import die_with_parent, hold_shared, write_json_atomic
 from mgm_exp.train.job import TrainJob
-from mgm_exp.train.launch import LaunchFolder
+from mgm_exp.train.launch import POLL_S, STOP, LaunchFolder
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.stop import StopRequest
 
@@ -52,11 +52,13 @@ def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, An
             from mgm_exp.train.ranks import Ranks
 
             ranks = Ranks.join(job.experiment().device)
-            listener = _to_file(launch.events) if rank == 0 else Listener()
+            listener = _to_file(launch) if rank == 0 else Listener()
             summary = train_stage(job, ranks, listener, stop)
             ranks.leave()
     except Interrupted as error:
         return {"kind": "interrupted", "message": error.message, "advice": error.advice}, 0
+    except Pruned as error:
+        return {"kind": "pruned", "message": error.message}, 0
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent shows it
         traceback.print_exc()
         message, advice = (error.message, error.advice) if isinstance(error, MgmError) else (str(error), "")
@@ -70,18 +72,28 @@ def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, An
     return {"kind": "done", "summary": summary.to_dict()}, 0
 
 
-def _to_file(path: Path) -> Listener:
-    """A listener that writes one line an event, for the parent to follow."""
+def _to_file(launch: LaunchFolder) -> Listener:
+    """A listener that writes one line an event, for the parent to follow, and waits for the answers to validations."""
 
     def tell(kind: str, value: Any) -> None:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(launch.events, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "value": value}) + "\n")
+
+    def ask(step: int, value: float) -> bool:
+        tell("validation", {"step": step, "value": value})
+        answer = launch.answer(step)
+        while not answer.exists():  # the parent answers, or this process ends with it
+            if launch.stop.exists():
+                return False
+            time.sleep(POLL_S / 4)
+        return answer.read_text(encoding="utf-8") == STOP
 
     return Listener(
         on_start=lambda total, rows: tell("start", {"total": total, "rows": len(rows)}),
         on_row=lambda row: tell("row", row),
         on_checkpoint=lambda folder: tell("checkpoint", str(folder)),
         say=lambda text: tell("say", text),
+        on_validation=ask,
     )
 
 

@@ -18,6 +18,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("small_task.py")
 
 
+def python_path() -> str:
+    """This repository first, for processes of their own."""
+    inherited = [
+        path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(REPOSITORY)
+    ]
+    return os.pathsep.join([str(REPOSITORY), *inherited])
+
+
 def _small_task() -> Callable[..., dict[str, Any]]:
     spec = importlib.util.spec_from_file_location("small_task", PROGRAM)
     assert spec is not None and spec.loader is not None
@@ -39,11 +47,13 @@ class App:
         from mgm_exp.command import main
 
         self.monkeypatch.setenv("SMALL_FAIL", fail)
-        return main([*arguments, f"paths.root={self.root}"], task=self.task)
+        child = [sys.executable, str(PROGRAM)]
+        self.monkeypatch.setenv("PYTHONPATH", python_path())
+        return main([*arguments, f"paths.root={self.root}"], task=self.task, child=child)
 
     def start(self, *arguments: str, stop: str = "", fail: str = "") -> subprocess.Popen[str]:
         """Starts a command line in a process of its own."""
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "SMALL_STOP": stop, "SMALL_FAIL": fail}
+        environment = os.environ | {"PYTHONPATH": python_path(), "SMALL_STOP": stop, "SMALL_FAIL": fail}
         return subprocess.Popen(
             [sys.executable, str(PROGRAM), *arguments, f"paths.root={self.root}"],
             stdout=subprocess.PIPE,

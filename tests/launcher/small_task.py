@@ -1,22 +1,26 @@
 """A task that is small and real: it takes the lease, writes every file of a run folder, and scores what its rank says.
 
 As a program it is the command line of the package with this task: ``python small_task.py -m adapter.rank=1,2``. What
-it is to do besides stands in the environment: ``SMALL_FAIL=13`` (ranks that fail), ``SMALL_STOP=9`` (ranks that wait
-until ``go`` lies in their folder).
+it is to do besides stands in the environment: ``SMALL_FAIL=13`` or ``13:oom`` (ranks that fail, and how: failed, oom,
+nan, user, killed), ``SMALL_STOP=9`` (ranks that wait until ``go`` lies in their folder), ``SMALL_STEPS=5`` (steps of
+"training", each noted in ``steps.txt``, checkpointed, and reported as a validation point), ``SMALL_STEP_S=0.1`` (how
+long one takes).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.config import ExperimentConfig, plain
-from mgm_exp.errors import Interrupted, MgmError, TrainingFailed
+from mgm_exp.errors import DataError, Interrupted, LossNotFinite, MgmError, Pruned, TrainingFailed
 from mgm_exp.record import explain, write_manifest, write_result
+from mgm_exp.search.reports import reporter_for
 from mgm_exp.signals import stop_on_signals
 from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, write_atomic
@@ -53,16 +57,49 @@ def _run(
     write_manifest(run_dir, _manifest(config, run_dir, command))
     try:
         _wait_if_told(rank, run_dir)
-        if str(rank) in os.environ.get("SMALL_FAIL", "").split(","):
-            raise TrainingFailed(f"rank {rank} was told to fail")
+        _train(config, run_dir)
+        _fail_if_told(rank)
         scores = [1.0 if number < rank else 0.0 for number in range(QUESTIONS)]
         _predictions(run_dir, scores)
         (run_dir / "adapter").mkdir(exist_ok=True)
         return _result(run_dir, "completed", {"demo/accuracy": sum(scores) / QUESTIONS}, None)
-    except MgmError as error:
+    except Pruned as error:
+        return _result(run_dir, "pruned", {}, explain(error))
+    except (MgmError, MemoryError) as error:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         _result(run_dir, status, {}, explain(error))
         raise
+
+
+def _train(config: ExperimentConfig, run_dir: Path) -> None:
+    """Steps that are noted, checkpointed and reported; a killed run goes on after its checkpoint."""
+    steps = int(os.environ.get("SMALL_STEPS", "0"))
+    reporter, checkpoint = reporter_for(config, run_dir), run_dir / "checkpoint.txt"
+    done = int(checkpoint.read_text(encoding="utf-8")) if checkpoint.exists() else 0
+    for step in range(done + 1, steps + 1):
+        time.sleep(float(os.environ.get("SMALL_STEP_S", "0")))
+        with open(run_dir / "steps.txt", "a", encoding="utf-8") as file:
+            file.write(f"{step}\n")
+        stop = step < steps and reporter.report(step, config.adapter.rank / QUESTIONS * step / steps)
+        write_atomic(checkpoint, str(step))
+        if stop:
+            raise Pruned(f"stopped after step {step} of {steps}")
+
+
+def _fail_if_told(rank: int) -> None:
+    for item in os.environ.get("SMALL_FAIL", "").split(","):
+        which, _, how = item.partition(":")
+        if which != str(rank):
+            continue
+        if how == "oom":
+            raise MemoryError(f"rank {rank} needs more memory than there is")
+        if how == "nan":
+            raise LossNotFinite(f"the loss of rank {rank} was not finite")
+        if how == "user":
+            raise DataError("the rows are not there")
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise TrainingFailed(f"rank {rank} was told to fail")
 
 
 def _wait_if_told(rank: int, run_dir: Path) -> None:
@@ -132,4 +169,4 @@ def _result(run_dir: Path, status: str, metrics: dict[str, float], error: dict[s
 if __name__ == "__main__":
     from mgm_exp.command import main
 
-    sys.exit(main(task=small_task))
+    sys.exit(main(task=small_task, child=[sys.executable, __file__]))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,46 @@ def test_the_folders_keep_the_contract(app: Any) -> None:
     assert app("-m", "adapter=lora_r8,lora_r61", "adapter.rank=4,8", fail="8") == 1
     done = subprocess.run(["python3", checker, str(app.sweep_dir)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_slots_run_cells_side_by_side_and_each_once(app: Any) -> None:
+    process = app.start("-m", "adapter.rank=4,8,12", "sweep.slots=2", stop="4")
+    folder = app.waits_in("sweeps/*/0", process)
+    end = time.monotonic() + 90
+    while not (app.sweep_dir / "2" / "result.json").exists():
+        assert time.monotonic() < end and process.poll() is None, "the other slot does the others meanwhile"
+        time.sleep(0.05)
+    (folder / "go").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert states(app.sweep()) == ["completed"] * 3
+    assert [app.calls(number) for number in range(3)] == [1, 1, 1]
+
+
+def test_a_killed_cell_is_continued_and_a_failing_one_harms_no_other(app: Any) -> None:
+    arguments = ("-m", "adapter.rank=4,8,12", "sweep.slots=2", "sweep.retries=1")
+    assert app(*arguments, fail="4:killed,8:failed") == 1
+    sweep = app.sweep()
+    assert states(sweep) == ["failed", "failed", "completed"]
+    assert [app.calls(number) for number in range(3)] == [2, 1, 1]
+    assert "SIGKILL" in sweep["trials"][0]["error"]["message"]
+    assert app(*arguments, "sweep.rerun=failed") == 0
+    assert states(app.sweep()) == ["completed"] * 3
+
+
+def test_cells_that_share_no_early_stage_are_begun_first(app: Any) -> None:
+    """With two slots, the second one does not wait for the stages that the first one makes."""
+    process = app.start("-m", "data=raw,blip2", "adapter.rank=4,8", "sweep.slots=2", stop="4")
+    app.waits_in("sweeps/*/0", process)
+    app.waits_in("sweeps/*/2", process)
+    assert not (app.sweep_dir / "1").exists()
+    for number in (0, 2):
+        (app.sweep_dir / str(number) / "go").touch()
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    assert states(app.sweep()) == ["completed"] * 4
+
+
+def test_repeats_of_a_grid_are_an_axis(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("-m", "adapter.rank=4,8", "sweep.seeds=3") == 2
+    assert "seed=0,1,2" in capsys.readouterr().err

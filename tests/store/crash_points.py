@@ -14,7 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KILLED = 77
-CHANGES = ("write", "fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "link", "utime", "chmod", "open")
+CHANGES = (
+    "write",
+    "fsync",
+    "replace",
+    "rename",
+    "unlink",
+    "rmdir",
+    "mkdir",
+    "link",
+    "utime",
+    "chmod",
+    "open",
+    "ftruncate",
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.grid import Cell, Grid
     from mgm_exp.ledger import Ledger, Trial
+    from mgm_exp.search import Ending
+    from mgm_exp.slots import Slots, Work
 
 
 class MgmGridSweeper(Sweeper):
@@ -36,11 +38,12 @@ class MgmGridSweeper(Sweeper):
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None
         self.hydra_context: HydraContext | None = None
+        self.task_function: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins
 
-        self.config, self.hydra_context = config, hydra_context
+        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -59,6 +62,8 @@ class MgmGridSweeper(Sweeper):
             LeaseHeld: the same sweep is running already.
             Interrupted: a signal stopped it; everything that ended is in ``sweep.json``.
         """
+        from mgm_exp.errors import ConfigError, UserError
+        from mgm_exp.folders import read_record
         from mgm_exp.grid import parse_grid
         from mgm_exp.ledger import Ledger
         from mgm_exp.sweep_folder import open_sweep
@@ -67,11 +72,18 @@ class MgmGridSweeper(Sweeper):
         grid = parse_grid(arguments, self.params, self.hydra_context.config_loader)
         cells = self._check(grid)
         some_config = next(config for _, config in cells if not isinstance(config, Exception))
+        if some_config.sweep.seeds != 1:
+            raise ConfigError(
+                f"sweep.seeds={some_config.sweep.seeds} repeats the trials of a search; a grid has an axis for it.",
+                advice="Give seed=0,1,2 in its place.",
+            )
         objective = some_config.sweep.objective or f"{some_config.eval.benchmarks[0]}/accuracy"
-        with open_sweep(self.config, grid) as (folder, name):
+        with open_sweep(self.config, grid.name) as (folder, name):
+            if read_record(folder / "sweep.json").get("sweeper") == "mgm_optuna":
+                raise UserError(f"{folder} holds a search, not a grid.", advice="Give sweep.name=ANOTHER.")
             ledger = Ledger(folder, name, objective, some_config.sweep.direction)
             ledger.command = list(arguments)
-            return Round(self, ledger, some_config.sweep.rerun).run(cells)
+            return Round(self, ledger, some_config, grid.early_keys()).run(cells)
 
     def _check(self, grid: Grid) -> list[tuple[Cell, ExperimentConfig | Exception]]:
         """Composes and validates every cell, before the first one starts."""
@@ -103,10 +115,31 @@ class MgmGridSweeper(Sweeper):
 
 
 class Round:
-    """One call of the sweep command: its trials, one after another."""
+    """One call of the sweep command: its trials, one after another or in several slots.
 
-    def __init__(self, sweeper: MgmGridSweeper, ledger: Ledger, rerun: Any) -> None:
-        self.sweeper, self.ledger, self.rerun = sweeper, ledger, rerun
+    Args:
+        sweeper: Checked the cells and launches.
+        ledger: The sweep's books.
+        config: Of one of the cells: what all have in common.
+        early_keys: The axes that decide the early stages.
+    """
+
+    def __init__(
+        self, sweeper: MgmGridSweeper, ledger: Ledger, config: ExperimentConfig, early_keys: Sequence[str]
+    ) -> None:
+        self.sweeper, self.ledger, self.settings, self.early_keys = sweeper, ledger, config.sweep, early_keys
+        self.rerun = config.sweep.rerun
+        self.slots = self._make_slots(config)
+        self.running: dict[int, Trial] = {}
+        self.losses: dict[int, int] = {}
+
+    def _make_slots(self, config: ExperimentConfig) -> Slots:
+        from mgm_exp.slots import ChildProcesses, InProcess
+        from mgm_exp.sweep_folder import record_failure
+
+        if config.sweep.slots == 1 and not config.sweep.isolate:
+            return InProcess(self._launch, record_failure)
+        return ChildProcesses(config.sweep.slots, self.sweeper.task_function.program, config.devices)
 
     def run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
         """Runs what is not done, and leaves ``sweep.json`` and the comparison."""
@@ -114,10 +147,19 @@ class Round:
 
         try:
             return self._run(cells)
-        except (KeyboardInterrupt, Interrupted):
+        except (KeyboardInterrupt, Interrupted) as stop:
+            self.slots.stop()
+            for trial in self.running.values():
+                self.ledger.note(trial)
             self.ledger.status = "interrupted"
             self.ledger.write()
-            raise
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+            where = ", ".join(str(number) for number in self.running) or "no trial"
+            raise Interrupted(
+                f"Stopped in trial {where} of sweep {self.ledger.name}; {_counts(self.ledger)}.",
+                advice="The same command continues.",
+            ) from stop
 
     def _run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
         from mgm_exp.stages import config_hash
@@ -132,8 +174,7 @@ class Round:
                 self._refuse(trial, config)
             elif self._is_wanted(trial):
                 wanted.append(trial)
-        for position, trial in enumerate(wanted, 1):
-            self._run_trial(trial, f"{position}/{len(wanted)}")
+        self._work(wanted)
         ended = [self.ledger.trials[trial.number].status for trial in trials]
         self.ledger.status = "completed" if all(status in ("completed", "pruned") for status in ended) else "failed"
         content = self.ledger.write()
@@ -166,41 +207,67 @@ class Round:
         record_failure(self.ledger.run_dir(trial), error, trial.overrides)
         self.ledger.note(trial)
 
-    def _run_trial(self, trial: Trial, position: str) -> None:
+    def _work(self, wanted: list[Trial]) -> None:
+        """Keeps every slot busy until nothing is left."""
+        total, begun = len(wanted), 0
+        while wanted or self.slots.busy:
+            while wanted and self.slots.busy < self.slots.size:
+                trial = self._pick(wanted)
+                begun += trial.number not in self.losses
+                self._start(trial, f"{begun}/{total}")
+                if self.slots.size == 1:
+                    break
+            for work, ending in self.slots.ended(0.5):
+                again = self._ended(self.running.pop(work.number), work, ending)
+                wanted[:0] = [again] if again else []
+
+    def _pick(self, wanted: list[Trial]) -> Trial:
+        """The next trial: rather one that does not wait for stages which a running one makes."""
+        making = [self._early(trial) for trial in self.running.values()]
+        made = [self._early(trial) for trial in self.ledger.trials.values() if trial.status == "completed"]
+        chosen = next((t for t in wanted if self._early(t) not in making or self._early(t) in made), wanted[0])
+        wanted.remove(chosen)
+        return chosen
+
+    def _early(self, trial: Trial) -> tuple[str, ...]:
+        return tuple(str(trial.params.get(key)) for key in self.early_keys)
+
+    def _start(self, trial: Trial, position: str) -> None:
         from mgm_exp.command import quoted
-        from mgm_exp.errors import Interrupted
         from mgm_exp.folders import wait_until_free
-        from mgm_exp.store import LeaseHeld
+        from mgm_exp.slots import Work
+
+        print(f"\ntrial {trial.number} ({position}): {_words(trial)}", flush=True)
+        run_dir = self.ledger.run_dir(trial)
+        overrides = [*trial.overrides, f"trial={trial.number}", f"sweep.name={quoted(self.ledger.name)}"]
+        wait_until_free(run_dir, print)
+        self.running[trial.number] = trial
+        self.slots.start(Work(trial.number, run_dir, tuple(overrides), str(trial.number)))
+
+    def _ended(self, trial: Trial, work: Work, ending: Ending) -> Trial | None:
+        """Notes how a trial ended; the trial, if it was lost and goes on from its checkpoint."""
+        from mgm_exp.errors import ProcessKilled
+        from mgm_exp.folders import read_record
+        from mgm_exp.search.outcome import Verdict, judge
         from mgm_exp.sweep_folder import record_failure
 
-        ledger = self.ledger
-        print(f"\ntrial {trial.number} ({position}): {_words(trial)}", flush=True)
-        overrides = [
-            *trial.overrides,
-            f"trial={trial.number}",
-            f"sweep.name={quoted(ledger.name)}",
-            f"hydra.sweep.dir={quoted(str(ledger.folder))}",
-            f"hydra.sweep.subdir='{trial.number}'",
-        ]
-        wait_until_free(ledger.run_dir(trial), print)
-        before = ledger.run_dir(trial) / "result.json"
-        stamp = before.stat().st_mtime_ns if before.exists() else None
-        try:
-            error = _error_of(self._launch(overrides, trial.number))
-        except (KeyboardInterrupt, Interrupted) as stop:
-            error = stop
-        if isinstance(error, (KeyboardInterrupt, Interrupted)):
-            ledger.note(trial)
-            raise Interrupted(
-                f"Stopped in trial {trial.number} of sweep {ledger.name}; {_counts(ledger)}.",
-                advice="The same command continues.",
-            )
-        is_new = before.exists() and before.stat().st_mtime_ns != stamp
-        if error is not None and not is_new and not isinstance(error, LeaseHeld):
-            record_failure(ledger.run_dir(trial), error, trial.overrides)
-        now = ledger.note(trial)
-        if error is not None:
-            print(f"trial {trial.number} {now.status}: {error}", flush=True)
+        if ending.exit_code not in (None, 0):
+            outcome = judge(read_record(work.run_dir / "result.json"), (), ending)
+            lost = self.losses.get(trial.number, 0) + 1
+            if outcome.verdict is Verdict.lost and lost <= self.settings.retries:
+                self.losses[trial.number] = lost
+                print(f"trial {trial.number}: {outcome.reason}; it goes on from its checkpoint", flush=True)
+                return trial
+            if not outcome.result or outcome.result.get("status") == "interrupted":
+                record_failure(work.run_dir, ProcessKilled(outcome.reason), trial.overrides)
+        now = self.ledger.note(trial)
+        if self.slots.size > 1 or now.status != "completed":
+            value = self.ledger.value(now)
+            error = now.error or {}
+            words = f"{error.get('message', '')} {error.get('advice', '')}".strip()
+            score = "" if value is None else f" {self.ledger.objective} {value:.4f}"
+            print(f"trial {trial.number} {now.status}{score}{f': {words}' if words else ''}", flush=True)
+        return None
 
     def _launch(self, overrides: list[str], number: int) -> JobReturn:
         from omegaconf import read_write
@@ -217,16 +284,6 @@ class Round:
         if any(trial.status is not None for trial in self.ledger.trials.values()):
             print()
             report([self.ledger.folder], self.ledger.folder / "comparison.json", self.ledger.folder / "table.md")
-
-
-def _error_of(returned: JobReturn) -> BaseException | None:
-    """What ended the job; None where it went well."""
-    from hydra.core.utils import JobStatus
-
-    value = returned._return_value
-    if returned.status != JobStatus.COMPLETED:
-        return value if isinstance(value, BaseException) else RuntimeError(f"the job returned {value!r}")
-    return getattr(value, "error", None)
 
 
 def _words(trial: Trial) -> str:

@@ -1,0 +1,573 @@
+"""One sweeper at work on a search: take a trial, run it, tell the study what came of it, until nothing is left to do.
+
+Who works on a trial holds its claim, a lease in the sweep's folder. A trial that the study calls running and that
+nobody claims was left behind by a sweeper that was killed: it is taken up under its own number, in its own folder, from
+its own checkpoint. So several sweepers can work on one study, and a kill at any instant loses nothing:
+
+    asked, not claimed          taken up: what was drawn stays, the rest is drawn as it would have been
+    claimed, not yet finished   taken up: the run continues from its checkpoint
+    finished, not yet told      its result.json is read and told
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.config import ExperimentConfig, PrunerName, Rerun, plain
+from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
+from mgm_exp.folders import read_record, wait_until_free
+from mgm_exp.search.budget import FOLDER as SWEEPERS
+from mgm_exp.search.budget import Budget, Clock
+from mgm_exp.search.expression import Expression
+from mgm_exp.search.outcome import FIELDS, Ending, Outcome, Verdict, field_of, judge, mean_of
+from mgm_exp.search.samplers import VIOLATIONS
+from mgm_exp.search.space import Point, Space, as_text
+from mgm_exp.search.study import trial_of
+from mgm_exp.slots import Slots, Work
+from mgm_exp.stages import config_hash
+from mgm_exp.store import Lease, LeaseHeld
+from mgm_exp.study_books import AGAIN_FOR, CLAIMS, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
+from mgm_exp.study_table import in_short
+from mgm_exp.sweep_folder import record_failure
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+# Points in a row that miss a constraint before the search gives up.
+MOST_REFUSED = 200
+_POLL_S = 0.5
+_TAKE_UP_S = 2.0
+
+
+@dataclass
+class Trial:
+    """A trial that this sweeper works on.
+
+    Args:
+        claim: Held until the trial is over, or left to another sweeper.
+        seeds: Those that are still to run.
+        outcomes: Of those that have.
+    """
+
+    number: int
+    claim: Lease
+    point: Point
+    config: ExperimentConfig
+    seeds: list[int | None]
+    outcomes: list[Outcome] = field(default_factory=list)
+    losses: int = 0
+
+
+class Campaign:
+    """See the module.
+
+    Args:
+        study: The Optuna study.
+        space: What is chosen for each trial.
+        books: Of the sweep.
+        sweep: The configuration of the fixed overrides.
+        slots: Where trials run.
+        config_value: Reads a key of the configuration that some overrides compose to.
+        config_of: The checked configuration that some overrides compose to.
+        say: Prints a line.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        books: StudyBooks,
+        base: ExperimentConfig,
+        slots: Slots,
+        config_value: Callable[[str, Sequence[str]], Any],
+        config_of: Callable[[Sequence[str]], ExperimentConfig],
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.study, self.space, self.books, self.slots = study, space, books, slots
+        self.settings, self.base = base.sweep, base
+        self._config_value, self._config_of, self._say = config_value, config_of, say
+        self.folder = books.folder
+        books.plan = {"n_trials": base.sweep.n_trials, "slots": base.sweep.slots}
+        self.budget = Budget.of(base.sweep)
+        self.clock = Clock(self.folder)
+        self.constraints = [Expression(text, "sweep.constraints") for text in base.sweep.constraints]
+        self.mine: dict[int, Trial] = {}
+        self._again: list[Trial] = []
+        self._refused_in_a_row = 0
+        self._waiting_said: set[str] = set()
+        self._stop_reason = ""
+
+    # -- one call of the command --------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Works until the search is over.
+
+        Returns:
+            The content of ``sweep.json``.
+
+        Raises:
+            Interrupted: a signal; running trials have saved their state, the same command continues.
+            UserError: a trial met something that every other one would meet, too.
+        """
+        presence = self._come()
+        try:
+            self._begin()
+            try:
+                self._work()
+            except (KeyboardInterrupt, Interrupted):
+                self._break_off("interrupted", "a signal asked it to stop")
+                raise
+            except MgmError as error:
+                self._break_off("failed", error.message)
+                raise
+            failed = [entry for entry in self._counted() if entry.status == "failed"]
+            self.books.status = "failed" if failed else "completed"
+            self.books.stopped_because = self._stop_reason
+            with self._desk():
+                return self.books.write()
+        finally:
+            self.clock.tick(0, save=True)
+            presence.release(forget=True)
+
+    def _come(self) -> Lease:
+        """Says that somebody works here, for ``mgm-exp status``; clears away who was killed."""
+        folder = self.folder / SWEEPERS
+        for path in folder.glob("at-work-*"):
+            _forget(Lease(path))
+        presence = Lease(folder / f"at-work-{uuid.uuid4().hex[:12]}")
+        presence.acquire()
+        return presence
+
+    def _desk(self) -> Lease:
+        """Held for the moment in which a trial is drawn or the books are written."""
+        return Lease(self.folder / ".desk")
+
+    def _begin(self) -> None:
+        with self._desk():
+            self._refuse_other_choices()
+            self._clear_claims()
+            self._enqueue()
+            self._enqueue_failed()
+            done = self._counted()
+            self.books.write()
+        states = _counts(done)
+        self._say(
+            f"sweep {self.books.name}: {self.budget.trials} trial(s) in {self.folder}"
+            + (f"; {len(done)} so far ({states})" if done else "")
+        )
+
+    def _clear_claims(self) -> None:
+        """Claims of trials that were told by a sweeper which was killed before it could give them back."""
+        running = {trial.number for trial in self._running()}
+        for path in (self.folder / CLAIMS).glob("*"):
+            if path.name.isdigit() and int(path.name) not in running:
+                _forget(Lease(path))
+
+    def _refuse_other_choices(self) -> None:
+        """Optuna can widen and narrow ranges of a study, but not change what a choice consists of."""
+        from optuna.distributions import check_distribution_compatibility
+
+        known: dict[str, Any] = {}
+        for frozen in self.study.get_trials(deepcopy=False):
+            known.update(frozen.distributions)
+        for item in self.space.dimensions:
+            if item.name not in known:
+                continue
+            try:
+                check_distribution_compatibility(known[item.name], item.domain.distribution())
+            except ValueError as error:
+                raise UserError(
+                    f"{item.key} was chosen from {getattr(known[item.name], 'choices', known[item.name])} in the "
+                    f"trials so far, and now from {item.domain}: a study keeps its choices (ranges and intervals may "
+                    "change).",
+                    advice="Give sweep.name=ANOTHER; what its trials have in common is taken from the store.",
+                ) from error
+
+    def _enqueue(self) -> None:
+        for number, given in enumerate(self.settings.enqueue):
+            point = self.space.fixed_point(given, f"sweep.enqueue[{number}]")
+            self.study.enqueue_trial(point, skip_if_exists=True)
+
+    def _enqueue_failed(self) -> None:
+        """``sweep.rerun=failed``: a failed trial's point again, under a new number that takes its place."""
+        if self.settings.rerun is Rerun.all:
+            raise ConfigError(
+                "sweep.rerun=all is for grids: a search goes on from what its trials have shown.",
+                advice="Give sweep.name=ANOTHER for a search from the beginning (its stages are reused).",
+            )
+        if self.settings.rerun is not Rerun.failed:
+            return
+        repeated = self.books.repeated()
+        for entry in self.books.entries():
+            if entry.verdict == Verdict.failed.value and entry.number not in repeated:
+                drawn = self.study.get_trials(deepcopy=False)[entry.number].params
+                self.study.enqueue_trial(dict(drawn), user_attrs={AGAIN_FOR: entry.number})
+
+    def _work(self) -> None:
+        while True:
+            while self.slots.busy < self.slots.size:
+                trial = self._next()
+                if trial is None:
+                    break
+                self._start(trial)
+                if self.slots.size == 1:
+                    break
+            busy = self.slots.busy
+            self.clock.tick(self._devices())
+            for work, ending in self.slots.ended(_POLL_S if busy else 0.0):
+                self._ended(work, ending)
+            self.clock.tick(self._devices())
+            if not busy and not self._again and not self._others_or_more():
+                return
+
+    def _devices(self) -> int:
+        return sum(trial.config.devices for trial in self.mine.values())
+
+    def _others_or_more(self) -> bool:
+        """Whether there is something to wait for: trials of other sweepers, which may be left behind."""
+        alive = [trial.number for trial in self._running() if trial.number not in self.mine]
+        if not alive:
+            with self._desk():
+                return not self._why_no_more()
+        for number in alive:
+            holder = self.books.claim(number).holder()
+            who = f"trial {number} is worked on by {holder.holder}" if holder and holder.holder else ""
+            if who and who not in self._waiting_said:
+                self._waiting_said.add(who)
+                self._say(f"waiting: {who}")
+        time.sleep(_POLL_S)
+        return True
+
+    def _break_off(self, status: str, why: str) -> None:
+        """Running trials save their state and end; what ended meanwhile is told."""
+        for work, ending in self.slots.stop():
+            self._ended(work, ending, is_stopping=True)
+        for trial in [*self.mine.values()]:
+            trial.claim.release()
+        self.mine.clear()
+        self.books.status, self.books.stopped_because = status, why
+        with self._desk():
+            self.books.write()
+
+    # -- which trial next ---------------------------------------------------------------------------------------
+
+    def _next(self) -> Trial | None:
+        """A trial to run now: one of ours that was lost, one that somebody left behind, or a new one."""
+        if self._again:
+            return self._again.pop(0)
+        if self._stop_reason:
+            return None
+        while True:
+            number, claim = self._left_behind() or self._draw() or (None, None)
+            if number is None or claim is None:
+                return None
+            trial = self._prepared(number, claim)
+            if trial is not None:
+                return trial
+
+    def _running(self) -> list[FrozenTrial]:
+        from optuna.trial import TrialState
+
+        return list(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+    def _left_behind(self) -> tuple[int, Lease] | None:
+        """A trial that the study calls running and nobody works on, claimed for us."""
+        for frozen in self._running():
+            if frozen.number in self.mine:
+                continue
+            claim = self.books.claim(frozen.number)
+            if claim.holder() is not None:
+                continue
+            try:
+                claim.acquire(timeout_s=_TAKE_UP_S, on_wait=None)
+            except LeaseHeld:
+                continue
+            if frozen.number not in {trial.number for trial in self._running()}:  # told between the two looks
+                claim.release(forget=True)
+                continue
+            if POINT in frozen.user_attrs:
+                self._say(f"trial {frozen.number}: was left behind by a sweeper that ended, and is taken up")
+            return frozen.number, claim
+        return None
+
+    def _draw(self) -> tuple[int, Lease] | None:
+        """A new trial, if the search is to have one more."""
+        with self._desk():
+            why = self._why_no_more()
+            if why:
+                return None
+            number = self.study.ask().number
+            claim = self.books.claim(number)
+            try:
+                claim.acquire(timeout_s=_TAKE_UP_S)
+            except LeaseHeld:  # another sweeper saw it between the two lines, and has taken it up
+                return self._left_behind()
+            if (self.folder / str(number)).exists():
+                claim.release(forget=True)
+                raise UserError(
+                    f"{self.folder / str(number)} is there already, but the study knows nothing of a trial {number}.",
+                    advice="The study was moved or deleted. Put it back, or give sweep.name=ANOTHER: what the trials "
+                    "made is taken from the store.",
+                )
+        return number, claim
+
+    def _why_no_more(self) -> str:
+        """Why no new trial is drawn; empty where one may be. Said once."""
+        counted = self._counted()
+        if len(counted) >= self.budget.trials:
+            return f"all {self.budget.trials} trials have begun"
+        ended = sorted(
+            (entry for entry in counted if entry.values and entry.status == "completed"),
+            key=lambda entry: (entry.dates[1] or 0.0, entry.number),
+        )
+        values = [(entry.values or [0.0])[0] for entry in ended]
+        reason = self._stop_reason or self.budget.is_spent(self.clock, values, self.books.directions[0])
+        if self._refused_in_a_row >= MOST_REFUSED:
+            raise ConfigError(
+                f"{MOST_REFUSED} points in a row miss sweep.constraints={self.settings.constraints}.",
+                advice="Loosen them, or search where they hold.",
+            )
+        if reason and not self._stop_reason:
+            self._stop_reason = reason
+            self._say(f"no further trial is started: {reason}")
+        return reason
+
+    def _counted(self) -> list[Entry]:
+        """The trials that the sweep has: without those that were refused, or that another one repeats."""
+        repeated = self.books.repeated()
+        return [entry for entry in self.books.entries() if entry.is_counted and entry.number not in repeated]
+
+    def _prepared(self, number: int, claim: Lease) -> Trial | None:
+        """Draws what is not drawn yet, and checks it; None where the trial is over already."""
+        live = trial_of(self.study, number)
+        attributes = live.user_attrs
+        point: Point | None = None
+        try:
+            point = self.space.choose(live, self._config_value)
+            config = self._config_of(point.overrides)
+        except MgmError as error:
+            params = point.params if point else {}
+            live.set_user_attr(REASON, error.message)
+            live.set_user_attr(VERDICT, REFUSED)
+            self._tell(number, "FAIL")
+            claim.release(forget=True)
+            advice = f"{error.advice} A value that suits some trials only is given with when: see docs/sweeps.md."
+            raise ConfigError(f"trial {number} ({in_short(params)}): {error.message}", advice=advice.strip()) from error
+        trial = Trial(number, claim, point, config, self._seeds(config), losses=int(attributes.get(LOSSES, 0)))
+        overrides = [*point.overrides]
+        live.set_user_attr(
+            POINT, {"overrides": overrides, "params": _json(point.params), "config_hash": config_hash(config)}
+        )
+        missed = self._violations(trial, {})
+        if any(violation is not None and violation > 0 for violation in missed):
+            self._refuse(trial, missed)
+            return None
+        self._refused_in_a_row = 0
+        self.mine[number] = trial
+        self._skip_what_is_done(trial)
+        if trial.seeds:
+            return trial
+        self._settle(trial)
+        return None
+
+    def _seeds(self, config: ExperimentConfig) -> list[int | None]:
+        if self.settings.seeds == 1:
+            return [None]
+        return [config.seed + number for number in range(self.settings.seeds)]
+
+    def _skip_what_is_done(self, trial: Trial) -> None:
+        """Reads the results that a sweeper before us did not come to tell."""
+        while trial.seeds:
+            result = read_record(self._run_dir(trial, trial.seeds[0]) / "result.json")
+            if not result:
+                return
+            outcome = judge(result, self.books.objectives)
+            if not outcome.verdict.is_final:
+                return
+            self._note(trial, outcome)
+
+    def _refuse(self, trial: Trial, missed: list[float | None]) -> None:
+        """A point that misses a constraint is not run; the sampler learns of it."""
+        self._refused_in_a_row += 1
+        which = next(c.text for c, v in zip(self.constraints, missed, strict=True) if v is not None and v > 0)
+        live = trial_of(self.study, trial.number)
+        live.set_user_attr(VIOLATIONS, [0.0, *(violation or 0.0 for violation in missed)])
+        live.set_user_attr(REASON, f"misses {which}")
+        live.set_user_attr(VERDICT, REFUSED)
+        self._tell(trial.number, "PRUNED")
+        self._say(f"trial {trial.number} {in_short(trial.point.params)}: not run, misses {which}")
+        trial.claim.release(forget=True)
+
+    def _violations(self, trial: Trial, result: dict[str, Any]) -> list[float | None]:
+        """By how much each constraint is missed; None where that is not known (yet)."""
+
+        def lookup(name: str) -> Any:
+            if name in FIELDS:
+                return field_of(result, name)
+            if name in trial.point.params:
+                return trial.point.params[name]
+            return self._config_value(name, trial.point.overrides)
+
+        return [constraint.violation(lookup) for constraint in self.constraints]
+
+    # -- running it ---------------------------------------------------------------------------------------------
+
+    def _run_dir(self, trial: Trial, seed: int | None) -> Path:
+        folder = self.folder / str(trial.number)
+        return folder if seed is None else folder / f"seed_{seed}"
+
+    def _start(self, trial: Trial) -> None:
+        seed = trial.seeds[0]
+        run_dir = self._run_dir(trial, seed)
+        of_seed = "" if seed is None else f" seed={seed}"
+        self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}")
+        with self._desk():
+            self.books.write()
+        wait_until_free(run_dir, self._say)
+        overrides = [
+            *trial.point.overrides,
+            *([] if seed is None else [f"seed={seed}"]),
+            f"trial={trial.number}",
+            f"sweep.name={as_text(self.books.name)}",
+        ]
+        subdir = str(run_dir.relative_to(self.folder))
+        self.slots.start(Work(trial.number, run_dir, tuple(overrides), subdir))
+
+    def _ended(self, work: Work, ending: Ending, *, is_stopping: bool = False) -> None:
+        trial = self.mine[work.number]
+        outcome = judge(read_record(work.run_dir / "result.json"), self.books.objectives, ending)
+        if outcome.verdict is Verdict.interrupted and is_stopping:
+            self._leave(trial)
+            return
+        if outcome.verdict is Verdict.user_error:
+            self._leave(trial)
+            if is_stopping:
+                return
+            raise UserError(f"trial {trial.number} ({in_short(trial.point.params)}): {outcome.reason}")
+        if not outcome.verdict.is_final:  # lost, or asked to stop by somebody else
+            self._lost(trial, outcome, work, is_stopping)
+            return
+        if not outcome.result or outcome.result.get("status") == "interrupted":
+            kind = MemoryError if outcome.verdict is Verdict.infeasible else ProcessKilled
+            record_failure(work.run_dir, kind(outcome.reason), work.overrides)
+        self._note(trial, outcome)
+        if trial.seeds:
+            self._again.append(trial)
+        else:
+            self._settle(trial)
+
+    def _lost(self, trial: Trial, outcome: Outcome, work: Work, is_stopping: bool) -> None:
+        """Goes on from its checkpoint under the same number, as often as ``sweep.retries`` allows."""
+        if is_stopping:
+            self._leave(trial)
+            return
+        trial.losses += 1
+        trial_of(self.study, trial.number).set_user_attr(LOSSES, trial.losses)
+        if trial.losses <= self.settings.retries:
+            self._say(f"trial {trial.number}: {outcome.reason}; it goes on from its checkpoint")
+            self._again.append(trial)
+            return
+        reason = f"{outcome.reason}, {trial.losses} times (sweep.retries={self.settings.retries})"
+        record_failure(work.run_dir, ProcessKilled(reason), work.overrides)
+        trial.seeds.clear()
+        trial.outcomes.append(Outcome(Verdict.failed, (), reason))
+        self._settle(trial)
+
+    def _leave(self, trial: Trial) -> None:
+        """It stays running for the study; the next command takes it up."""
+        trial.claim.release()
+        self.mine.pop(trial.number, None)
+
+    # -- what came of it ----------------------------------------------------------------------------------------
+
+    def _note(self, trial: Trial, outcome: Outcome) -> None:
+        """One seed is over. A trial whose seed did not complete, or that is beaten already, runs no further one."""
+        trial.seeds.pop(0)
+        trial.outcomes.append(outcome)
+        if outcome.verdict is not Verdict.completed:
+            trial.seeds.clear()
+        elif self.settings.pruner.name is PrunerName.wilcoxon and not self.settings.objectives:
+            live, place = trial_of(self.study, trial.number), len(trial.outcomes) - 1
+            if place not in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+                live.report(outcome.values[0], place)
+            if trial.seeds and live.should_prune():
+                trial.seeds.clear()
+                trial.outcomes.append(Outcome(Verdict.pruned, (), "beaten by the best trial on the same seeds"))
+
+    def _settle(self, trial: Trial) -> None:
+        """The trial is over: the study is told, the books are written."""
+        outcome = mean_of(trial.outcomes)
+        verdict, values = outcome.verdict, list(outcome.values)
+        live = trial_of(self.study, trial.number)
+        result = dict(trial.outcomes[-1].result)
+        missed = [violation or 0.0 for violation in self._violations(trial, result)]
+        live.set_user_attr(VIOLATIONS, [1.0 if verdict is Verdict.infeasible else 0.0, *missed])
+        live.set_user_attr(VERDICT, verdict.value)
+        live.set_user_attr(REASON, outcome.reason)
+        live.set_user_attr(VALUES, values or None)
+        if verdict is Verdict.completed:
+            self._tell(trial.number, "COMPLETE", values)
+        else:
+            self._tell(trial.number, "FAIL" if verdict is Verdict.failed else "PRUNED")
+        with self._desk():
+            self.books.write()
+        trial.claim.release(forget=True)
+        del self.mine[trial.number]
+        self._report(trial, outcome, missed)
+        self._stop_if_everything_fails(outcome)
+
+    def _tell(self, number: int, state: str, values: Sequence[float] | None = None) -> None:
+        from optuna.trial import TrialState
+
+        self.study.tell(number, values, state=TrialState[state], skip_if_finished=True)
+
+    def _report(self, trial: Trial, outcome: Outcome, missed: Sequence[float]) -> None:
+        names = self.books.objectives
+        shown = ", ".join(f"{n} {v:.4f}" for n, v in zip(names, outcome.values, strict=False))
+        best = self.books.best(self.books.entries())
+        end = f" (best: trial {best.number}, {(best.values or [0.0])[0]:.4f})" if best else ""
+        why = f": {outcome.reason}" if outcome.reason else ""
+        outside = [c.text for c, violation in zip(self.constraints, missed, strict=True) if violation > 0]
+        if outside:
+            why += f"; misses {outside[0]}"
+        self._say(
+            f"trial {trial.number} {outcome.verdict.value.replace('_', ' ')}{' ' + shown if shown else ''}{why}{end}"
+        )
+
+    def _stop_if_everything_fails(self, outcome: Outcome) -> None:
+        if outcome.verdict is not Verdict.failed:
+            return
+        failed = [entry for entry in self._counted() if entry.verdict == Verdict.failed.value]
+        if len(failed) >= self.settings.max_failures:
+            raise MgmError(
+                f"{len(failed)} trials failed (sweep.max_failures={self.settings.max_failures}); the last one: "
+                f"{outcome.reason}",
+                advice="sweep.rerun=failed runs them again once the cause is gone.",
+            )
+
+
+def _forget(lease: Lease) -> None:
+    """Removes a lease that nobody holds any more."""
+    if lease.holder() is not None:
+        return
+    try:
+        lease.acquire(wait=False)
+    except LeaseHeld:
+        return
+    lease.release(forget=True)
+
+
+def _counts(entries: Sequence[Entry]) -> str:
+    states = [entry.verdict or entry.status or "running" for entry in entries]
+    return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def _json(params: dict[str, Any]) -> dict[str, Any]:
+    """As ``sweep.json`` holds it: what only formulas use is left out."""
+    return {key: plain(value) for key, value in params.items() if not key.startswith("_")}

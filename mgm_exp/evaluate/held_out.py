@@ -1,0 +1,92 @@
+"""Questions that are asked again and again while a model trains: scored in memory, nothing is written.
+
+Greedy, in the same batches every time. Images are encoded once where the connector is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.errors import DataError
+from mgm_exp.evaluate.benchmarks import Benchmark, Question
+from mgm_exp.evaluate.generate import answer_batch, plan_batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class HeldOut:
+    """See the module.
+
+    Args:
+        benchmark: Its scorer, its images and its settings.
+        questions: Some of its questions.
+        processor: The model's.
+        keeps_images: Whether an image's visual tokens stay the same while the model trains.
+    """
+
+    def __init__(self, benchmark: Benchmark, questions: Sequence[Question], processor: Any, keeps_images: bool) -> None:
+        self.benchmark, self.questions, self.processor = benchmark, list(questions), processor
+        self._prompts = [processor.encode_prompt(question.prompt) for question in self.questions]
+        self._batches = plan_batches(
+            [len(ids) for ids in self._prompts],
+            [question.image for question in self.questions],
+            benchmark.settings.batch_size,
+        )
+        self._kept: dict[str, Tensor] | None = {} if keeps_images else None
+
+    def scores(self, model: Any) -> list[float]:
+        """The score of each question, in 0..1, in their order. The model's mode is left as it was.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        import torch
+
+        found = [0.0] * len(self.questions)
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                for batch in self._batches:
+                    asked = [self.questions[place] for place in batch.questions]
+                    answers = answer_batch(
+                        model,
+                        self.processor,
+                        [self._prompts[place] for place in batch.questions],
+                        self._tokens(model, [question.image for question in asked]),
+                        self.benchmark.settings.max_new_tokens,
+                    )
+                    for place, question, answer in zip(batch.questions, asked, answers, strict=True):
+                        found[place] = self.benchmark.score(answer, question)
+        finally:
+            model.train(was_training)
+        return found
+
+    def _tokens(self, model: Any, images: Sequence[str]) -> Tensor:
+        """(B, N, hidden): the visual tokens of each question's image."""
+        import torch
+
+        here: dict[str, Tensor] = {} if self._kept is None else self._kept
+        new = [image for image in dict.fromkeys(images) if image not in here]
+        if new:
+            low, high = zip(*(self._pixels(image) for image in new), strict=True)
+            tower = next(model.model.vision_tower.parameters())
+            encoded = model.model.encode_images(
+                torch.stack(low).to(tower.device, tower.dtype), torch.stack(high).to(tower.device, tower.dtype)
+            )
+            here.update(zip(new, encoded.cpu(), strict=True))
+        return torch.stack([here[image] for image in images]).to(model.device)
+
+    def _pixels(self, image: str) -> Any:
+        from mgm_exp.data.images import ImageFault, open_image
+
+        try:
+            picture = open_image(self.benchmark.image_root, image, self.benchmark.settings.max_megapixels)
+        except ImageFault as fault:
+            raise DataError(
+                f"validation: image {image} in {self.benchmark.image_root} cannot be used: {fault}",
+                advice="Replace the file, or choose another train.validation.benchmark.",
+            ) from fault
+        return self.processor.pixels(picture, "pad")

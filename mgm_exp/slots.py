@@ -1,0 +1,252 @@
+"""Where the trials of a sweep run: in this process one after another, or several at a time in processes of their own.
+
+A free slot is refilled at once: nobody waits for the slowest of a batch. A child dies with this process (the kernel
+sees to it), saves its state when this process is asked to stop, and prints into its own folder.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.bootstrap import PARENT
+from mgm_exp.errors import Interrupted
+from mgm_exp.search.outcome import Ending, oom_kills
+from mgm_exp.store import LeaseHeld
+
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+# What a child prints, in its run folder; log.txt holds what the run itself printed.
+OUTPUT = "output.txt"
+_TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run that a slot is to do.
+
+    Args:
+        number: The trial's.
+        run_dir: Where it writes.
+        overrides: What it runs with, without its place.
+        subdir: Its folder relative to the sweep's.
+    """
+
+    number: int
+    run_dir: Path
+    overrides: tuple[str, ...]
+    subdir: str
+
+
+class Slots(ABC):
+    """Places for trials."""
+
+    size: int
+
+    @property
+    @abstractmethod
+    def busy(self) -> int:
+        """Runs that are under way, or have ended without being collected."""
+
+    @abstractmethod
+    def start(self, work: Work) -> None:
+        """Begins a run; a slot must be free."""
+
+    @abstractmethod
+    def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
+        """The runs that have ended; waits for the first one, but no longer than ``timeout_s``."""
+
+    @abstractmethod
+    def stop(self) -> list[tuple[Work, Ending]]:
+        """Asks all runs to save their state and to end; returns when they have."""
+
+
+class InProcess(Slots):
+    """One slot, in this process: a run has ended when :meth:`start` returns.
+
+    Args:
+        launch: Overrides, with the place in them, and number -> what Hydra's launcher returned.
+        record: Leaves the record of a run that could not leave its own: run folder, error, overrides.
+    """
+
+    size = 1
+
+    def __init__(
+        self,
+        launch: Callable[[list[str], int], JobReturn],
+        record: Callable[[Path, BaseException, Sequence[str]], None],
+    ) -> None:
+        self._launch, self._record = launch, record
+        self._ended: list[tuple[Work, Ending]] = []
+
+    @property
+    def busy(self) -> int:
+        return len(self._ended)
+
+    def start(self, work: Work) -> None:
+        """Runs it to its end.
+
+        Raises:
+            Interrupted: a signal stopped it, and the sweep with it; the run has saved its state.
+        """
+        stamp = _stamp(work.run_dir)
+        overrides = [*work.overrides, f"hydra.sweep.subdir='{work.subdir}'"]
+        try:
+            error = _error_of(self._launch(overrides, work.number))
+        except (KeyboardInterrupt, Interrupted) as stop:
+            error = stop
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
+            raise Interrupted(f"Stopped in trial {work.number}.", advice="The same command continues.") from error
+        if error is not None and not isinstance(error, LeaseHeld) and _stamp(work.run_dir) == stamp:
+            self._record(work.run_dir, error, work.overrides)
+        self._ended.append((work, Ending()))
+
+    def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self) -> list[tuple[Work, Ending]]:
+        return self.ended(0)
+
+
+class ChildProcesses(Slots):
+    """Several slots, a process for each run.
+
+    Args:
+        size: How many at the same time.
+        program: The command line that runs one experiment, without its overrides.
+        devices: Devices of one run; GPUs are dealt out to the slots where there are any.
+    """
+
+    def __init__(self, size: int, program: Sequence[str], devices: int) -> None:
+        self.size, self._program, self._devices = size, list(program), devices
+        self._running: dict[int, tuple[Work, subprocess.Popen[bytes], int | None]] = {}  # by slot
+
+    @property
+    def busy(self) -> int:
+        return len(self._running)
+
+    def start(self, work: Work) -> None:
+        slot = next(number for number in range(self.size) if number not in self._running)
+        work.run_dir.mkdir(parents=True, exist_ok=True)
+        arguments = [*work.overrides, f"hydra.run.dir={_quoted(str(work.run_dir))}", "hydra.mode=RUN"]
+        with open(work.run_dir / OUTPUT, "ab") as output:
+            # From the main thread: the kernel watches the thread that made a child. A session of its own: Ctrl-C comes
+            # to this process, which asks the children to stop, once.
+            process = subprocess.Popen(
+                [*self._program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self._environment(slot)},
+                start_new_session=True,
+            )
+        self._running[slot] = (work, process, oom_kills())
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        variables = {PARENT: str(os.getpid())}
+        if "OMP_NUM_THREADS" not in os.environ:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            variables["OMP_NUM_THREADS"] = str(max(1, cores // self.size))
+        gpus = visible_gpus()
+        if gpus:
+            mine = [gpus[(slot * self._devices + number) % len(gpus)] for number in range(self._devices)]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
+        return variables
+
+    def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
+        self._wait(timeout_s)
+        found = []
+        for slot, (work, process, kills_before) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[slot]
+            kills = oom_kills()
+            memory = kills is not None and kills_before is not None and kills > kills_before
+            found.append((work, Ending(code, memory, _tail(work.run_dir / OUTPUT))))
+        return found
+
+    def _wait(self, timeout_s: float) -> None:
+        """Until one of them ends, or ``timeout_s`` has passed."""
+        processes = [process for _, process, _ in self._running.values()]
+        if timeout_s <= 0 or any(process.poll() is not None for process in processes):
+            return
+        if not processes or not hasattr(os, "pidfd_open"):
+            time.sleep(min(timeout_s, 0.05 if processes else timeout_s))
+            return
+        descriptors = [os.pidfd_open(process.pid) for process in processes]
+        try:
+            select.select(descriptors, [], [], timeout_s)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def stop(self) -> list[tuple[Work, Ending]]:
+        for _, process, _ in self._running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        found = []
+        while self._running:
+            found += self.ended(1.0)
+        return found
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a child may be given, by name, without loading torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip() and name.strip() != "-1"]
+    return [str(number) for number, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
+
+
+def own_program(config_dir: str | None = None) -> list[str]:
+    """The command line that runs one experiment of this package, in this Python."""
+    return [sys.executable, "-m", "mgm_exp", *(["--config-dir", config_dir] if config_dir else [])]
+
+
+def _error_of(returned: JobReturn) -> BaseException | None:
+    """What ended the job; None where it went well."""
+    from hydra.core.utils import JobStatus
+
+    value: Any = returned._return_value
+    if returned.status != JobStatus.COMPLETED:
+        return value if isinstance(value, BaseException) else RuntimeError(f"the job returned {value!r}")
+    return getattr(value, "error", None)
+
+
+def _stamp(run_dir: Path) -> int | None:
+    try:
+        return (run_dir / "result.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _tail(path: Path) -> str:
+    """The last lines that a child printed, for a run that left no record."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _TAIL))
+            text = file.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = [line for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return errors[-1].removeprefix("error:").strip() if errors else " ".join(lines[-3:])
+
+
+def _quoted(text: str) -> str:
+    from mgm_exp.search.space import as_text
+
+    return as_text(text)
