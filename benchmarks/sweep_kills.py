@@ -1,8 +1,8 @@
 """Three workers on one study, one of them killed again and again: ours, and Optuna's own ``optimize`` in each worker.
 
-Ours ends with exactly the trials that were asked for, each run once apart from the step that a kill cut off. Plain Optuna,
-with the same journal file and the same kills, leaves the killed trials running for ever and begins others in their
-place. What is counted is trials begun for each trial that was asked for: 1 is none too many.
+Ours ends with exactly the trials that were asked for, each run once apart from the step that a kill cut off. Plain
+Optuna, with the same journal file and the same kills, leaves the killed trials running for ever and begins others in
+their place. What is counted is trials begun for each trial that was asked for: 1 is none too many.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def run(work: Path, quick: bool = False) -> list[Row]:
                 1.0,
                 f"ours: {trials} of {trials} completed, 0 lost, 0 left running, 0 run twice "
                 f"({found['repeated_steps']} of {2 * trials} steps repeated after a kill)",
-                f"{found['kills']} kills of working sweepers; Optuna's optimize with a journal file: {begun} trials begun, "
-                f"{running} left running for ever",
+                f"{found['kills']} kills of working sweepers; Optuna's optimize with a journal file: {begun} trials "
+                f"begun, {running} left running for ever",
             )
         )
     return rows

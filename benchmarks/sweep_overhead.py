@@ -1,9 +1,9 @@
 """What a trial costs beside its training: ours, plain Optuna, and Hydra's own sweeper.
 
-The task does nothing but leave a score. Ours and Hydra's both compose the configuration of every trial, write it into the
-trial's folder and call the task in this process; ours does so twice (the point is checked before anything starts), keeps the
-study in a journal that survives any kill, claims the trial, and rewrites ``sweep.json``. Plain Optuna does none of
-it but the study: it shows what a trial costs that has no configuration and no folder.
+The task does nothing but leave a score. Ours and Hydra's both compose the configuration of every trial, write it into
+the trial's folder and call the task in this process; ours also checks the point before it starts, keeps the study in a
+journal that survives any kill, claims the trial, and rewrites ``sweep.json``. Plain Optuna does none of it but the
+study: it shows what a trial costs that has no configuration and no folder.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a search on the demo costs with and without pruning, until it has the best score that is known.
 
-One real search without pruning (random points, so that their order means nothing) gives each trial's validation scores and
-final score. It is then gone through again in many orders, with the pruner of ``lora_search`` and without, through
-Optuna itself: what a trial costs is its steps. So many orders stand for as many seeds of a search, and nothing of it is
-simulated but the order.
+One real search without pruning (random points, so that their order means nothing) gives each trial's validation scores
+and final score. It is then gone through again in many orders, with the pruner of ``lora_search`` and without, through
+Optuna itself: what a trial costs is its steps. So many orders stand for as many seeds of a search, and nothing of it
+is simulated but the order.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ class MgmOptunaSweeper(Sweeper):
 
 
 class _Remembering:
-    """Hydra's config loader, for a launcher: a point that was composed to be checked is not composed again to be run."""
+    """Hydra's config loader, for a launcher: what was composed to be checked is not composed again to run."""
 
     def __init__(self, loader: Any, trees: dict[tuple[str, ...], DictConfig]) -> None:
         self._loader, self._trees = loader, trees
