@@ -26,9 +26,9 @@ from mgm_exp.search.budget import Budget, Clock
 from mgm_exp.search.expression import Expression
 from mgm_exp.search.outcome import FIELDS, Ending, Outcome, Verdict, field_of, judge, mean_of
 from mgm_exp.search.samplers import VIOLATIONS
-from mgm_exp.search.space import Point, Space, as_text
+from mgm_exp.search.space import Point, Space
 from mgm_exp.search.study import trial_of
-from mgm_exp.slots import Slots, Work
+from mgm_exp.slots import Slots, Work, in_sweep
 from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, LeaseHeld
 from mgm_exp.study_books import AGAIN_FOR, CLAIMS, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
@@ -350,7 +350,8 @@ class Campaign:
         point: Point | None = None
         try:
             point = self.space.choose(live, self._config_value)
-            config = self._config_of(point.overrides)
+            first = None if self.settings.seeds == 1 else self.base.seed
+            config = self._config_of(self._overrides(number, point, first))
         except MgmError as error:
             params = point.params if point else {}
             live.set_user_attr(REASON, error.message)
@@ -430,14 +431,14 @@ class Campaign:
         with self._desk():
             self.books.write()
         wait_until_free(run_dir, self._say)
-        overrides = [
-            *trial.point.overrides,
-            *([] if seed is None else [f"seed={seed}"]),
-            f"trial={trial.number}",
-            f"sweep.name={as_text(self.books.name)}",
-        ]
-        subdir = str(run_dir.relative_to(self.folder))
-        self.slots.start(Work(trial.number, run_dir, tuple(overrides), subdir))
+        overrides = self._overrides(trial.number, trial.point, seed)
+        self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
+
+    def _overrides(self, number: int, point: Point, seed: int | None) -> list[str]:
+        """All that one run of a trial is given."""
+        subdir = str(number) if seed is None else f"{number}/seed_{seed}"
+        of_seed = [] if seed is None else [f"seed={seed}"]
+        return [*point.overrides, *of_seed, *in_sweep(number, self.books.name, subdir)]
 
     def _ended(self, work: Work, ending: Ending, *, is_stopping: bool = False) -> None:
         trial = self.mine[work.number]

@@ -38,14 +38,17 @@ class Work:
     Args:
         number: The trial's.
         run_dir: Where it writes.
-        overrides: What it runs with, without its place.
-        subdir: Its folder relative to the sweep's.
+        overrides: What it runs with; :func:`in_sweep` gives those that every trial has.
     """
 
     number: int
     run_dir: Path
     overrides: tuple[str, ...]
-    subdir: str
+
+
+def in_sweep(number: int, name: str, subdir: str) -> list[str]:
+    """What a sweep gives every run: the trial's number, the sweep's name, and its folder relative to the sweep's."""
+    return [f"trial={number}", f"sweep.name={_quoted(name)}", f"hydra.sweep.subdir='{subdir}'"]
 
 
 class Slots(ABC):
@@ -75,7 +78,7 @@ class InProcess(Slots):
     """One slot, in this process: a run has ended when :meth:`start` returns.
 
     Args:
-        launch: Overrides, with the place in them, and number -> what Hydra's launcher returned.
+        launch: Overrides and number -> what Hydra's launcher returned.
         record: Leaves the record of a run that could not leave its own: run folder, error, overrides.
     """
 
@@ -100,9 +103,8 @@ class InProcess(Slots):
             Interrupted: a signal stopped it, and the sweep with it; the run has saved its state.
         """
         stamp = _stamp(work.run_dir)
-        overrides = [*work.overrides, f"hydra.sweep.subdir='{work.subdir}'"]
         try:
-            error = _error_of(self._launch(overrides, work.number))
+            error = _error_of(self._launch(list(work.overrides), work.number))
         except (KeyboardInterrupt, Interrupted) as stop:
             error = stop
         if isinstance(error, (KeyboardInterrupt, Interrupted)):

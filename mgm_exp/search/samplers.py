@@ -101,7 +101,11 @@ def _make(
             seed=seed, constraints_func=constraints, population_size=config.population or NSGA2_POPULATION
         )
     if name is SamplerName.qmc:
-        return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+        # What is no number is drawn beside the sequence: by the trial, not from one stream.
+        others = PerTrialSampler(lambda of_trial: samplers.RandomSampler(seed=of_trial), seed)
+        return samplers.QMCSampler(
+            seed=seed, scramble=True, independent_sampler=others, warn_independent_sampling=False
+        )
     return samplers.RandomSampler(seed=seed)
 
 

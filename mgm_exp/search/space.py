@@ -54,14 +54,14 @@ class Choice:
     def points(self) -> list[Any]:
         return list(self.values)
 
-    def taken(self, value: Any) -> Any:
-        """``value`` as one of the choices; None where it is none."""
+    def taken(self, value: Any) -> list[Any]:
+        """``value`` as one of the choices, in a list; an empty one where it is none (None may be a choice)."""
         for choice, text in zip(self.values, self.texts, strict=True):
             if (choice == value and isinstance(choice, bool) == isinstance(value, bool)) or value == text:
-                return choice
+                return [choice]
             if isinstance(choice, str) and not isinstance(value, bool) and str(value) == choice:
-                return choice
-        return None
+                return [choice]
+        return []
 
     def text(self, value: Any) -> str:
         return self.texts[self.values.index(value)]
@@ -101,14 +101,14 @@ class Numbers:
         values = [float(Decimal(str(self.low)) + i * Decimal(str(step))) for i in range(count)]
         return [int(value) for value in values] if self.is_whole else values
 
-    def taken(self, value: Any) -> Any:
-        """``value`` as a number of this range; None where it is none."""
+    def taken(self, value: Any) -> list[Any]:
+        """``value`` as a number of this range, in a list; an empty one where it is none."""
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not self.low <= value <= self.high:
-            return None
+            return []
         points = self.points() if self.step or self.is_whole else None
         if points is not None:
-            return next((point for point in points if math.isclose(point, value, rel_tol=1e-9, abs_tol=1e-12)), None)
-        return float(value)
+            return [point for point in points if math.isclose(point, value, rel_tol=1e-9, abs_tol=1e-12)][:1]
+        return [float(value)]
 
     def text(self, value: Any) -> str:
         return repr(value)
@@ -245,7 +245,7 @@ class Space:
                 allowed = ", ".join(dict.fromkeys(item.key for item in self.dimensions))
                 why = "follows from others" if key in self._keys else "is not chosen"
                 raise ConfigError(f"{where}: {key} {why} in this search; what is chosen: {allowed}.")
-            taken = {item.name: found for item in entries if (found := item.domain.taken(value)) is not None}
+            taken = {item.name: found[0] for item in entries if (found := item.domain.taken(value))}
             if not taken:
                 domains = " or ".join(str(item.domain) for item in entries)
                 raise ConfigError(f"{where}: {key}={value!r} is not what {key} is chosen from: {domains}.")

@@ -87,8 +87,9 @@ def test_every_ready_made_search_has_points_that_compose(
         )
         config = compose(*found.overrides, "hydra.mode=RUN")
         if number == 0 and enqueued:
-            default = compose()
-            assert (config.adapter, config.train.lr) == (default.adapter, default.train.lr), "the first is the default"
+            default = compose(f"data={config.data.name}")
+            assert config.data == default.data, "the first is the default"
+            assert (config.adapter, config.train.lr) == (default.adapter, default.train.lr)
 
 
 def test_the_ablation_is_data_times_adapter(compose_tree: Callable[..., Any]) -> None:

@@ -124,7 +124,7 @@ def test_a_users_error_stops_the_search_with_its_reason(app: Any, capsys: pytest
         "sweep.n_trials=3",
     )
     assert app(*arguments, fail="8:user") == 2
-    assert "trial 1 (adapter.rank=8): the rows are not there" in capsys.readouterr().err
+    assert "trial 1 (rank=8): the rows are not there" in capsys.readouterr().err
     sweep = app.sweep()
     assert (sweep["status"], states(sweep)) == ("failed", ["completed", "interrupted"])
     assert app(*arguments) == 0, "once it is mended, the same command goes on, with the same trial"
@@ -146,7 +146,7 @@ def test_a_point_that_does_not_compose_stops_the_search_and_is_not_taken_up_agai
     enqueue = "sweep.enqueue=[{adapter: full, adapter.rank: 4}]"
     assert app(*arguments, enqueue) == 2
     error = capsys.readouterr().err
-    assert "trial 0 (adapter=full adapter.rank=4)" in error and "when" in error
+    assert "trial 0 (adapter=full rank=4)" in error and "when" in error
     points = "[{adapter: lora_r8, adapter.rank: 4}, {adapter: lora_r8, adapter.rank: 8}]"
     assert app(*arguments, f"sweep.enqueue={points}") == 0
     assert [trial["number"] for trial in app.sweep()["trials"]] == [1, 2]

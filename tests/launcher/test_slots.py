@@ -39,7 +39,7 @@ def slots(tmp_path: Path, size: int, devices: int = 1) -> ChildProcesses:
 
 
 def work(tmp_path: Path, number: int, what: str = "end") -> Work:
-    return Work(number, tmp_path / "it is here" / str(number), (f"what={what}", f"trial={number}"), str(number))
+    return Work(number, tmp_path / "it is here" / str(number), (f"what={what}", f"trial={number}"))
 
 
 def collect(found: ChildProcesses, count: int) -> dict[int, object]:
@@ -118,7 +118,7 @@ def test_in_this_process_an_error_without_a_record_gets_one(tmp_path: Path) -> N
         _return_value = ValueError("broken")
 
     def launch(overrides: list[str], number: int) -> Returned:
-        assert overrides[-1] == "hydra.sweep.subdir='3'"
+        assert (overrides, number) == (["what=end", "trial=3"], 3)
         return Returned()
 
     found = InProcess(launch, lambda *args: recorded.append(args))  # type: ignore[arg-type]

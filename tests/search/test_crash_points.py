@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TRIALS = 3
 TO_THE_END = 10**9
 # In the quick run every so many-th point is tried; the slow run tries them all.
-EVERY = 13
+EVERY = 20
 
 
 def run(folder: Path, kill_at: int = TO_THE_END, storage: str | None = None) -> Any:
@@ -219,7 +219,7 @@ def each_point(server: Server, folder: Path, call: str, every: int) -> Iterator[
 @pytest.mark.parametrize(
     ("storage", "calls", "every", "least"),
     [
-        ("sqlite", ["pwrite64", "fdatasync"], 120, 5),
+        ("sqlite", ["pwrite64", "fdatasync"], 200, 3),
         pytest.param("sqlite", CALLS, 1, 500, marks=pytest.mark.slow),
         pytest.param("journal", CALLS, 1, 200, marks=pytest.mark.slow),
     ],

@@ -184,6 +184,16 @@ def test_a_point_to_be_tried_first_is_named_as_the_study_names_it(given: Any, na
     assert space_of(**CONDITIONAL).fixed_point(given, "sweep.enqueue[0]") == names
 
 
+def test_nothing_may_be_a_choice() -> None:
+    space = space_of("data.max_samples=null,100")
+    assert space.fixed_point({"data.max_samples": None}, "x") == {"data.max_samples": None}
+    study = optuna.create_study()
+    study.enqueue_trial(space.fixed_point({"data.max_samples": None}, "x"), skip_if_exists=True)
+    study.enqueue_trial(space.fixed_point({"data.max_samples": None}, "x"), skip_if_exists=True)
+    assert len(study.trials) == 1
+    assert space.choose(study.ask(), nothing).overrides == ("data.max_samples=null",)
+
+
 def test_numbers_that_name_files_are_enqueued_as_the_study_holds_them() -> None:
     space = space_of("zero=2,3", "seed=range(0,6,2)")
     assert space.fixed_point({"zero": 2, "seed": 4}, "x") == {"zero": "2", "seed": 4}

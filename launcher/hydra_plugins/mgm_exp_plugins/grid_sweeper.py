@@ -233,16 +233,15 @@ class Round:
         return tuple(str(trial.params.get(key)) for key in self.early_keys)
 
     def _start(self, trial: Trial, position: str) -> None:
-        from mgm_exp.command import quoted
         from mgm_exp.folders import wait_until_free
-        from mgm_exp.slots import Work
+        from mgm_exp.slots import Work, in_sweep
 
         print(f"\ntrial {trial.number} ({position}): {_words(trial)}", flush=True)
         run_dir = self.ledger.run_dir(trial)
-        overrides = [*trial.overrides, f"trial={trial.number}", f"sweep.name={quoted(self.ledger.name)}"]
+        overrides = [*trial.overrides, *in_sweep(trial.number, self.ledger.name, str(trial.number))]
         wait_until_free(run_dir, print)
         self.running[trial.number] = trial
-        self.slots.start(Work(trial.number, run_dir, tuple(overrides), str(trial.number)))
+        self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
 
     def _ended(self, trial: Trial, work: Work, ending: Ending) -> Trial | None:
         """Notes how a trial ended; the trial, if it was lost and goes on from its checkpoint."""

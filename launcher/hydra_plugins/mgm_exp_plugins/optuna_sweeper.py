@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hydra.plugins.sweeper import Sweeper
@@ -48,8 +49,9 @@ class MgmOptunaSweeper(Sweeper):
         from hydra.core.plugins import Plugins
 
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
+        remembering = replace(hydra_context, config_loader=_Remembering(hydra_context.config_loader, self._trees))
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=remembering, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class MgmOptunaSweeper(Sweeper):
         settings = self._settings(space, objectives, directions, sweep.seeds)
         folder, name = make_folder(self.config, lambda tree: self._name(space, settings, arguments))
         self._refuse_other_sweep(folder)
+        self._write_into(folder)
         from mgm_exp.store import Lease
 
         with Lease(folder / ".desk"):  # two sweepers that begin at once make one database
@@ -97,7 +100,7 @@ class MgmOptunaSweeper(Sweeper):
             _refuse_other_study(study, settings, name)
         books = StudyBooks(folder, name, objectives, directions, study)
         books.command = list(arguments)
-        slots = self._slots(base, folder)
+        slots = self._slots(base)
         campaign = Campaign(study, space, books, base, slots, self._config_value, self._config_of, _say)
         try:
             return campaign.run()
@@ -211,20 +214,25 @@ class MgmOptunaSweeper(Sweeper):
         if record and record.get("sweeper") != "mgm_optuna":
             raise UserError(f"{folder} holds a grid, not a search.", advice="Give sweep.name=ANOTHER.")
 
-    def _slots(self, base: ExperimentConfig, folder: Path) -> Slots:
+    def _slots(self, base: ExperimentConfig) -> Slots:
         from mgm_exp.slots import ChildProcesses, InProcess
         from mgm_exp.sweep_folder import record_failure
 
         if base.sweep.slots == 1 and not base.sweep.isolate:
-            return InProcess(lambda overrides, number: self._launch(overrides, number, folder), record_failure)
+            return InProcess(self._launch, record_failure)
         return ChildProcesses(base.sweep.slots, self.task_function.program, base.devices)
 
-    def _launch(self, overrides: list[str], number: int, folder: Path) -> JobReturn:
+    def _write_into(self, folder: Path) -> None:
+        """Trials that run in this process find their folders below the sweep's."""
         from omegaconf import read_write
 
-        assert self.config is not None and self.launcher is not None
+        assert self.config is not None
         with read_write(self.config.hydra.sweep):
             self.config.hydra.sweep.dir = str(folder)
+        self._trees.clear()
+
+    def _launch(self, overrides: list[str], number: int) -> JobReturn:
+        assert self.launcher is not None
         return self.launcher.launch([overrides], initial_job_idx=number)[0]
 
     def _show(self, folder: Path, study: Any, books: Any) -> None:
@@ -246,6 +254,20 @@ class MgmOptunaSweeper(Sweeper):
             if drawn
             else f"Runs lie in {folder}"
         )
+
+
+class _Remembering:
+    """Hydra's config loader, for a launcher: what was composed to be checked is not composed again to run."""
+
+    def __init__(self, loader: Any, trees: dict[tuple[str, ...], DictConfig]) -> None:
+        self._loader, self._trees = loader, trees
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        known = self._trees.pop(tuple(sweep_overrides), None)
+        return self._loader.load_sweep_config(master_config, sweep_overrides) if known is None else known
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def _refuse_other_study(study: Any, settings: dict[str, Any], name: str) -> None:
