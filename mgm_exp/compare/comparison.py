@@ -137,7 +137,7 @@ def compare_runs(
         ],
         "arms": arm_rows(arms, benchmarks, found, RESAMPLES, SEED),
         "pairs": pairs,
-        "groups": tied_groups(found_panels, pairs, ALPHA),
+        "groups": tied_groups(found_panels, pairs, alpha=ALPHA, resamples=RESAMPLES, seed=SEED),
         "refused": refused,
         "minimum_detectable_difference": _detectable(pairs),
         "power": None if power is None else power_needed(pairs, power, ALPHA, POWER),

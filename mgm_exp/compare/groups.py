@@ -10,20 +10,27 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from mgm_exp.compare import statistics as stats
-from mgm_exp.compare.pairs import Panel, student_p_values
+import numpy as np
 
+from mgm_exp.compare import statistics as stats
+from mgm_exp.compare.pairs import Panel, question_p_values, student_p_values
+
+_MOST_EXACT = 200
+"""Pairs that are tested as the verdicts are; more are tested by Student's t, as quickly for thousands."""
 _MOST_GROUPS = 200
 """With more overlapping groups than these letters help nobody; the arms tied with the best are still named."""
 
 
-def tied_groups(panels: Sequence[Panel], pairs: Sequence[Mapping[str, Any]], alpha: float) -> dict[str, Any]:
+def tied_groups(
+    panels: Sequence[Panel], pairs: Sequence[Mapping[str, Any]], *, alpha: float, resamples: int, seed: int
+) -> dict[str, Any]:
     """Letters for the arms of each benchmark.
 
     Args:
         panels: One for each benchmark; those of fewer than two arms are left out.
-        pairs: Entries of ``pairs``, whose exact p-values are used where they are there.
+        pairs: Entries of ``pairs``, whose p-values are used where they cover all pairs of a benchmark.
         alpha: Level of all claims together.
+        resamples, seed: Of permutations.
 
     Returns:
         benchmark -> ``letters`` (arm's id -> ``"ab"``; empty where there are too many groups), ``best`` (ids of the
@@ -31,17 +38,21 @@ def tied_groups(panels: Sequence[Panel], pairs: Sequence[Mapping[str, Any]], alp
 
     Source: Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons".
     """
-    known = {(pair["benchmark"], frozenset((pair["a"], pair["b"]))): _p(pair) for pair in pairs}
     panels = [panel for panel in panels if len(panel.arms) > 1]
     places = [list(combinations(range(len(panel.arms)), 2)) for panel in panels]
+    n = sum(map(len, places))
+    known = {(pair["benchmark"], frozenset((pair["a"], pair["b"]))): _p(pair) for pair in pairs}
     p: list[float] = []
     for panel, own in zip(panels, places, strict=True):
         ids = [arm.id for arm in panel.arms]
-        quick = student_p_values(panel, own)
-        p += [
-            known.get((panel.benchmark, frozenset((ids[a], ids[b]))), float(one))
-            for (a, b), one in zip(own, quick, strict=True)
-        ]
+        keys = [(panel.benchmark, frozenset((ids[a], ids[b]))) for a, b in own]
+        if all(key in known for key in keys):
+            p += [known[key] for key in keys]
+        elif n <= _MOST_EXACT and not panel.has_seeds:
+            alone, by_image, _ = question_p_values(panel, own, n, resamples, seed, alpha)
+            p += (alone if by_image is None else np.maximum(alone, by_image)).tolist()
+        else:
+            p += student_p_values(panel, own).tolist()
     adjusted = stats.holm(p)
     found, done = {}, 0
     for panel, own in zip(panels, places, strict=True):

@@ -193,21 +193,7 @@ def _question_rows(
     """One seed an arm: the questions alone are drawn."""
     scores, images = panel.scores, panel.questions.shared_clusters
     drawn = stats.resampled_means(scores, resamples, seed, images)
-    are_binary = [panel.binary[a] and panel.binary[b] for a, b in pairs]
-    permuted = n_comparisons <= MOST_PERMUTED
-    p_soft = np.full(len(pairs), np.nan)
-    p_images = None
-    if permuted:
-        # The smallest p of a permutation test is 1 / (n + 1): it must be able to pass the adjustment.
-        n_flips = max(resamples, math.ceil(2 * n_comparisons / alpha))
-        soft = [place for place, binary in enumerate(are_binary) if not binary]
-        if soft:
-            p_soft[soft] = stats.pairwise_sign_flip_p_values(scores, [pairs[place] for place in soft], n_flips, seed)
-        if images is not None:
-            p_images = stats.pairwise_sign_flip_p_values(scores, pairs, n_flips, seed, images)
-    else:
-        p_soft = student_p_values(panel, pairs)
-        p_images = p_soft if images is not None else None
+    p_values, p_images, tests = question_p_values(panel, pairs, n_comparisons, resamples, seed, alpha)
     rows: list[dict[str, Any]] = []
     for block in _blocks(pairs):
         first, second = np.array(block).T
@@ -218,8 +204,6 @@ def _question_rows(
         means = differences.mean(axis=0)
         for k in range(len(block)):
             place = len(rows)
-            binary = are_binary[place]
-            up, down = int(gained[k]), int(lost[k])
             rows.append(
                 {
                     "difference": float(means[k]),
@@ -227,14 +211,48 @@ def _question_rows(
                     "ci_high": float(high[k]),
                     "standard_error": float(errors[k]) if math.isfinite(errors[k]) else None,
                     "seed_error": None,
-                    "gained": up,
-                    "lost": down,
-                    "test": "mcnemar_exact" if binary else "sign_flip_permutation" if permuted else "student_t",
-                    "p_value": stats.mcnemar_exact(down, up) if binary else float(p_soft[place]),
+                    "gained": int(gained[k]),
+                    "lost": int(lost[k]),
+                    "test": tests[place],
+                    "p_value": float(p_values[place]),
                     "p_by_image": float(p_images[place]) if p_images is not None else None,
                 }
             )
     return rows
+
+
+def question_p_values(
+    panel: Panel, pairs: Sequence[Places], n_comparisons: int, resamples: int, seed: int, alpha: float
+) -> tuple[Floats, Floats | None, list[str]]:
+    """p of pairs of arms with one seed each.
+
+    Returns:
+        p of each pair; p with whole images flipped, where images have several questions; the name of each test.
+    """
+    images = panel.questions.shared_clusters
+    soft = [place for place, (a, b) in enumerate(pairs) if not (panel.binary[a] and panel.binary[b])]
+    p, p_images, tests = np.ones(len(pairs)), None, ["mcnemar_exact"] * len(pairs)
+    if n_comparisons <= MOST_PERMUTED:
+        # The smallest p of a permutation test is 1 / (n + 1): it must be able to pass the adjustment.
+        n_flips = max(resamples, math.ceil(2 * n_comparisons / alpha))
+        name = "sign_flip_permutation"
+        if soft:
+            own = [pairs[place] for place in soft]
+            p[soft] = stats.pairwise_sign_flip_p_values(panel.scores, own, n_flips, seed)
+        if images is not None:
+            p_images = stats.pairwise_sign_flip_p_values(panel.scores, pairs, n_flips, seed, images)
+    else:
+        quick = student_p_values(panel, pairs)
+        name = "student_t"
+        p[soft] = quick[soft]
+        p_images = quick if images is not None else None
+    for place in soft:
+        tests[place] = name
+    for place in set(range(len(pairs))) - set(soft):
+        a, b = pairs[place]
+        difference = panel.scores[:, b] - panel.scores[:, a]
+        p[place] = stats.mcnemar_exact(int((difference < 0).sum()), int((difference > 0).sum()))
+    return p, p_images, tests
 
 
 def _seed_rows(
