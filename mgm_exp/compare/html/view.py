@@ -95,7 +95,7 @@ class View:
         return "-" if run is None or not run.config else shown(run.config.get(key))
 
     def _arms(self) -> dict[str, Mapping[str, Any]]:
-        return {arm["name"]: arm for arm in self.comparison.get("arms") or []}
+        return {arm["id"]: arm for arm in self.comparison.get("arms") or []}
 
 
 def series(place: int) -> str:
