@@ -21,7 +21,7 @@ from typing import Any
 
 from mgm_exp.store import read_json, write_atomic, write_json_atomic
 
-BENCHMARKS = ("data_text_statistics", "data_recaptioning", "data_validation", "data_memory")
+BENCHMARKS = ("data_text_statistics", "data_recaptioning", "data_validation", "data_memory", "compare_runs")
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

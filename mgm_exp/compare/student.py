@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,7 +24,7 @@ def two_sided_p(t: ArrayLike, df: ArrayLike) -> Floats:
         raise ValueError("degrees of freedom must be above 0")
     shape = values.shape
     values = values.ravel()
-    freedom = np.minimum(freedom.ravel(), 1e7)  # from there on it is the normal distribution to ten digits
+    freedom = np.minimum(freedom.ravel(), 1e7)  # from there on it is the normal distribution
     square = np.minimum(values, 1e100) ** 2
     # 1 - x is not computed from x: near 1 it would lose its digits.
     p = _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + square), square / (freedom + square))
@@ -34,14 +35,21 @@ def quantile(probability: float, df: float) -> float:
     """The t below which a share ``probability`` (0.5 to 1, excluded) lies: 2.776 for 0.975 and 4 degrees of freedom."""
     if not 0.5 < probability < 1:
         raise ValueError(f"probability={probability} must lie between 0.5 and 1, both excluded")
-    wanted = 2 * (1 - probability)
-    low, high = 0.0, 1.0
-    while float(two_sided_p(high, df)) > wanted:
-        low, high = high, 2 * high
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(two_sided_p(middle, df)) > wanted else (low, middle)
-    return (low + high) / 2
+    if df > 1e5:  # one term beyond the normal distribution is exact to ten digits
+        z = NormalDist().inv_cdf(probability)
+        return z + (z**3 + z) / (4 * df)
+    wanted, t = 2 * (1 - probability), 0.0
+    while float(two_sided_p(max(1.0, 2 * t), df)) > wanted:
+        t = max(1.0, 2 * t)
+    # p falls and is convex: Newton's steps from the left never pass the root.
+    log_front = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
+    for _ in range(_STEPS):
+        density = math.exp(log_front - (df + 1) / 2 * math.log1p(t * t / df))
+        step = (float(two_sided_p(t, df)) - wanted) / (2 * density)
+        t += step
+        if abs(step) <= 1e-12 * t:
+            break
+    return t
 
 
 def _incomplete_beta(a: Floats, b: float, x: Floats, y: Floats) -> Floats:
