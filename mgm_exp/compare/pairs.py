@@ -22,6 +22,8 @@ MOST_PERMUTED = 2_000
 """With more comparisons than these, p of soft scores is Student's: permutations would have to be drawn by the million
 for their smallest p to pass the adjustment."""
 _BLOCK = 256
+_MOST_LEVELS = 16
+"""Different scores up to which agreement is counted level by level."""
 
 Places = tuple[int, int]
 
@@ -285,31 +287,59 @@ def student_p_values(panel: Panel, pairs: Sequence[Places]) -> Floats:
     With one seed an arm, the degrees of freedom are those of the images on which the two differ, so that few
     disagreements never look surer than an exact test finds them.
     """
-    images = panel.questions.shared_clusters
-    spreads = panel.seeded.spreads() if panel.has_seeds else None
+    if not pairs:
+        return np.empty(0)
+    first, second = np.array(pairs).T
     n = len(panel.questions.ids)
-    found: list[Floats] = []
-    for block in _blocks(pairs):
-        first, second = np.array(block).T
-        differences = panel.means[:, second] - panel.means[:, first]
-        errors = stats.standard_errors(differences, images)
-        if spreads is None:
-            moved = np.abs(differences) > 1e-12
-            if images is not None:
-                moved = np.array([np.bincount(images, weights=column) > 0 for column in moved.T]).T
-            df = np.maximum(1.0, moved.sum(axis=0) - 1.0)
-            variance = errors**2
-        else:
-            a = np.array([[spreads[place].variance, spreads[place].df] for place in first]).T
-            b = np.array([[spreads[place].variance, spreads[place].df] for place in second]).T
-            variance = errors**2 + a[0] + b[0]
-            below = errors**4 / max(1, panel.questions.n_images - 1) + a[0] ** 2 / a[1] + b[0] ** 2 / b[1]
-            df = np.where(below > 0, variance**2 / np.where(below > 0, below, 1.0), n)
-        finite = np.isfinite(variance)
-        total = np.maximum(np.sqrt(np.where(finite, variance, 1.0)), 1 / n)
-        p = student.two_sided_p(differences.mean(axis=0) / total, np.where(finite, df, 1.0))
-        found.append(np.where(finite, p, 1.0))
-    return np.concatenate(found) if found else np.empty(0)
+    means = panel.means.mean(axis=0)
+    errors, moved = _errors_of_pairs(panel, pairs)
+    if panel.has_seeds:
+        variances, freedom = np.array(panel.seeded.spreads()).T
+        a, b = variances[first], variances[second]
+        variance = errors**2 + a + b
+        below = errors**4 / max(1, panel.questions.n_images - 1) + a**2 / freedom[first] + b**2 / freedom[second]
+        df = np.where(below > 0, variance**2 / np.where(below > 0, below, 1.0), n)
+    else:
+        variance, df = errors**2, np.maximum(1.0, moved - 1.0)
+    finite = np.isfinite(variance)
+    # Arms that agree everywhere would be sure of anything: one disagreement is the least assumed.
+    total = np.maximum(np.sqrt(np.where(finite, variance, 1.0)), 1 / n)
+    p = student.two_sided_p((means[second] - means[first]) / total, np.where(finite, df, 1.0))
+    return np.where(finite, p, 1.0)
+
+
+def _errors_of_pairs(panel: Panel, pairs: Sequence[Places]) -> tuple[Floats, Floats]:
+    """Clustered standard error of each difference, and on how many images (at least) the two differ."""
+    images, scores = panel.questions.shared_clusters, panel.means
+    levels = np.unique(scores)
+    if len(pairs) <= _BLOCK or len(levels) > _MOST_LEVELS:
+        found = [_errors_of_block(panel, block) for block in _blocks(pairs)]
+        return np.concatenate([errors for errors, _ in found]), np.concatenate([moved for _, moved in found])
+    # Thousands of pairs: the variance of a difference from the covariances, disagreement from counts of agreement.
+    first, second = np.array(pairs).T
+    n = len(scores)
+    sums = stats.cluster_sums(scores - scores.mean(axis=0), images)
+    covariance = sums.T @ sums / n**2
+    if images is None and n > 1:
+        covariance *= n / (n - 1)
+    spread = np.diag(covariance)
+    variance = np.maximum(0.0, spread[first] + spread[second] - 2 * covariance[first, second])
+    agreeing = np.zeros((scores.shape[1], scores.shape[1]))
+    for level in levels:
+        has = (scores == level).astype(np.float32)
+        agreeing += has.T @ has
+    largest = 1 if images is None else int(np.bincount(images).max())
+    moved = np.ceil((n - agreeing[first, second]) / largest)
+    errors = np.sqrt(variance) if len(sums) > 1 else np.full(len(pairs), math.inf)
+    return errors, moved
+
+
+def _errors_of_block(panel: Panel, block: Sequence[Places]) -> tuple[Floats, Floats]:
+    images = panel.questions.shared_clusters
+    first, second = np.array(block).T
+    differences = panel.means[:, second] - panel.means[:, first]
+    has_moved = (np.abs(differences) > 1e-12).astype(np.float64)
+    return stats.standard_errors(differences, images), (stats.cluster_sums(has_moved, images) > 0).sum(axis=0)
 
 
 def judge(pairs: Sequence[dict[str, Any]], alpha: float) -> None:

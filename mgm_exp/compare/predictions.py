@@ -17,7 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,6 @@ from mgm_exp.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 
-_BLOCK = 1000
-"""Lines that are parsed in one go: bounds memory with very many questions."""
 _WORTH_IT = 50_000_000
 """Bytes of predictions from which on other processes help: starting one takes about half a second."""
 _FILES_A_TASK = 25
@@ -86,20 +83,15 @@ class Predictions:
         return self.questions.ids
 
 
-def read_predictions(path: Path, known: dict[str, Questions] | None = None) -> Predictions:
+def read_predictions(path: Path) -> Predictions:
     """Reads a ``predictions/<benchmark>.jsonl``.
-
-    Args:
-        path: The file.
-        known: Questions that were read before, by their digest: they are shared, and new ones are added.
 
     Raises:
         PairingError: it is missing, empty or damaged, or a question stands in it twice.
     """
-    key, questions, scores = _read(path, {} if known is None else known)
-    if known is not None:
-        known[key] = questions
-    return Predictions(questions, scores)
+    reader = _Reader()
+    key, scores = reader.read(path)
+    return Predictions(reader.questions[key], scores)
 
 
 def read_many(
@@ -159,17 +151,14 @@ def _start_process(parent_pid: int) -> None:
 
 def _read_task(paths: Sequence[Path]) -> _TaskResult:
     """Scores of each file with the digest of its questions, and those questions once."""
-    known: dict[str, Questions] = {}
+    reader = _Reader()
     found: list[PairingError | tuple[str, NDArray[np.float64]]] = []
     for path in paths:
         try:
-            key, known_questions, scores = _read(path, known)
+            found.append(reader.read(path))
         except PairingError as error:
             found.append(error)
-            continue
-        known[key] = known_questions
-        found.append((key, scores))
-    return found, known
+    return found, reader.questions
 
 
 def _size(path: Path) -> int:
@@ -178,60 +167,127 @@ def _size(path: Path) -> int:
 
 # -- one file ----------------------------------------------------------------------------------------------------------
 
-_Row = tuple[str, str, str, str, float]
+_Row = tuple[str, str, str, str]
+"""Question id, image, type, and what was asked, as texts."""
+_PREDICTION, _SCORE, _FINGERPRINT = '"prediction": "', '"score": ', '"model_fingerprint": "'
+_MOST_FRAMES = 100_000
 
 
-def _read(path: Path, known: dict[str, Questions]) -> tuple[str, Questions, NDArray[np.float64]]:
-    """Digest of the questions, the questions (those in ``known`` if they are there), the scores."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairingError(f"{path} cannot be read: {error}.") from error
-    lines = text.split("\n")
-    rows: list[_Row] = []
-    for first in range(0, len(lines), _BLOCK):
-        rows += _block(path, lines[first : first + _BLOCK], first + 1)
-    rows.sort(key=lambda row: row[0])
-    ids = tuple(row[0] for row in rows)
-    if not rows or len(set(ids)) < len(ids):
-        raise PairingError(f"{path} {'holds a question twice' if rows else 'is empty'}.")
-    whole = "\1".join(["\0".join(row[:4]) for row in rows])
-    key = hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    questions = known.get(key) or Questions(
-        ids,
-        tuple(row[1] for row in rows),
-        tuple(row[2] for row in rows),
-        tuple(_digest(row[3]) for row in rows),
-    )
-    return key, questions, np.array([row[4] for row in rows], dtype=np.float64)
+class _Reader:
+    """Reads files of the same questions one after another.
 
+    Runs of a sweep write the same lines but for the prediction, the score and the model's fingerprint. The rest of a
+    line (its frame) is parsed once; where it comes again with another plain text and another number in these places,
+    it means the same question, and only the number is read. Whatever does not look like that is parsed in full.
 
-def _block(path: Path, lines: Sequence[str], first: int) -> list[_Row]:
-    """The rows of some lines, parsed in one go; line by line where that fails, to name the line."""
-    filled = [line for line in lines if line and not line.isspace()]
-    try:
-        parsed = json.loads(f"[{','.join(filled)}]")
-        if len(parsed) == len(filled):
-            return [_row(row) for row in parsed]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass  # one of the lines is damaged: below it is found
-    rows = []
-    for number, line in enumerate(lines, first):
-        if not line.strip():
-            continue
+    ``questions`` holds what was asked, by its digest.
+    """
+
+    def __init__(self) -> None:
+        self.questions: dict[str, Questions] = {}
+        self._frames: dict[str, _Row] = {}
+        self._rows: dict[_Row, _Row] = {}
+        self._scores: dict[str, float] = {}
+        self._orders: dict[tuple[int, ...], tuple[str, NDArray[np.int64]]] = {}
+
+    def read(self, path: Path) -> tuple[str, NDArray[np.float64]]:
+        """Digest of the questions of a file, and the scores ordered by question id."""
         try:
-            rows.append(_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise PairingError(f"{path}, line {number} is damaged ({type(error).__name__}: {error}).") from error
-    return rows
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PairingError(f"{path} cannot be read: {error}.") from error
+        if len(self._frames) > _MOST_FRAMES:
+            self._frames.clear()
+        rows: list[_Row] = []
+        scores: list[float] = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line or line.isspace():
+                continue
+            found = self._quickly(line)
+            if found is None:
+                try:
+                    found = self._in_full(line)
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise PairingError(
+                        f"{path}, line {number} is damaged ({type(error).__name__}: {error})."
+                    ) from error
+            rows.append(found[0])
+            scores.append(found[1])
+        key, order = self._known(path, rows)
+        return key, np.array(scores, dtype=np.float64)[order]
+
+    def _quickly(self, line: str) -> tuple[_Row, float] | None:
+        """The row of a frame that was seen before, and the score; None: parse the line."""
+        cut = _cut(line)
+        if cut is None:
+            return None
+        row, score = self._frames.get(cut[0]), self._scores.get(cut[2])
+        return None if row is None or score is None else (row, score)
+
+    def _in_full(self, line: str) -> tuple[_Row, float]:
+        parsed = json.loads(line)
+        score = float(parsed["score"])
+        if not 0 <= score <= 1:
+            raise ValueError(f"score {score} is not in 0..1")
+        asked = f"{parsed.get('prompt_hash')}\0{parsed.get('question')}\0{parsed.get('answers')}"
+        texts = (str(parsed["question_id"]), str(parsed["image_id"]), str(parsed.get("question_type")), asked)
+        row = self._rows.setdefault(texts, texts)
+        cut = _cut(line)
+        # Only where the pieces that are cut out are what they seem to be.
+        if cut is not None and parsed.get("prediction") == cut[1] and cut[2] == repr(parsed["score"]):
+            self._frames[cut[0]] = row
+            self._scores[cut[2]] = score
+        return row, score
+
+    def _known(self, path: Path, rows: Sequence[_Row]) -> tuple[str, NDArray[np.int64]]:
+        """Digest of the questions, and the order that sorts them by their ids."""
+        identity = tuple(map(id, rows))  # equal rows are one object
+        known = self._orders.get(identity)
+        if known is not None:
+            return known
+        order = np.array(sorted(range(len(rows)), key=lambda place: rows[place][0]), dtype=np.int64)
+        ordered = [rows[place] for place in order.tolist()]
+        ids = tuple(row[0] for row in ordered)
+        if not ids or len(set(ids)) < len(ids):
+            raise PairingError(f"{path} {'holds a question twice' if ids else 'is empty'}.")
+        whole = "\1".join(["\0".join(row) for row in ordered])
+        key = hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        if key not in self.questions:
+            self.questions[key] = Questions(
+                ids,
+                tuple(row[1] for row in ordered),
+                tuple(row[2] for row in ordered),
+                tuple(_digest(row[3]) for row in ordered),
+            )
+        self._orders[identity] = (key, order)
+        return key, order
 
 
-def _row(row: dict[str, Any]) -> _Row:
-    score = float(row["score"])
-    if not 0 <= score <= 1:
-        raise ValueError(f"score {score} is not in 0..1")
-    asked = f"{row.get('prompt_hash')}\0{row.get('question')}\0{row.get('answers')}"
-    return str(row["question_id"]), str(row["image_id"]), str(row.get("question_type")), asked, score
+def _cut(line: str) -> tuple[str, str, str] | None:
+    """A line without its prediction, score and fingerprint; the prediction; the score. None for unusual lines."""
+    first = line.find(_PREDICTION)
+    if first < 0 or line.count('"score"') != 1 or line.count('"prediction"') != 1:
+        return None
+    first += len(_PREDICTION)
+    last = line.find('"', first)
+    prediction = line[first:last]
+    score_first = line.find(_SCORE, last)
+    if last < 0 or score_first < 0 or "\\" in prediction or not prediction.isprintable():
+        return None
+    score_first += len(_SCORE)
+    score_last = line.find(",", score_first)
+    if score_last < 0:
+        score_last = len(line) - 1  # the closing brace
+    name = line.find(_FINGERPRINT, score_last)
+    if name < 0:
+        frame = line[:first] + line[last:score_first] + line[score_last:]
+    else:
+        name += len(_FINGERPRINT)
+        end = line.find('"', name)
+        if end < 0 or not line[name:end].isalnum():
+            return None
+        frame = line[:first] + line[last:score_first] + line[score_last:name] + line[end:]
+    return frame, prediction, line[score_first:score_last]
 
 
 def _digest(text: str) -> int:

@@ -481,6 +481,11 @@ def _paired(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     return first, second
 
 
+def cluster_sums(values: ArrayLike, clusters: Labels | None) -> Floats:
+    """Sum of each cluster's rows, (questions, columns) -> (clusters, columns); the rows themselves without clusters."""
+    return _cluster_sums(_matrix(values), clusters)[0]
+
+
 def _cluster_sums(matrix: Floats, clusters: Labels | None) -> tuple[Floats, Floats]:
     """Sum of each cluster's rows and its number of rows: (clusters, columns), (clusters,)."""
     if clusters is None:
@@ -489,9 +494,11 @@ def _cluster_sums(matrix: Floats, clusters: Labels | None) -> tuple[Floats, Floa
     if labels.shape != (len(matrix),):
         raise ValueError(f"{labels.size} cluster labels were given for {len(matrix)} questions")
     codes = _codes(labels)
-    sums = np.zeros((int(codes.max()) + 1, matrix.shape[1]))
-    np.add.at(sums, codes, matrix)
-    return sums, np.bincount(codes).astype(np.float64)
+    sizes = np.bincount(codes)
+    is_sorted = bool((np.diff(codes) >= 0).all())
+    ordered = matrix if is_sorted else matrix[np.argsort(codes, kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return np.add.reduceat(ordered, starts, axis=0), sizes.astype(np.float64)
 
 
 def _codes(labels: NDArray[np.generic]) -> NDArray[np.int64]:

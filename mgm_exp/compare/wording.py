@@ -13,6 +13,8 @@ Comparison = Mapping[str, Any]
 
 _MOST_SENTENCES = 3
 """Pairs that get a sentence each; more are counted in one."""
+_MOST_VALUES = 6
+"""Values of a setting that are named."""
 _FEW_IMAGES = 30
 """With fewer clusters a bootstrap interval does not hold what it promises."""
 _PHRASES = {"better": "is better than", "worse": "is worse than"}
@@ -186,7 +188,7 @@ def notes(comparison: Comparison) -> list[str]:
     said += [f"Not compared: {refused['reason']}" for refused in comparison["refused"]]
     for key, follows in comparison["confounded"].items():
         values = [shown(run["differs"].get(key)) for run in comparison["runs"] if run["status"] == "completed"]
-        what = ", ".join(dict.fromkeys(values))
+        what = _some(list(dict.fromkeys(values)))
         said.append(f"{key} ({what}) changes together with {' and '.join(follows)}: the two cannot be told apart")
     for key, values in comparison["environment"].items():
         said.append(f"Not the same for all runs: {key} ({', '.join(values)})")
@@ -251,6 +253,12 @@ def _about_seeds(comparison: Comparison, names: Mapping[str, str]) -> list[str]:
     if any(len(arm["seeds"]) == 1 for arm in comparison["arms"] if arm["status"] == "completed"):
         said.append("What was run with one seed is taken to vary between seeds as much as the rest")
     return said
+
+
+def _some(values: Sequence[str]) -> str:
+    """All of a few values, the first ones of many."""
+    more = f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+    return ", ".join(values[:_MOST_VALUES]) + more
 
 
 def _about_images(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
