@@ -506,7 +506,7 @@ def _codes(labels: NDArray[np.generic]) -> NDArray[np.int64]:
     if labels.dtype == np.int64 and labels.size and labels[0] == 0:
         highest = np.maximum.accumulate(labels)
         if labels.min() >= 0 and (np.diff(highest) <= 1).all():
-            return labels  # numbered so already
+            return labels.astype(np.int64)  # numbered so already
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in labels.tolist()], dtype=np.int64)
 

@@ -48,9 +48,9 @@ def test_clear_levels_are_groups_with_letters_from_the_best_on():
     generator = np.random.default_rng(0)
     base = (generator.random(400) < 0.4).astype(float)
     better = np.maximum(base, generator.random(400) < 0.3)
-    found = tied_groups(
-        [panel(np.column_stack([base, better, base, better]))], [], alpha=0.05, resamples=500, seed=0
-    )["demo"]
+    found = tied_groups([panel(np.column_stack([base, better, base, better]))], [], alpha=0.05, resamples=500, seed=0)[
+        "demo"
+    ]
     assert found["letters"] == {"arm0": "b", "arm1": "a", "arm2": "b", "arm3": "a"}
     assert found["best"] == ["arm1", "arm3"] and found["comparisons"] == 6
 
