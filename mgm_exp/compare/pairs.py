@@ -63,8 +63,8 @@ class Panel:
     @cached_property
     def binary(self) -> list[bool]:
         """For each arm, whether its scores are 0 and 1 and come from one seed."""
-        is_binary = np.isin(self.scores, (0.0, 1.0)).all(axis=0)
-        return [len(own) == 1 and bool(is_binary[own[0]]) for own in self.columns]
+        is_binary = [bool(np.isin(column, (0.0, 1.0)).all()) for column in self.scores.T]
+        return [len(own) == 1 and is_binary[own[0]] for own in self.columns]
 
 
 # -- who can be compared -----------------------------------------------------------------------------------------------
@@ -130,7 +130,8 @@ def panels(
 
 def _panel(benchmark: str, group: Sequence[tuple[Arm, Sequence[Run]]], order: Sequence[Arm]) -> Panel:
     ordered = sorted(group, key=lambda entry: order.index(entry[0]))
-    columns, scores = [], []
+    columns: list[tuple[int, ...]] = []
+    scores: list[Floats] = []
     for _, runs in ordered:
         columns.append(tuple(range(len(scores), len(scores) + len(runs))))
         scores += [run.predictions(benchmark).scores for run in runs]
