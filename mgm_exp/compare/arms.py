@@ -49,9 +49,7 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         groups.setdefault(_without_seed(run), []).append(run)
-    # The same seed twice is a repetition of a run, not another draw.
-    parts = [[group] if _has_seeds(group) else [[run] for run in group] for group in groups.values()]
-    grouped = [group for part in parts for group in part]
+    grouped = [part for group in groups.values() for part in _parts(group)]
     if len(grouped) == 1:
         grouped = [[run] for run in runs]
     if all(len(group) == 1 for group in grouped):
@@ -65,6 +63,21 @@ def arms_of(runs: Sequence[Run]) -> list[Arm]:
 
 def _first(group: Sequence[Run]) -> Run:
     return next((run for run in group if run.is_completed), group[0])
+
+
+def _parts(group: Sequence[Run]) -> list[list[Run]]:
+    """Runs of one configuration as arms: one of all seeds; the same seed twice is a repetition, not another draw."""
+    done = [run for run in group if run.is_completed]
+    if not _has_seeds(done):
+        return [[run] for run in group]
+    seeds = {str(_seed(run)) for run in done}
+    together = list(done)
+    for run in group:
+        if not run.is_completed and _seed(run) is not None and str(_seed(run)) not in seeds:
+            seeds.add(str(_seed(run)))
+            together.append(run)
+    alone = [[run] for run in group if run not in together]
+    return [[run for run in group if run in together], *alone] if together else alone
 
 
 def _has_seeds(group: Sequence[Run]) -> bool:

@@ -167,6 +167,13 @@ def _best(comparison: Comparison, benchmark: str, names: Mapping[str, str]) -> l
     if group is None or not any(pair["verdict"] != "tied" for pair in comparison["pairs"]):
         return []
     top, *tied = group["best"]
+    # The comparison with the baseline is the surer one, being one of fewer.
+    better = {
+        (pair["a"], pair["b"])
+        for pair in comparison["pairs"]
+        if pair["verdict"] == "better" and pair["benchmark"] == benchmark
+    }
+    tied = [name for name in tied if (name, top) not in better]
     if not tied:
         return [f"On {benchmark}, {names[top]} is the highest, and every other one is told apart from it"]
     few = ", ".join(names[name] for name in tied[:_MOST_SENTENCES])

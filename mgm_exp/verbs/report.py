@@ -190,16 +190,18 @@ def _watch(
     print(f"Watching {', '.join(map(str, folders))} every {every_s:g} s; Ctrl-C ends it.", flush=True)
     try:
         while True:
-            now = _state([run.path for run in load_runs(folders)], folders)
-            if now != before:
+            runs = load_runs(folders)
+            now = _state([run.path for run in runs], folders)
+            if runs and now != before:
                 before = now
                 found = _compared(folders, comparison, files, refresh_s=every_s, **settings)
                 names = ", ".join(map(str, files))
                 print(f"{time.strftime('%H:%M:%S')} {names}: {verdict_lines(found)[0]}", flush=True)
             time.sleep(every_s)
     except Interrupted:
-        # What was written last still loads itself anew: the last word does not.
-        _compared(folders, comparison, files, **settings)
+        if before is not None:
+            # What was written last still loads itself anew: the last word does not.
+            _compared(folders, comparison, files, **settings)
         return EXIT_DONE
 
 

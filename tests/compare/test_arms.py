@@ -114,6 +114,22 @@ def test_a_run_that_was_repeated_with_the_same_seed_is_not_another_draw(tmp_path
     assert len(arms_of([load_run(folder) for folder in folders])) == 3
 
 
+def test_an_interrupted_repetition_stands_beside_the_arm(tmp_path):
+    """A trial that was given up and started anew: its seed is completed elsewhere."""
+    write_run(tmp_path / "0", settings=config("full", seed=0), status="interrupted", error={"cause": "SIGTERM"})
+    for number, (adapter, seed) in enumerate([("full", 0), ("full", 1), ("lora_r8", 0), ("lora_r8", 1)], 1):
+        write_run(tmp_path / str(number), scores(number), settings=config(adapter, seed=seed))
+    adapters = ["full", "full", "full", "lora_r8", "lora_r8"]
+    trials = [{"number": k, "params": {"adapter": adapter}} for k, adapter in enumerate(adapters)]
+    found = compare(write_sweep(tmp_path, trials))
+    assert [(arm["label"], len(arm["runs"]), arm["status"]) for arm in found["arms"]] == [
+        ("full (trial 1)", 2, "completed"),
+        ("full (trial 0)", 1, "interrupted"),
+        ("lora_r8", 2, "completed"),
+    ]
+    assert found["pairs"][0]["n_seeds"] == [2, 2]
+
+
 def test_an_arm_with_one_seed_borrows_the_spread_of_the_others(tmp_path):
     folders = [write_run(tmp_path / f"r8_{k}", scores(k), settings=config(seed=k)) for k in range(3)]
     folders.append(write_run(tmp_path / "full", scores(9, 0.7), settings=config("full")))

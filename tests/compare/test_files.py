@@ -7,6 +7,10 @@ import io
 import json
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +167,30 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_read(demo_s
     assert main(["report", str(demo_sweep), "--out", str(tmp_path / out)]) == 2
     assert "--out" in capsys.readouterr().err
     assert not (tmp_path / "comparison.json").exists()
+
+
+def test_watching_writes_anew_when_a_run_ends_and_stops_cleanly(demo_sweep):
+    command = [sys.executable, "-m", "mgm_exp.cli", "report", str(demo_sweep), "--watch", "0.2"]
+    page, new = demo_sweep / "report.html", demo_sweep / "3" / "result.json"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            wait_until(page.exists)
+            result = json.loads(new.read_text())
+            new.write_text(json.dumps(result | {"error": {"cause": "the disk is full"}}))
+            wait_until(lambda: "the disk is full" in page.read_text())
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0 and "data-refresh" not in page.read_text()
+    assert out.count("lora_r16 and lora_r8 are statistically tied") >= 2
+
+
+def wait_until(is_so) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_all_pairs_are_adjusted_together_and_differ_from_each_other(tmp_path):
