@@ -53,6 +53,7 @@ def html_page(comparison: Mapping[str, Any], runs: Sequence[Run], *, refresh_s: 
     read = answers.read_answers(view)
     for name, block in (
         ("Verdict", overview.verdict(view)),
+        ("Configurations", overview.arm_table(view)),
         ("Runs", overview.run_table(view)),
         ("Without a result", overview.ended(view)),
         ("Differences", overview.forest(view)),
@@ -70,8 +71,7 @@ def html_page(comparison: Mapping[str, Any], runs: Sequence[Run], *, refresh_s: 
         if block is not None:
             document.add(block, contents=(_anchor(block), name))
     document.foot(
-        "One file that loads nothing. comparison.json beside it holds the numbers; intervals are bootstrap (differences) "
-        "and Wilson intervals (0/1 scores) of 95 %."
+        "One file that loads nothing. comparison.json beside it holds the numbers, and how each was computed."
     )
     live = element("div", id="live", data_refresh=refresh_s, hidden=True) if refresh_s is not None else Html("")
     document.add(live)

@@ -48,7 +48,7 @@ def _ranked(view: View, benchmark: str, most: int) -> list[int]:
 
 
 def question_types(view: View) -> Html | None:
-    """A table for each benchmark: type of question by run, with the number of questions. None where there is one type."""
+    """A table for each benchmark: type of question by run, with the number of questions. None without types."""
     blocks = []
     for benchmark in view.comparison["benchmarks"]:
         places = _ranked(view, benchmark, _MOST_COLUMNS)
@@ -120,7 +120,7 @@ def read_answers(view: View) -> dict[tuple[str, str], Rows]:
 
 
 def statistics_of(rows: Rows) -> dict[str, Any]:
-    """How varied the answers of a run are: ``n, distinct, words, empty, top``; answers in lower case, spaces collapsed."""
+    """How varied the answers of a run are: ``n, distinct, words, empty, top``; case and spaces do not count."""
     answers = [" ".join(str(row.get("prediction", "")).lower().split()) for row in rows.values()]
     counted = Counter(answers)
     return {

@@ -69,8 +69,8 @@ def learning_curves(view: View) -> Html | None:
     for stage in sorted(stages, key=list(_STAGES).index if set(stages) <= set(_STAGES) else None):
         blocks.append(_of_stage(view, stage, stages[stage], most))
     remark = (
-        "Drag over a plot to zoom, double-click to see all of it again; with the keyboard: the buttons of each plot, or "
-        "+, -, the arrow keys and 0 once it has the focus. Stages have plots of their own: their losses are not alike."
+        "Drag over a plot to zoom, double-click to see all of it again; with the keyboard: the buttons of each plot, "
+        "or +, -, the arrow keys and 0 once it has the focus. Stages have plots of their own: their losses are not alike."
     )
     left_out = sum(1 for entry in view.entries if entry["status"] != "running") - len(chosen)
     if len(view.entries) > len(chosen) and left_out > 0:

@@ -20,6 +20,7 @@ from mgm_exp.compare.wording import (
     short_folders,
     signed,
     verdict_lines,
+    where,
 )
 from mgm_exp.page import Column, Html, Tile, element, join
 
@@ -88,6 +89,66 @@ def _is_cause(text: str, view: View) -> bool:
     )
 
 
+# -- arms of several seeds ---------------------------------------------------------------------------------------------
+
+
+def arm_table(view: View) -> Html | None:
+    """Runs that differ in their seed alone, as one row; None where every run stands for itself."""
+    arms = view.several_seeds
+    if not arms:
+        return None
+    blocks = []
+    for benchmark in view.comparison["benchmarks"]:
+        columns = [
+            Column("configuration"),
+            Column("seeds", is_number=True),
+            Column(f"mean accuracy on {benchmark}, % [95 %]", is_number=True),
+            Column("between seeds, points", is_number=True),
+            *_difference_columns(""),
+            Column("group"),
+        ]
+        rows = []
+        for arm in arms:
+            found = arm["metrics"].get(f"{benchmark}/accuracy")
+            spread = found.get("seed_sd") if found else None
+            rows.append(
+                [
+                    arm["label"],
+                    (f"{len(arm['runs'])}", float(len(arm["runs"]))),
+                    (rate_interval(found), found["value"] if found else None),
+                    ("-" if spread is None else f"± {percent(spread)}", spread),
+                    *_difference(view, arm["runs"][0], benchmark),
+                    view.letters(arm["id"], benchmark),
+                ]
+            )
+        blocks.append(page.table(columns, rows))
+    remark = (
+        "Runs that differ in their seed alone are one configuration. Intervals hold for other questions and other "
+        "seeds; ± is the standard deviation between seeds. Configurations that share a letter are not told apart."
+    )
+    return page.section("Configurations", *blocks, page.note(remark), anchor="arms")
+
+
+def _difference_columns(of: str) -> list[Column]:
+    return [
+        Column(f"difference, points [95 %]{of}", is_number=True),
+        Column(f"verdict{of}"),
+        Column(f"adjusted p{of}", is_number=True),
+    ]
+
+
+def _difference(view: View, name: str, benchmark: str) -> list[str | tuple[str, float | None]]:
+    """Cells of :func:`_difference_columns` for a run, or for the arm that it belongs to."""
+    entry = {"run_dir": name}
+    pair = view.pair(entry, benchmark)
+    if view.is_baseline(entry):
+        return [("baseline", 0.0), "", ("", None)]
+    if pair is None:
+        return [("-", None), "", ("-", None)]
+    said = p_text(pair["p_adjusted"]).removeprefix("p = ").removeprefix("p ")
+    return [(points_interval(pair), pair["difference"]), badge(pair["verdict"]), (said, pair["p_adjusted"])]
+
+
 # -- the table of runs -------------------------------------------------------------------------------------------------
 
 
@@ -96,26 +157,23 @@ def run_table(view: View) -> Html:
     keys = view.settings()
     benchmarks = view.comparison["benchmarks"]
     several = len(benchmarks) > 1
-    columns = [Column("run"), *(Column(key) for key in keys)]
+    columns = [Column("run")]
     seeds = {tuple(entry["seeds"]) for entry in view.entries}
-    if len(seeds) > 1:
-        columns.append(Column("seed", is_number=True))
     for benchmark in benchmarks:
         of = f", {benchmark}" if several else ""
-        columns += [
-            Column(f"accuracy, % [95 %]{of}", is_number=True),
-            Column(f"difference, points [95 %]{of}", is_number=True),
-            Column(f"verdict{of}"),
-            Column(f"adjusted p{of}", is_number=True),
-        ]
+        columns.append(Column(f"accuracy, % [95 %]{of}", is_number=True))
+        # With several seeds an arm is compared, not a run: its differences stand in a table of their own.
+        columns += [] if view.several_seeds else [*_difference_columns(of), Column(f"group{of}")]
+    columns += [Column(key) for key in keys]
+    if len(seeds) > 1:
+        columns.append(Column("seed", is_number=True))
     columns += [
         Column(title, is_number=True)
         for title in ("peak GiB", "tokens/s", "minutes", "trained: LoRA", "trained: others")
     ]
     columns.append(Column("status"))
     rows = [
-        _row(view, place, entry, keys, benchmarks, has_seeds=len(seeds) > 1)
-        for place, entry in enumerate(view.entries)
+        _row(view, place, entry, keys, benchmarks, has_seeds=len(seeds) > 1) for place, entry in enumerate(view.entries)
     ]
     empty = len(columns) - 1
     for baseline in view.comparison["baselines"]:
@@ -128,13 +186,14 @@ def run_table(view: View) -> Html:
         )  # fmt: skip
         cells[at] = (rate_interval(baseline), baseline["value"])
         rows.append(cells)
-    folder = short_folders([entry["run_dir"] for entry in view.entries])[0]
+    folder = where(view.comparison)
     return page.section(
         "Runs",
         page.table(columns, rows),
         page.note(
             "Settings that are the same for all runs are left out. A click on a heading sorts. Differences are run "
-            f"minus baseline, paired by question{f'; the runs lie in {folder}' if folder else ''}."
+            "minus baseline, paired by question; runs that share a letter (group) are not told apart."
+            + (f" {folder}." if folder else "")
         ),
         anchor="runs",
     )
@@ -147,6 +206,11 @@ def _row(
     row: list[str | tuple[str, float | None]] = [
         join([swatch(place), element("b", entry["label"]), element("small", name)], " ")
     ]
+    for benchmark in benchmarks:
+        found = entry["metrics"].get(f"{benchmark}/accuracy")
+        row.append((rate_interval(found), found["value"] if found else None))
+        if not view.several_seeds:
+            row += [*_difference(view, entry["run_dir"], benchmark), view.letters(entry["run_dir"], benchmark)]
     reference = next((one for one in view.entries if view.is_baseline(one)), None)
     for key in keys:
         told = view.told(entry, key)
@@ -155,20 +219,6 @@ def _row(
     if has_seeds:
         seeds = entry["seeds"]
         row.append((", ".join(map(str, seeds)), _sortable(seeds[0]) if seeds else None))
-    for benchmark in benchmarks:
-        found = entry["metrics"].get(f"{benchmark}/accuracy")
-        row.append((rate_interval(found), found["value"] if found else None))
-        pair = view.pair(entry, benchmark)
-        if view.is_baseline(entry):
-            row += [("baseline", 0.0), "", ("", None)]
-        elif pair is None:
-            row += [("-", None), "", ("-", None)]
-        else:
-            row += [
-                (points_interval(pair), pair["difference"]),
-                badge(pair["verdict"]),
-                (p_text(pair["p_adjusted"]).removeprefix("p = ").removeprefix("p "), pair["p_adjusted"]),
-            ]
     memory, speed, wall = entry["peak_memory_gib"], entry["train_tokens_per_s"], entry["wall_s"]
     lora, other = entry["trainable"].get("n_lora"), entry["trainable"].get("n_other")
     row += [
@@ -229,7 +279,8 @@ def _forest_of(view: View, benchmark: str) -> Html | None:
     axis = element("li", element("span", ""), element("div", *ticks, class_="ticks"), class_="axis", aria_hidden="true")
     caption = (
         f"Points gained or lost against {view.label(baseline)} on {benchmark}, with 95 % intervals, highest first. "
-        f"The band is what these questions cannot tell from nothing: {percent(smallest)} points to either side."
+        f"A true difference that reaches beyond the band, {percent(smallest)} points to either side, is found with a "
+        f"probability of {view.comparison['method']['power']:.0%} or more; a smaller one may be found, or not."
     )
     if left_out > 0:
         caption += f" The {_MOST_INTERVALS // 2} highest and lowest are shown; {left_out} between them are not."

@@ -50,8 +50,8 @@ def costs(view: View) -> Html | None:
     if not blocks:
         return None
     remark = page.note(
-        "Up and to the left is better. The line joins the runs that no other run beats in both; whether two of them differ "
-        "at all is what the table above says, not this plot."
+        "Up and to the left is better. The line joins the runs that no other run beats in both; whether two of them "
+        "differ at all is what the table above says, not this plot."
     )
     return page.section("What accuracy costs", remark, *blocks, anchor="costs")
 
@@ -181,9 +181,7 @@ def coordinates(view: View) -> Html | None:
 
 def _axis(values: Sequence[Any]) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
     """Where each value lies on its axis, and what stands beside it: numbers by size, the rest by name."""
-    numbers = [
-        float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
-    ]
+    numbers = [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)]
     if len(numbers) == len(values) and len(set(numbers)) > 1:
         is_log = min(numbers) > 0 and max(numbers) / min(numbers) >= 10
         scale = scale_of(numbers, is_log=is_log)
@@ -239,7 +237,7 @@ def effects(view: View) -> Html | None:
         for key in view.settings():
             named = levels([view.value(entry, key) for _, entry, _ in scored])
             groups: dict[str, list[tuple[int, float]]] = {}
-            for name, (place, _, score) in sorted(zip(named, scored, strict=True), key=lambda pair: pair[0]):
+            for name, (place, _, score) in sorted(zip(named, scored, strict=True), key=lambda pair: _order(pair[0])):
                 groups.setdefault(name, []).append((place, score))
             if 1 < len(groups) < len(scored):
                 share = importance({name: [score for _, score in group] for name, group in groups.items()})
@@ -262,10 +260,19 @@ def effects(view: View) -> Html | None:
     if not blocks:
         return None
     remark = page.note(
-        "The share of the variance between the values of a setting, each setting taken alone (eta squared). Settings that "
-        "change together share it, and with few runs chance alone has some: this says where to look, not what is proven."
+        "The share of the variance between the values of a setting, each setting taken alone (eta squared). Settings "
+        "that change together share it, and with few runs chance alone has some: this says where to look, not what is "
+        "proven."
     )
     return page.section("Which settings matter", remark, *blocks, anchor="effects")
+
+
+def _order(level: str) -> tuple[bool, float, str]:
+    """Levels that begin with a number by its size, then the others by name."""
+    try:
+        return (False, float(level.split(" ")[0]), level)
+    except ValueError:
+        return (True, 0.0, level)
 
 
 def _mean(group: Sequence[tuple[int, float]]) -> float:
@@ -283,7 +290,7 @@ def _effect(view: View, key: str, groups: Mapping[str, Sequence[tuple[int, float
             marks.append(dot(at + aside, y.place(score), f"{view.entries[place]['label']}: {score:.1f} %", "plain", 4))
     drawn = lines(path(means, "mean"))
     label = f"Accuracy by {key}: " + ", ".join(f"{name} {_mean(group):.1f} %" for name, group in groups.items())
-    drawing = frame(None, y, drawn, *marks, label=label, x_ticks=ticks, y_title="accuracy, %", height=190)
+    drawing = frame(
+        None, y, drawn, *marks, label=label, x_ticks=ticks, y_title="accuracy, %", height=190, class_="by-level"
+    )
     return page.figure(drawing, key, f"{percent(share)} % of the variance. Points are runs, the line joins the means.")
-
-

@@ -94,6 +94,17 @@ class View:
         run = self.run(entry["run_dir"])
         return "-" if run is None or not run.config else shown(run.config.get(key))
 
+    def letters(self, name: str, benchmark: str) -> str:
+        """Letters of the groups that an arm belongs to: those that share one are not told apart."""
+        groups = (self.comparison.get("groups") or {}).get(benchmark) or {}
+        return str((groups.get("letters") or {}).get(name, ""))
+
+    @property
+    def several_seeds(self) -> list[Mapping[str, Any]]:
+        """All arms, where some arm has more than one run; else none."""
+        arms = list(self._arms().values())
+        return arms if any(len(arm["runs"]) > 1 for arm in arms) else []
+
     def _arms(self) -> dict[str, Mapping[str, Any]]:
         return {arm["id"]: arm for arm in self.comparison.get("arms") or []}
 
