@@ -13,7 +13,7 @@ from typing import Any
 
 from mgm_exp import page
 from mgm_exp.compare.html.overview import badge, swatch
-from mgm_exp.compare.html.view import View
+from mgm_exp.compare.html.view import Cells, View
 from mgm_exp.compare.runs import Run
 from mgm_exp.compare.wording import percent, signed
 from mgm_exp.page import Column, Html, element, join
@@ -65,7 +65,7 @@ def question_types(view: View) -> Html | None:
             Column("n", is_number=True),
             *(Column(view.entries[place]["label"], is_number=True) for place in places),
         ]
-        rows = [
+        rows: list[Cells] = [
             [kind, (f"{n:,}", float(n)), *(_cell(view.entries[place], f"{prefix}{kind}]") for place in places)]
             for kind, n in sorted(kinds.items(), key=lambda pair: -pair[1])
         ]
@@ -136,7 +136,7 @@ def answer_statistics(view: View, answers: Mapping[tuple[str, str], Rows]) -> Ht
     """Diversity, length and the most frequent answers of each run: a model that collapsed says one thing to all."""
     blocks = []
     for benchmark in view.comparison["benchmarks"]:
-        rows = []
+        rows: list[Cells] = []
         for place, entry in view.completed:
             found = answers.get((entry["run_dir"], benchmark))
             if not found:

@@ -17,7 +17,7 @@ from typing import Any
 from mgm_exp import page
 from mgm_exp.compare.html.overview import swatch
 from mgm_exp.compare.html.plot import Scale, frame, lines, path, scale_of, short
-from mgm_exp.compare.html.view import View, series
+from mgm_exp.compare.html.view import Cells, View, series
 from mgm_exp.compare.runs import Run
 from mgm_exp.compare.wording import count
 from mgm_exp.page import Column, Html, element
@@ -29,8 +29,8 @@ _QUANTITIES = (
     ("tokens_per_s", "Speed", "tokens per second"),
 )
 _STAGES = {"align": "Align stage", "instruct": "Instruct stage"}
-_POINTS = 9_000
-"""Points of all curves together: about 100 kB of the page."""
+_POINTS = 7_000
+"""Points of all curves together: about 80 kB of the page."""
 _MOST_CURVES = 32
 _WIDE = 100.0
 """From this ratio of highest to lowest on, a scale is logarithmic."""
@@ -70,7 +70,8 @@ def learning_curves(view: View) -> Html | None:
         blocks.append(_of_stage(view, stage, stages[stage], most))
     remark = (
         "Drag over a plot to zoom, double-click to see all of it again; with the keyboard: the buttons of each plot, "
-        "or +, -, the arrow keys and 0 once it has the focus. Stages have plots of their own: their losses are not alike."
+        "or +, -, the arrow keys and 0 once it has the focus. Stages have plots of their own, because "
+        "their losses are not alike."
     )
     left_out = sum(1 for entry in view.entries if entry["status"] != "running") - len(chosen)
     if len(view.entries) > len(chosen) and left_out > 0:
@@ -173,7 +174,13 @@ def _plot(
         )
         for curve, points in known
     ]
-    axis = {"x0": x.low, "x1": x.high, "y0": y.low, "y1": y.high, "ylog": int(y.is_log)}
+    axis: dict[str, Any] = {
+        "data_x0": x.low,
+        "data_x1": x.high,
+        "data_y0": y.low,
+        "data_y1": y.high,
+        "data_ylog": int(y.is_log),
+    }
     drawing = frame(
         x,
         y,
@@ -184,7 +191,7 @@ def _plot(
         y_title=f"{unit}{', logarithmic' if is_log else ''}".strip(", "),
         height=230,
         class_="zoom",
-        **{f"data_{name}": value for name, value in axis.items()},
+        **axis,
     )
     return page.figure(drawing, title)
 
@@ -214,7 +221,7 @@ def _numbers(view: View, curves: Sequence[Curve]) -> Html:
             for title in ("steps", "first loss", "last loss", "median grad norm", "highest grad norm", "tokens/s")
         ),
     ]
-    rows = []
+    rows: list[Cells] = []
     for curve in curves:
         losses, norms, speeds = (
             [value for row in curve.rows if (value := _number(row.get(key))) is not None]

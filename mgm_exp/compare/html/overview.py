@@ -8,7 +8,7 @@ from typing import Any
 
 from mgm_exp import page
 from mgm_exp.compare.html.plot import Scale, dot, line, percent_place, scale_of
-from mgm_exp.compare.html.view import View, series
+from mgm_exp.compare.html.view import Cells, View, series
 from mgm_exp.compare.runs import Run
 from mgm_exp.compare.wording import (
     count,
@@ -24,8 +24,10 @@ from mgm_exp.compare.wording import (
 )
 from mgm_exp.page import Column, Html, Tile, element, join
 
-_LEVELS = {"better": "good", "worse": "problem", "tied": "note"}
+_LEVELS: dict[str, Any] = {"better": "good", "worse": "problem", "tied": "note"}
 _MOST_INTERVALS = 40
+_MOST_SWATCHES = 64
+"""More runs than this share colours anyway."""
 _SECONDS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -114,7 +116,7 @@ def arm_table(view: View) -> Html | None:
             rows.append(
                 [
                     arm["label"],
-                    (f"{len(arm['runs'])}", float(len(arm["runs"]))),
+                    (_seeds(arm, found), float(len(arm["runs"]))),
                     (rate_interval(found), found["value"] if found else None),
                     ("-" if spread is None else f"± {percent(spread)}", spread),
                     *_difference(view, arm["runs"][0], benchmark),
@@ -129,6 +131,12 @@ def arm_table(view: View) -> Html | None:
     return page.section("Configurations", *blocks, page.note(remark), anchor="arms")
 
 
+def _seeds(arm: Mapping[str, Any], found: Mapping[str, Any] | None) -> str:
+    """How many seeds an arm has, and how many of them have a score."""
+    n, scored = len(arm["runs"]), (found or {}).get("n_seeds", 0)
+    return f"{n}" if scored == n else f"{scored} of {n}"
+
+
 def _difference_columns(of: str) -> list[Column]:
     return [
         Column(f"difference, points [95 %]{of}", is_number=True),
@@ -137,7 +145,7 @@ def _difference_columns(of: str) -> list[Column]:
     ]
 
 
-def _difference(view: View, name: str, benchmark: str) -> list[str | tuple[str, float | None]]:
+def _difference(view: View, name: str, benchmark: str) -> Cells:
     """Cells of :func:`_difference_columns` for a run, or for the arm that it belongs to."""
     entry = {"run_dir": name}
     pair = view.pair(entry, benchmark)
@@ -177,7 +185,7 @@ def run_table(view: View) -> Html:
     ]
     empty = len(columns) - 1
     for baseline in view.comparison["baselines"]:
-        cells: list[str | tuple[str, float | None]] = [f"{baseline['label']} (no run)"]
+        cells: Cells = [f"{baseline['label']} (no run)"]
         cells += ["" if not column.is_number else ("", None) for column in columns[1 : empty + 1]]
         at = next(
             k for k, column in enumerate(columns) if column.title.startswith("accuracy") and (
@@ -201,10 +209,17 @@ def run_table(view: View) -> Html:
 
 def _row(
     view: View, place: int, entry: Mapping[str, Any], keys: list[str], benchmarks: list[str], *, has_seeds: bool
-) -> list[str | tuple[str, float | None]]:
+) -> Cells:
     name = short_folders([one["run_dir"] for one in view.entries])[1][place]
-    row: list[str | tuple[str, float | None]] = [
-        join([swatch(place), element("b", entry["label"]), element("small", name)], " ")
+    row: Cells = [
+        join(
+            [
+                swatch(place) if len(view.entries) <= _MOST_SWATCHES else "",
+                element("b", entry["label"]),
+                element("small", name),
+            ],
+            " ",
+        )
     ]
     for benchmark in benchmarks:
         found = entry["metrics"].get(f"{benchmark}/accuracy")
@@ -229,7 +244,10 @@ def _row(
         (count(other), other),
         element("span", entry["status"], class_=f"status {entry['status']}"),
     ]
-    return row
+    return [
+        (cell[0], None if cell[1] is None else float(f"{cell[1]:.6g}")) if isinstance(cell, tuple) else cell
+        for cell in row
+    ]
 
 
 def _sortable(value: Any) -> float | None:

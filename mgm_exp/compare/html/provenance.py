@@ -65,7 +65,7 @@ def reproducibility(view: View) -> Html:
         "To have it again",
         *_configurations(view),
         *_versions(view),
-        page.details("Commands, seeds, fingerprints", _commands(view)),
+        page.details("Seeds, times, fingerprints", _origins(view)),
         *_evaluation(view),
         *_packages(view),
         anchor="reproducibility",
@@ -108,18 +108,19 @@ def _versions(view: View) -> list[Html]:
         (what, join([_told(value, labels, is_one=len(values) == 1) for value, labels in values.items()], "; "))
         for what, values in groups.items()
     ]
-    return [page.subsection("Code and machine", page.definitions(rows))] if rows else []
+    return [page.subsection("Code, machine, command", page.definitions(rows))] if rows else []
 
 
 def _told(value: str, labels: Sequence[str], *, is_one: bool) -> str:
-    return value if is_one else f"{value} ({', '.join(labels)})"
+    more = f" and {len(labels) - _MOST_COLUMNS} more" if len(labels) > _MOST_COLUMNS else ""
+    return value if is_one else f"{value} ({', '.join(labels[:_MOST_COLUMNS])}{more})"
 
 
 def _environment(run: Run) -> dict[str, str]:
     git, device = run.manifest.get("git"), run.manifest.get("device")
     found = {}
     if isinstance(git, Mapping):
-        state = {True: ", with changes that are not committed", False: ""}.get(git.get("dirty"), "")
+        state = ", with changes that are not committed" if git.get("dirty") is True else ""
         found["git"] = f"{git.get('commit') or 'unknown'}{state}"
     found["python"] = str(run.manifest.get("python") or "unknown")
     found["platform"] = str(run.manifest.get("platform") or "unknown")
@@ -127,18 +128,18 @@ def _environment(run: Run) -> dict[str, str]:
         found["device"] = f"{device.get('count') or 1} x {device.get('name') or device.get('type')}"
         if device.get("cuda"):
             found["device"] += f", CUDA {device['cuda']}, driver {device.get('driver')}"
+    command = run.manifest.get("command")
+    if isinstance(command, list):
+        found["command"] = " ".join(map(str, command))
     return found
 
 
-def _commands(view: View) -> Html:
-    columns = [
-        Column(title) for title in ("run", "seed", "command", "started (UTC)", "config hash", "data", "model", "stages")
-    ]
+def _origins(view: View) -> Html:
+    columns = [Column(title) for title in ("run", "seed", "started (UTC)", "config hash", "data", "model", "stages")]
     rows = []
     for entry in view.entries:
         run = view.run(entry["run_dir"])
         manifest = run.manifest if run else {}
-        command = manifest.get("command")
         stages = manifest.get("stages")
         named = [str(stage.get("name")) for stage in stages if isinstance(stage, Mapping)] if stages else []
         reused = sum(bool(stage.get("reused")) for stage in stages if isinstance(stage, Mapping)) if stages else 0
@@ -146,7 +147,6 @@ def _commands(view: View) -> Html:
             [
                 entry["label"],
                 ", ".join(map(str, entry["seeds"])) or "-",
-                " ".join(map(str, command)) if isinstance(command, list) else "-",
                 str(manifest.get("started_at") or "-")[:19].replace("T", " "),
                 str(manifest.get("config_hash") or "-")[:12],
                 _fingerprint(manifest.get("data")),

@@ -8,8 +8,8 @@ from typing import Any
 
 from mgm_exp import page
 from mgm_exp.compare.differences import shown
-from mgm_exp.compare.html.plot import Scale, dot, frame, line, lines, path, scale_of, short, words
-from mgm_exp.compare.html.view import View, series
+from mgm_exp.compare.html.plot import Scale, cloud, dot, frame, line, lines, path, scale_of, short, words
+from mgm_exp.compare.html.view import Cells, View, series
 from mgm_exp.compare.wording import percent
 from mgm_exp.page import Column, Html
 
@@ -19,6 +19,8 @@ _NEAR_CARD = 8.0
 _FEWEST_COORDINATES = 8
 _FEWEST_EFFECTS = 4
 _MOST_LABELS = 14
+_MOST_DOTS = 60
+"""More runs than this are points without names, except for those on the front."""
 _LEVELS = 4
 """A setting with more values than this is put into so many groups of equal size."""
 
@@ -77,15 +79,17 @@ def _scatter(view: View, title: str, what: str, unit: str, points: Sequence[Poin
         if corners:
             corners.append((x.place(cost), corners[-1][1]))
         corners.append((x.place(cost), y.place(score)))
-    marks = [lines(path(corners, "front"))]
+    is_crowded = len(points) > _MOST_DOTS
+    behind = [cloud([(x.place(cost), y.place(score)) for _, cost, score in points])] if is_crowded else []
+    marks = [lines(*behind, path(corners, "front"))]
     if has_card:
         at = x.place(CARD_GIB)
         marks += [line(at, 0, at, 1, "limit"), words(at, 0.03, "24 GiB", anchor="end", dx=-5, class_="soft")]
-    for place, cost, score in points:
+    for place, cost, score in front if is_crowded else points:
         name = view.entries[place]["label"]
         said = f"{name}: {score:.1f} % at {short(cost)} {unit}"
         marks.append(dot(x.place(cost), y.place(score), said, series(place)))
-    marks += _names(view, points, front, x, y)
+    marks += _names(view, front if is_crowded else points, front, x, y)
     caption = f"On the front: {', '.join(view.entries[place]['label'] for place, _, _ in front)}."
     if what == "memory" and not has_card:
         caption += f" All fit a card of {CARD_GIB:.0f} GiB: the most that any run took is {max(spread):.2f} GiB."
@@ -246,7 +250,7 @@ def effects(view: View) -> Html | None:
             continue
         found.sort(key=lambda one: -one[0])
         y = scale_of([score for _, _, score in scored], margin=0.1)
-        rows = [
+        rows: list[Cells] = [
             [key, (f"{share:.0%}", share), ", ".join(f"{name}: {_mean(group):.1f}" for name, group in groups.items())]
             for share, key, groups in found
         ]
@@ -281,14 +285,20 @@ def _mean(group: Sequence[tuple[int, float]]) -> float:
 
 def _effect(view: View, key: str, groups: Mapping[str, Sequence[tuple[int, float]]], y: Scale, share: float) -> Html:
     marks, ticks, means = [], [], []
+    crowd: list[tuple[float, float]] = []
+    is_crowded = sum(map(len, groups.values())) > _MOST_DOTS
     for k, (name, group) in enumerate(groups.items()):
         at = (k + 0.5) / len(groups)
         ticks.append((at, name if len(name) <= 16 else f"{name[:15]}…"))
         means.append((at, y.place(_mean(group))))
         for j, (place, score) in enumerate(group):
             aside = (j / (len(group) - 1) - 0.5) * min(0.3, 0.5 / len(groups)) if len(group) > 1 else 0.0
-            marks.append(dot(at + aside, y.place(score), f"{view.entries[place]['label']}: {score:.1f} %", "plain", 4))
-    drawn = lines(path(means, "mean"))
+            if is_crowded:
+                crowd.append((at + aside, y.place(score)))
+            else:
+                said = f"{view.entries[place]['label']}: {score:.1f} %"
+                marks.append(dot(at + aside, y.place(score), said, "plain", 4))
+    drawn = lines(*([cloud(crowd)] if is_crowded else []), path(means, "mean"))
     label = f"Accuracy by {key}: " + ", ".join(f"{name} {_mean(group):.1f} %" for name, group in groups.items())
     drawing = frame(
         None, y, drawn, *marks, label=label, x_ticks=ticks, y_title="accuracy, %", height=190, class_="by-level"

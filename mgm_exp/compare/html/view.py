@@ -9,6 +9,8 @@ from typing import Any
 from mgm_exp.compare.differences import choices, confounded, shown
 from mgm_exp.compare.runs import Run
 
+Cells = list[str | tuple[str, float | None]]
+"""A row of a table: texts, and numbers as (what is shown, what is sorted by)."""
 N_COLOURS = 8
 """Colours of the page's style sheet; the ninth run has the first one again, with dashes."""
 N_DASHES = 4
