@@ -29,6 +29,7 @@ BENCHMARKS = (
     "sweep_overhead",
     "sweep_pruning",
     "sweep_kills",
+    "compare_runs",
 )
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")

@@ -98,36 +98,9 @@ def _dashboard(arguments: list[str]) -> int:
 
 
 def _report(arguments: list[str]) -> int:
-    parser = _parser("report", "Compares runs or sweeps: a table on the screen, comparison.json, and Markdown.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders and sweep folders")
-    parser.add_argument(
-        "--baseline", metavar="RUN", help="folder, label or trial number (default: the first completed)"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="FILE.md; comparison.json is written beside it")
-    options = parser.parse_args(arguments)
-    from mgm_exp.report import report
+    from mgm_exp.verbs.report import run
 
-    markdown, comparison = _report_files(options.folders, options.out)
-    report(options.folders, comparison, markdown, baseline=options.baseline)
-    if options.out is not None and options.out.suffix == ".html":
-        raise UserError(
-            f"--out {options.out}: the HTML report is not there yet in this version; {markdown} and {comparison} were "
-            "written in its place."
-        )
-    print(f"written: {markdown}, {comparison}")
-    return EXIT_DONE
-
-
-def _report_files(folders: list[Path], out: Path | None) -> tuple[Path, Path]:
-    """Where the Markdown and the JSON go: beside ``--out``, else into the sweep, else here."""
-    if out is None:
-        here = folders[0] if len(folders) == 1 and (folders[0] / "sweep.json").is_file() else Path()
-        return here / "table.md", here / "comparison.json"
-    if out.suffix not in (".md", ".html"):
-        raise UserError(f"--out {out} must end in .md (Markdown).")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: {out.parent} is not a folder.")
-    return out.with_suffix(".md"), out.parent / "comparison.json"
+    return run(arguments)
 
 
 def _gc(arguments: list[str]) -> int:
@@ -188,7 +161,7 @@ VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
-    "report": Verb("report DIR... [--out FILE.md]", "compare runs or sweeps: table, JSON, Markdown", _report),
+    "report": Verb("report DIR... [--out FILE]", "compare runs or sweeps: page, JSON, Markdown, LaTeX, CSV", _report),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
     "explore": Verb("explore PATH [PATH]", "what a dataset is like: report, plots, JSON; two: compared", _explore),
     "validate": Verb("validate PATH [--fix DIR]", "every broken row and image with its place; a clean copy", _validate),

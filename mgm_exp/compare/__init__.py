@@ -10,7 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mgm_exp.compare.comparison import compare, write_comparison
+from mgm_exp.compare.comparison import compare, compare_runs, write_comparison
+from mgm_exp.compare.csv_table import csv_text, write_csv
+from mgm_exp.compare.html import write_html
+from mgm_exp.compare.latex import latex, write_latex
 from mgm_exp.compare.runs import PairingError, Run, load_run, load_runs
 from mgm_exp.compare.table import comparison_table, markdown, print_comparison, write_markdown, write_svg
 
@@ -18,12 +21,18 @@ __all__ = [
     "PairingError",
     "Run",
     "compare",
+    "compare_runs",
     "comparison_table",
+    "csv_text",
+    "latex",
     "load_run",
     "load_runs",
     "markdown",
     "print_comparison",
     "write_comparison",
+    "write_csv",
+    "write_html",
+    "write_latex",
     "write_markdown",
     "write_svg",
 ]

@@ -13,24 +13,32 @@ The rules, in the order in which they are applied:
 - Intervals of a difference are percentile bootstrap intervals over images; of one accuracy, Wilson for 0/1 scores
   (with the effective number of questions where images repeat), bootstrap over images else.
 
-What this does not say: whether another seed would give the same models. Intervals are about other questions.
+- Runs that differ in their seed alone are one arm. Once some arm has several, seeds are drawn as well as questions
+  (:mod:`mgm_exp.compare.seeds`). With one seed each, intervals are about other questions only: they do not say
+  whether another seed would give the same models.
 """
 
 from __future__ import annotations
 
 import math
 import statistics as stdlib_statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mgm_exp.compare import statistics as stats
+from mgm_exp.compare.arm_scores import arm_rows
+from mgm_exp.compare.arms import Arm, arms_of
 from mgm_exp.compare.datasets import datasets
 from mgm_exp.compare.differences import choices, confounded, differing_keys, environment_differences, labels
-from mgm_exp.compare.runs import PairingError, Predictions, Run, check_pair, is_sweep, load_runs
+from mgm_exp.compare.groups import tied_groups
+from mgm_exp.compare.pairs import Panel, judge, pair_rows, panels, wanted_pairs
+from mgm_exp.compare.power import power_needed
+from mgm_exp.compare.predictions import PairingError, Predictions, Progress
+from mgm_exp.compare.runs import Run, is_sweep, load_runs, read_all
 from mgm_exp.errors import UserError
 from mgm_exp.store import write_json_atomic
 
@@ -48,16 +56,28 @@ BASELINES = {
 
 
 def compare(
-    paths: Sequence[Path | str] | Path | str, baseline: Path | str | None = None, *, strict: bool | None = None
+    paths: Sequence[Path | str] | Path | str,
+    baseline: Path | str | None = None,
+    *,
+    strict: bool | None = None,
+    all_pairs: bool = False,
+    power: float | None = None,
+    workers: int | None = 1,
+    on_progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compares runs with one of them. Reads files only, writes nothing.
 
     Args:
         paths: Run folders, sweep folders, or both.
         baseline: The run that the others are compared with: a folder, a label, or a trial's number. None: the first
-            completed one.
+            completed one. With several seeds it stands for all of them.
         strict: Whether a pair that must not be compared is an error (else it is listed under ``refused``). None: it is,
             unless a single sweep is compared.
+        all_pairs: Whether every pair is tested, and not only those with the baseline.
+        power: Also say how many questions and seeds would find a true difference of so much (0.01: one point).
+        workers: Processes that read predictions; None: one for each core. A script that asks for more than one must
+            be importable (``if __name__ == "__main__":``), as always with processes.
+        on_progress: Called with what is done, how much of it is, and how much there is.
 
     Returns:
         The content of ``comparison.json``; in ``pairs``, a is the baseline, and differences are b - a.
@@ -67,26 +87,60 @@ def compare(
         PairingError: evaluation keys or questions differ (see ``strict``); says which.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    runs = load_runs(given)
-    if not runs:
-        raise UserError("There is nothing to compare: no run was given, or the sweep has no trial that ended.")
     if strict is None:
         strict = not (len(given) == 1 and is_sweep(given[0]))
+    return compare_runs(
+        load_runs(given),
+        baseline,
+        strict=strict,
+        all_pairs=all_pairs,
+        power=power,
+        workers=workers,
+        on_progress=on_progress,
+    )
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    baseline: Path | str | None = None,
+    *,
+    strict: bool = False,
+    all_pairs: bool = False,
+    power: float | None = None,
+    workers: int | None = 1,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """:func:`compare` for runs that were loaded already."""
+    if not runs:
+        raise UserError("There is nothing to compare: no run was given, or the sweep has no trial that ended.")
+    if power is not None and not 0 < power < 1:
+        power_needed([], power, ALPHA, POWER)  # refuses it before anything is read
     named = dict(zip((run.name for run in runs), labels(runs), strict=True))
-    first = _baseline(runs, named, baseline)
+    arms = arms_of(runs)
+    first = _baseline(arms, named, baseline)
+    read_all(runs, workers, on_progress)
     benchmarks = list(dict.fromkeys(name for run in runs if run.is_completed for name in run.benchmarks))
-    pairs, refused = _pairs(first, runs, benchmarks, strict) if first else ([], [])
+    found_panels, pairs, refused = _pairs(first, arms, benchmarks, strict, all_pairs) if first else ([], [], [])
     settings = [run.config for run in runs if run.config]
+    has_seeds = any(len(arm.runs) > 1 for arm in arms)
     ended = [run.config for run in runs if run.config and run.is_completed]
+    ended = [_seedless(config) for config in ended] if has_seeds else ended
     found = _intervals(runs, benchmarks)
+    arm_of = {run.name: arm for arm in arms for run in arm.runs}
     return {
         "schema_version": SCHEMA_VERSION,
-        "baseline": first.name if first else None,
+        "baseline": first.id if first else None,
         "benchmarks": benchmarks,
-        "runs": [_described(run, named[run.name], differing_keys(settings), found[run.name]) for run in runs],
+        "runs": [
+            _described(run, named[run.name], arm_of[run.name].id, differing_keys(settings), found[run.name])
+            for run in runs
+        ],
+        "arms": arm_rows(arms, benchmarks, found, RESAMPLES, SEED),
         "pairs": pairs,
+        "groups": tied_groups(found_panels, pairs, alpha=ALPHA, resamples=RESAMPLES, seed=SEED),
         "refused": refused,
         "minimum_detectable_difference": _detectable(pairs),
+        "power": None if power is None else power_needed(pairs, power, ALPHA, POWER),
         "baselines": _baselines(runs, benchmarks, named),
         "confounded": confounded(ended, choices(ended)),
         "environment": environment_differences(runs),
@@ -96,6 +150,7 @@ def compare(
             "power": POWER,
             "adjustment": "holm",
             "comparisons": len(pairs),
+            "all_pairs": all_pairs,
             "resamples": RESAMPLES,
             "seed": SEED,
         },
@@ -126,8 +181,20 @@ def _relative_to(comparison: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         **comparison,
         "baseline": near(comparison["baseline"]),
-        "runs": [{**run, "run_dir": near(run["run_dir"])} for run in comparison["runs"]],
+        "runs": [{**run, "run_dir": near(run["run_dir"]), "arm": near(run["arm"])} for run in comparison["runs"]],
+        "arms": [
+            {**arm, "id": near(arm["id"]), "runs": [near(name) for name in arm["runs"]]} for arm in comparison["arms"]
+        ],
+        "groups": {
+            benchmark: {
+                **group,
+                "letters": {near(name): letters for name, letters in group["letters"].items()},
+                "best": [near(name) for name in group["best"]],
+            }
+            for benchmark, group in comparison["groups"].items()
+        },
         "data": [{**entry, "runs": [near(name) for name in entry["runs"]]} for entry in comparison["data"]],
+        "baselines": [{**row, "runs": [near(name) for name in row["runs"]]} for row in comparison["baselines"]],
         **{
             key: [{**pair, "a": near(pair["a"]), "b": near(pair["b"])} for pair in comparison[key]]
             for key in ("pairs", "refused")
@@ -138,105 +205,70 @@ def _relative_to(comparison: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 # -- the baseline ------------------------------------------------------------------------------------------------------
 
 
-def _baseline(runs: Sequence[Run], named: Mapping[str, str], asked: Path | str | None) -> Run | None:
+def _baseline(arms: Sequence[Arm], named: Mapping[str, str], asked: Path | str | None) -> Arm | None:
     if asked is None:
-        return next((run for run in runs if run.is_completed), None)
+        return next((arm for arm in arms if arm.completed), None)
     text = str(asked)
-    found = [run for run in runs if text in (run.name, named[run.name], run.path.name)]
-    found = found or [run for run in runs if run.path.resolve() == Path(text).resolve()]
+    found = [arm for arm in arms if text in _names(arm, named)]
+    found = found or [arm for arm in arms if any(_is_folder(run, Path(text)) for run in arm.runs)]
     if len(found) != 1:
-        known = ", ".join(f"{named[run.name]} ({run.name})" for run in runs)
+        known = ", ".join(f"{arm.label} ({arm.id})" for arm in arms)
         which = "is none of the runs" if not found else f"fits {len(found)} runs"
         raise UserError(f"The baseline {text!r} {which}; give the folder or the label of one of: {known}.")
-    if not found[0].is_completed:
-        raise UserError(f"The baseline {text!r} cannot be compared with: it is {found[0].status} ({found[0].cause}).")
+    if not found[0].completed:
+        run = found[0].runs[0]
+        raise UserError(f"The baseline {text!r} cannot be compared with: it is {run.status} ({run.cause}).")
     return found[0]
+
+
+def _names(arm: Arm, named: Mapping[str, str]) -> set[str]:
+    """What an arm may be called: label, folder or trial number, also those of its runs."""
+    names = {arm.label, arm.id}
+    for run in arm.runs:
+        names |= {run.name, named[run.name], run.path.name}
+        if run.path.name.startswith("seed_"):
+            names.add(run.path.parent.name)
+    return names
+
+
+def _is_folder(run: Run, folder: Path) -> bool:
+    resolved = run.path.resolve()
+    return folder.resolve() == resolved or (
+        resolved.name.startswith("seed_") and folder.resolve() == resolved.parent and folder.is_dir()
+    )
+
+
+def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "seed"}
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
 def _pairs(
-    first: Run, runs: Sequence[Run], benchmarks: Sequence[str], strict: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every other completed run against the baseline, on every benchmark both have."""
-    pairs: list[dict[str, Any]] = []
-    refused: list[dict[str, Any]] = []
-    others = [run for run in runs if run.is_completed and run is not first]
-    n_comparisons = len(others) * len(benchmarks)
-    for benchmark in benchmarks:
-        candidates = []
-        for run in others:
-            if benchmark not in first.benchmarks or benchmark not in run.benchmarks:
-                continue
-            try:
-                candidates.append((run, *check_pair(first, run, benchmark)))
-            except PairingError as error:
-                if strict:
-                    raise
-                refused.append({"a": first.name, "b": run.name, "benchmark": benchmark, "reason": str(error)})
-        if candidates:
-            scored = paired_tests(candidates[0][1], [right for _, _, right in candidates], n_comparisons)
-            for (run, _, _), row in zip(candidates, scored, strict=True):
-                pairs.append({"a": first.name, "b": run.name, "benchmark": benchmark, **row})
-    judge(pairs)
-    return pairs, refused
-
-
-def paired_tests(base: Predictions, candidates: Sequence[Predictions], n_comparisons: int) -> list[dict[str, Any]]:
-    """Difference, interval and p of every candidate against a baseline; all share the resamples of the questions.
-
-    Args:
-        base: The baseline's scores.
-        candidates: Scores on the same questions in the same order.
-        n_comparisons: How many comparisons will be adjusted together.
+    first: Arm, arms: Sequence[Arm], benchmarks: Sequence[str], strict: bool, all_pairs: bool
+) -> tuple[list[Panel], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every other arm against the baseline (or every pair), on every benchmark both have.
 
     Returns:
-        The keys of ``pairs`` in ``comparison.json`` from ``n`` to ``p_value``, a row for each candidate.
+        The panel of each benchmark that has most arms, the pairs, and what was refused.
     """
-    differences = np.column_stack([candidate.scores - base.scores for candidate in candidates])
-    images = base.images if base.has_shared_images else None
-    low, high = stats.bootstrap_intervals(differences, RESAMPLES, SEED, images)
-    # The smallest p of a permutation test is 1 / (n + 1): it must be able to pass the adjustment.
-    n_flips = max(RESAMPLES, math.ceil(2 * n_comparisons / ALPHA))
-    p_soft = stats.sign_flip_p_values(differences, n_flips, SEED)
-    p_images = stats.sign_flip_p_values(differences, n_flips, SEED, images) if images else None
-    rows = []
-    for k, candidate in enumerate(candidates):
-        estimate = stats.paired_difference(base.scores, candidate.scores, images)
-        is_binary = base.is_binary and candidate.is_binary
-        gained = int((differences[:, k] > 0).sum())
-        lost = int((differences[:, k] < 0).sum())
-        rows.append(
-            {
-                "n": len(base.ids),
-                "n_images": len(set(base.images)),
-                "difference": estimate.difference,
-                "ci_low": float(low[k]),
-                "ci_high": float(high[k]),
-                "standard_error": _finite(estimate.standard_error),
-                "gained": gained,
-                "lost": lost,
-                "test": "mcnemar_exact" if is_binary else "sign_flip_permutation",
-                "p_value": stats.mcnemar_exact(lost, gained) if is_binary else float(p_soft[k]),
-                "p_by_image": float(p_images[k]) if p_images is not None else None,
-            }
-        )
-    return rows
-
-
-def judge(pairs: Sequence[dict[str, Any]]) -> None:
-    """Adds ``p_adjusted`` and the ``verdict`` on b (better, worse or tied).
-
-    p_adjusted is Holm's over all pairs; where questions share images, the larger one of both tests, so that it always
-    agrees with the verdict.
-    """
-    adjusted = stats.holm([pair["p_value"] for pair in pairs])
-    by_image = stats.holm([pair["p_value"] if pair["p_by_image"] is None else pair["p_by_image"] for pair in pairs])
-    for pair, p, p_image in zip(pairs, adjusted, by_image, strict=True):
-        pair["p_adjusted"] = p if pair["p_by_image"] is None else max(p, p_image)
-        is_sure = pair["p_adjusted"] < ALPHA
-        pair["verdict"] = ("better" if pair["difference"] > 0 else "worse") if is_sure else "tied"
+    found: list[Panel] = []
+    refused: list[dict[str, Any]] = []
+    plan: list[tuple[Panel, list[tuple[int, int]]]] = []
+    for benchmark in benchmarks:
+        own, not_compared = panels(benchmark, arms, first, strict)
+        refused += not_compared
+        plan += [(panel, wanted_pairs(panel, first, all_pairs)) for panel in own]
+        found += [max(own, key=lambda panel: len(panel.arms))] if own else []
+    n_comparisons = sum(len(wanted) for _, wanted in plan)
+    pairs = [
+        row
+        for panel, wanted in plan
+        for row in pair_rows(panel, wanted, n_comparisons=n_comparisons, resamples=RESAMPLES, seed=SEED, alpha=ALPHA)
+    ]
+    judge(pairs, ALPHA)
+    return found, pairs, refused
 
 
 def _detectable(pairs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -255,13 +287,14 @@ def _detectable(pairs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _described(
-    run: Run, label: str, differing: Sequence[str], found: Mapping[str, tuple[float, float, int]]
+    run: Run, label: str, arm: str, differing: Sequence[str], found: Mapping[str, tuple[float, float, int]]
 ) -> dict[str, Any]:
     differs = {key: run.config.get(key) for key in differing} if run.config else dict(run.params)
     trainable = run.manifest.get("trainable") or {}
     return {
         "run_dir": run.name,
         "label": label,
+        "arm": arm,
         "status": run.status,
         "cause": run.cause or None,
         "advice": (run.result.get("error") or {}).get("advice"),
@@ -298,28 +331,32 @@ def _intervals(runs: Sequence[Run], benchmarks: Sequence[str]) -> dict[str, dict
     """
     found: dict[str, dict[str, tuple[float, float, int]]] = {run.name: {} for run in runs}
     for benchmark in benchmarks:
-        alike: dict[tuple[Any, ...], list[tuple[Run, Predictions]]] = {}
+        alike: dict[int, list[tuple[Run, Predictions]]] = {}
         for run in runs:
             if run.is_completed and benchmark in run.benchmarks:
                 try:
                     predictions = run.predictions(benchmark)
                 except PairingError:
                     continue  # an interval needs the questions; the value in result.json stands alone
-                key = (predictions.images, predictions.types)
+                key = id(predictions.questions)  # what was asked is kept once for all runs that were asked it
                 alike.setdefault(key, []).append((run, predictions))
-        for (images, types), group in alike.items():
+        for group in alike.values():
+            questions = group[0][1].questions
+            types = questions.types
             scores = np.column_stack([predictions.scores for _, predictions in group])  # (questions, runs)
             kinds = np.array(types)
             parts = {f"{benchmark}/accuracy": np.ones(len(kinds), dtype=bool)}
             parts |= {f"{benchmark}/accuracy[{kind}]": kinds == kind for kind in dict.fromkeys(types)}
             for name, part in parts.items():
-                low, high = accuracy_intervals(scores[part], np.array(images, dtype=object)[part].tolist())
+                low, high = accuracy_intervals(scores[part], questions.clusters[part])
                 for (run, _), a, b in zip(group, low, high, strict=True):
                     found[run.name][name] = (float(a), float(b), int(part.sum()))
     return found
 
 
-def accuracy_intervals(scores: ArrayLike, images: Sequence[str]) -> tuple[stats.Floats, stats.Floats]:
+def accuracy_intervals(
+    scores: ArrayLike, images: Sequence[Hashable] | NDArray[np.int64]
+) -> tuple[stats.Floats, stats.Floats]:
     """95 % intervals of mean scores: Wilson for 0/1 scores, bootstrap over images for soft ones.
 
     Args:
@@ -330,14 +367,14 @@ def accuracy_intervals(scores: ArrayLike, images: Sequence[str]) -> tuple[stats.
         Lower and upper ends, (runs,) each.
     """
     values = np.asarray(scores, dtype=np.float64)
-    clusters = images if len(set(images)) < len(images) else None
+    clusters = None if len(set(np.asarray(images).tolist())) == len(images) else images
     binary = np.isin(values, (0.0, 1.0)).all(axis=0)  # (runs,)
     low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
     if not binary.all():
         low[~binary], high[~binary] = stats.bootstrap_intervals(values[:, ~binary], RESAMPLES, SEED, clusters)
+    effects = np.maximum(1.0, stats.design_effects(values, clusters)) if clusters is not None else np.ones(len(low))
     for k in np.flatnonzero(binary):
-        effect = max(1.0, stats.design_effect(values[:, k], clusters)) if clusters else 1.0
-        effective = len(values) / effect
+        effective = len(values) / float(effects[k])
         low[k], high[k] = stats.wilson_interval(min(1.0, float(values[:, k].mean())) * effective, effective)
     return low, high
 

@@ -75,6 +75,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _folder(run: Run) -> str:
+    """What tells equal runs apart: the trial's number in a sweep, else the end of the path."""
+    if run.params and run.path.name.isdecimal():
+        return f"trial {run.path.name}"
     return "/".join(run.path.resolve().parts[-2:])
 
 

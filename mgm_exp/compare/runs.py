@@ -6,7 +6,6 @@ listed as such with its cause, and takes part in no comparison.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,49 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
+from mgm_exp.compare.predictions import PairingError, Predictions, Progress, read_many, read_predictions
 from mgm_exp.errors import UserError
 from mgm_exp.store import Lease
 
 _NOT_COMPARED = ("name", "paths", "tracker", "sweep", "trial", "hydra")
 """Parts of a configuration that say where a run went, not what it is."""
 _NAMED = 3
-
-
-class PairingError(UserError):
-    """Two results that must not be compared: they do not answer the same questions in the same way."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Scores of one benchmark, ordered by question id.
-
-    Args:
-        ids: Question ids as texts, (n,).
-        images: Image of each question, (n,).
-        types: Type of each question, (n,).
-        scores: Score of each question in 0..1, (n,).
-        asked: Digest of each question's prompt and reference answers, (n,).
-    """
-
-    ids: tuple[str, ...]
-    images: tuple[str, ...]
-    types: tuple[str, ...]
-    scores: NDArray[np.float64]
-    asked: tuple[int, ...]
-
-    @property
-    def is_binary(self) -> bool:
-        """Whether every score is 0 or 1."""
-        return bool(np.isin(self.scores, (0.0, 1.0)).all())
-
-    @property
-    def has_shared_images(self) -> bool:
-        """Whether some image has several questions, so that questions are not independent."""
-        return len(set(self.images)) < len(self.images)
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, ten times as fast where libyaml is
 
 
 @dataclass(frozen=True)
@@ -108,8 +74,12 @@ class Run:
         return [name for name in self.eval_keys if f"{name}/accuracy" in self.metrics]
 
     @cached_property
-    def _read(self) -> dict[str, Predictions]:
+    def _read(self) -> dict[str, Predictions | PairingError]:
         return {}
+
+    def predictions_path(self, benchmark: str) -> Path:
+        """Where the answers to one benchmark lie."""
+        return self.path / "predictions" / f"{benchmark}.jsonl"
 
     def predictions(self, benchmark: str) -> Predictions:
         """The scores of one benchmark.
@@ -118,16 +88,38 @@ class Run:
             PairingError: the file is missing or damaged, or is not what the accuracy in ``result.json`` comes from.
         """
         if benchmark not in self._read:
-            predictions = read_predictions(self.path / "predictions" / f"{benchmark}.jsonl")
-            stated, found = self.metrics.get(f"{benchmark}/accuracy"), float(predictions.scores.mean())
-            if stated is not None and abs(stated - found) > 1e-6:
-                raise PairingError(
+            self.keep(benchmark, read_predictions(self.predictions_path(benchmark)))
+        found = self._read[benchmark]
+        if isinstance(found, PairingError):
+            raise found
+        return found
+
+    def keep(self, benchmark: str, read: Predictions | PairingError) -> None:
+        """Keeps what was read of one benchmark, or why it could not be, once it is held to ``result.json``."""
+        stated = self.metrics.get(f"{benchmark}/accuracy")
+        if isinstance(read, Predictions) and stated is not None:
+            found = float(read.scores.mean())
+            if abs(stated - found) > 1e-6:
+                read = PairingError(
                     f"{self.name}: {benchmark}/accuracy is {stated:.6f} in result.json, but the mean score of its "
                     f"predictions is {found:.6f}.",
                     advice="One of the two files was changed; run the evaluation again.",
                 )
-            self._read[benchmark] = predictions
-        return self._read[benchmark]
+        self._read[benchmark] = read
+
+
+def read_all(runs: Sequence[Run], workers: int | None = 1, on_progress: Progress | None = None) -> None:
+    """Reads the predictions of all completed runs at once: what was asked is kept once for all.
+
+    Args:
+        workers: Processes; None: one for each usable core.
+    """
+    done = [run for run in runs if run.is_completed]
+    benchmarks = dict.fromkeys(benchmark for run in done for benchmark in run.benchmarks)
+    wanted = [(run, benchmark) for benchmark in benchmarks for run in done if benchmark in run.benchmarks]
+    paths = [run.predictions_path(benchmark) for run, benchmark in wanted]
+    for (run, benchmark), read in zip(wanted, read_many(paths, workers, on_progress), strict=True):
+        run.keep(benchmark, read)
 
 
 def load_run(folder: Path | str, name: str | None = None, params: Mapping[str, Any] | None = None) -> Run:
@@ -222,7 +214,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is a safe one
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return {}
     if not isinstance(content, dict):
@@ -240,46 +232,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Reads a ``predictions/<benchmark>.jsonl``.
-
-    Raises:
-        PairingError: it is missing, empty or damaged, or a question stands in it twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PairingError(f"{path} cannot be read: {error}.") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            score = float(row["score"])
-            if not 0 <= score <= 1:
-                raise ValueError(f"score {score} is not in 0..1")
-            asked = f"{row.get('prompt_hash')}\0{row.get('question')}\0{row.get('answers')}"
-            rows.append((str(row["question_id"]), str(row["image_id"]), str(row.get("question_type")), score, asked))
-        except (ValueError, KeyError, TypeError) as error:
-            raise PairingError(f"{path}, line {number} is damaged ({type(error).__name__}: {error}).") from error
-    rows.sort(key=lambda row: row[0])
-    ids = tuple(row[0] for row in rows)
-    if not rows or len(set(ids)) < len(ids):
-        raise PairingError(f"{path} {'holds a question twice' if rows else 'is empty'}.")
-    return Predictions(
-        ids,
-        tuple(row[1] for row in rows),
-        tuple(row[2] for row in rows),
-        np.array([row[3] for row in rows], dtype=np.float64),
-        tuple(_digest(row[4]) for row in rows),
-    )
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 # -- pairing -----------------------------------------------------------------------------------------------------------
@@ -304,15 +256,18 @@ def check_pair(a: Run, b: Run, benchmark: str) -> tuple[Predictions, Predictions
             advice="Evaluate both with the same settings.",
         )
     left, right = a.predictions(benchmark), b.predictions(benchmark)
-    if left.ids != right.ids:
-        only_a, only_b = sorted(set(left.ids) - set(right.ids)), sorted(set(right.ids) - set(left.ids))
+    mine, theirs = left.questions, right.questions
+    if mine is theirs:
+        return left, right
+    if mine.ids != theirs.ids:
+        only_a, only_b = sorted(set(mine.ids) - set(theirs.ids)), sorted(set(theirs.ids) - set(mine.ids))
         raise PairingError(
             f"{a.name} and {b.name} cannot be compared on {benchmark}: they answer different questions: question_id "
             f"{_some(only_a)} only in the first, {_some(only_b)} only in the second.",
             advice="Evaluate both on the same questions.",
         )
-    if left.asked != right.asked or left.images != right.images:
-        both = zip(left.ids, left.asked, right.asked, left.images, right.images, strict=True)
+    if mine.asked != theirs.asked or mine.images != theirs.images:
+        both = zip(mine.ids, mine.asked, theirs.asked, mine.images, theirs.images, strict=True)
         changed = [name for name, p, q, image, other in both if p != q or image != other]
         raise PairingError(
             f"{a.name} and {b.name} cannot be compared on {benchmark}: prompt, image or reference answers differ for "

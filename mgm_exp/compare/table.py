@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.compare.datasets import COLUMNS, data_rows
 from mgm_exp.compare.wording import (
     count,
+    has_groups,
     metric,
     notes,
     points_interval,
@@ -46,9 +47,10 @@ _COLOURS = {
 _NAME = ("run", "what differs")
 _SCORE = ("accuracy [95 %]", "difference [95 %]")
 _COST = ("trained", "tok/s", "GiB", "status")
-_COLUMNS = (*_NAME, *_SCORE, *_COST)
+_LETTERS = "group"
+COLUMNS_ALL = (*_NAME, *_SCORE, _LETTERS, *_COST)
 _RIGHT = {"trained", "tok/s", "GiB"}
-_HEADERS = {"tok/s": "tokens\n/s", "GiB": "peak\nGiB"}
+_HEADERS = {_LETTERS: "", "tok/s": "tokens\n/s", "GiB": "peak\nGiB"}
 _FILE_WIDTH = 110
 _PADDINGS = (3, 2, 1)
 """Columns between two columns: narrower where that makes a table fit."""
@@ -70,32 +72,58 @@ class Row:
 
 
 def rows_of(comparison: Comparison, benchmark: str | None) -> list[Row]:
-    """The rows of one benchmark's table: runs in their order, then baselines. None: no run has a score."""
-    pairs = {(pair["b"], pair["benchmark"]): pair for pair in comparison["pairs"]}
+    """The rows of one benchmark's table: arms in their order, then baselines. None: no run has a score."""
+    pairs = {
+        (pair["b"], pair["benchmark"]): pair for pair in comparison["pairs"] if pair["a"] == comparison["baseline"]
+    }
     refused = {(pair["b"], pair["benchmark"]) for pair in comparison["refused"]}
-    folders = short_folders([run["run_dir"] for run in comparison["runs"]])[1]
+    runs = {run["run_dir"]: run for run in comparison["runs"]}
+    letters = (comparison["groups"].get(benchmark) or {}).get("letters", {})
+    folders = short_folders([_folder(arm) for arm in comparison["arms"]])[1]
     rows = []
-    for run, folder in zip(comparison["runs"], folders, strict=True):
-        key = (run["run_dir"], benchmark)
+    for arm, folder in zip(comparison["arms"], folders, strict=True):
+        key = (arm["id"], benchmark)
         pair = pairs.get(key)
-        if run["run_dir"] == comparison["baseline"]:
+        if arm["id"] == comparison["baseline"]:
             difference = "baseline"
         elif pair:
             difference = f"{points_interval(pair)} {pair['verdict']}"
         else:
             difference = "not comparable" if key in refused else "-"
+        own = [runs[name] for name in arm["runs"]]
+        memory = mean_of(own, "peak_memory_gib")
+        done = sum(run["status"] == "completed" for run in own)
         cost = (
-            trained(run["trainable"]),
-            count(run["train_tokens_per_s"]),
-            "-" if run["peak_memory_gib"] is None else f"{run['peak_memory_gib']:.2f}",
-            run["status"],
+            trained(runs[arm["id"]]["trainable"]),
+            count(mean_of(own, "train_tokens_per_s")),
+            "-" if memory is None else f"{memory:.2f}",
+            arm["status"] if len(own) == 1 or done in (0, len(own)) else f"{done} of {len(own)}",
         )
-        cells = (folder, run["label"], rate_interval(metric(run, benchmark)), difference, *cost)
-        rows.append(Row(dict(zip(_COLUMNS, cells, strict=True)), pair["verdict"] if pair else "", run["status"]))
+        label = f"{arm['label']} ({len(own)} seeds)" if len(own) > 1 else arm["label"]
+        score = (rate_interval(metric(arm, benchmark)), difference, letters.get(arm["id"], ""))
+        cells = dict(zip(COLUMNS_ALL, (folder, label, *score, *cost), strict=True))
+        rows.append(Row(cells, pair["verdict"] if pair else "", arm["status"]))
     for baseline in comparison["baselines"]:
         if baseline["benchmark"] == benchmark:
             rows.append(Row({"run": "-", "what differs": baseline["label"], _SCORE[0]: rate_interval(baseline)}))
     return rows
+
+
+def _folder(arm: Mapping[str, Any]) -> str:
+    """Where an arm lies: its run folder; the trial's folder where that holds its seeds."""
+    folder = Path(arm["id"])
+    return str(folder.parent if len(arm["runs"]) > 1 and folder.name.startswith("seed_") else folder)
+
+
+def mean_of(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Mean over the runs that recorded it."""
+    values = [run[key] for run in runs if run[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def columns_of(comparison: Comparison, benchmark: str | None) -> tuple[str, ...]:
+    """Columns of a benchmark's table: letters only where there are enough arms for them."""
+    return COLUMNS_ALL if has_groups(comparison, benchmark) else tuple(c for c in COLUMNS_ALL if c != _LETTERS)
 
 
 # -- on the screen -----------------------------------------------------------------------------------------------------
@@ -112,7 +140,8 @@ def comparison_table(comparison: Comparison, width: int = 110) -> RenderableType
         rows = rows_of(comparison, benchmark)
         title = [Text(f"\n{benchmark}", style="bold")] if len(benchmarks) > 1 else []
         # What a run cost does not depend on the benchmark and is shown once.
-        parts += [*title, Text(""), *_laid_out(rows, width, with_cost=place == 0)]
+        columns = columns_of(comparison, benchmark)
+        parts += [*title, Text(""), *_laid_out(rows, columns, width, with_cost=place == 0)]
     if len(comparison["data"]) > 1:
         parts += [Text("\ncaptions of the align stage", style="bold"), Text(""), _data_table(comparison)]
     parts += [Text(""), *(Text(note, style="dim") for note in notes(comparison))]
@@ -132,14 +161,14 @@ def _data_table(comparison: Comparison) -> RenderableType:
     return table
 
 
-def _laid_out(rows: Sequence[Row], width: int, *, with_cost: bool) -> list[RenderableType]:
+def _laid_out(rows: Sequence[Row], columns: Sequence[str], width: int, *, with_cost: bool) -> list[RenderableType]:
     """One table; two where it would be too wide; a block of lines for each run where even that is."""
     from rich.text import Text
 
-    main = [*_NAME, *_SCORE]
+    main = [column for column in columns if column not in _COST]
     for padding in _PADDINGS:
-        if with_cost and _width(rows, _COLUMNS, padding) <= width:
-            return [_grid(rows, _COLUMNS, padding)]
+        if with_cost and _width(rows, columns, padding) <= width:
+            return [_grid(rows, columns, padding)]
     for padding in _PADDINGS:
         if _width(rows, main, padding) <= width:
             cost = [Text(""), _grid([row for row in rows if row.status], [*_NAME, *_COST], padding)]
@@ -176,6 +205,8 @@ def _block(row: Row, with_cost: bool) -> RenderableType:
     for column in _SCORE:
         if cells.get(column):
             text.append("\n  ").append_text(_styled(row, column))
+    if cells.get(_LETTERS):
+        text.append(f"\n  tied group {cells[_LETTERS]}")
     if with_cost and row.status:
         cost = f"{cells['trained']} trained · {cells['tok/s']} tok/s · {cells['GiB']} GiB · "
         text.append(f"\n  {cost}", "dim").append_text(_styled(row, "status"))
@@ -215,11 +246,11 @@ def markdown(comparison: Comparison) -> str:
     parts = ["\n".join(f"**{_escaped(line)}**  " for line in verdict_lines(comparison))]
     benchmarks = comparison["benchmarks"] or [None]
     for benchmark in benchmarks:
-        rows = rows_of(comparison, benchmark)
+        rows, columns = rows_of(comparison, benchmark), columns_of(comparison, benchmark)
         table = [
-            "| " + " | ".join(_HEADERS.get(c, c).replace("\n", " ") for c in _COLUMNS) + " |",
-            "| " + " | ".join("---:" if c in _RIGHT else "---" for c in _COLUMNS) + " |",
-            *("| " + " | ".join(_escaped(row.cells.get(c, "")) for c in _COLUMNS) + " |" for row in rows),
+            "| " + " | ".join((c if c == _LETTERS else _HEADERS.get(c, c).replace("\n", " ")) for c in columns) + " |",
+            "| " + " | ".join("---:" if c in _RIGHT else "---" for c in columns) + " |",
+            *("| " + " | ".join(_escaped(row.cells.get(c, "")) for c in columns) + " |" for row in rows),
         ]
         parts.append("\n".join([f"### {benchmark}\n" if len(benchmarks) > 1 else "", *table]).strip("\n"))
     if len(comparison["data"]) > 1:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.compare.differences import shown
+from mgm_exp.compare.power import power_lines
 
 Comparison = Mapping[str, Any]
 
 _MOST_SENTENCES = 3
 """Pairs that get a sentence each; more are counted in one."""
+_MOST_VALUES = 6
+"""Values of a setting that are named."""
 _FEW_IMAGES = 30
 """With fewer clusters a bootstrap interval does not hold what it promises."""
 _PHRASES = {"better": "is better than", "worse": "is worse than"}
@@ -88,23 +91,30 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
+def names_of(comparison: Comparison) -> dict[str, str]:
+    """Label of each run and each arm by its folder; an arm of several runs goes by the label of the arm."""
+    names = {run["run_dir"]: run["label"] for run in comparison["runs"]}
+    return names | {arm["id"]: arm["label"] for arm in comparison["arms"]}
+
+
 # -- sentences ---------------------------------------------------------------------------------------------------------
 
 
 def verdict_lines(comparison: Comparison) -> list[str]:
     """The result in a sentence or a few."""
-    names = {run["run_dir"]: run["label"] for run in comparison["runs"]}
+    names = names_of(comparison)
     pairs = comparison["pairs"]
     if not pairs:
         return [_nothing_compared(comparison, names)]
     if len(pairs) <= _MOST_SENTENCES:
         return [_sentence(pair, names) for pair in pairs]
-    return [_summary(comparison, benchmark, names) for benchmark in comparison["benchmarks"]]
+    said = [_summary(comparison, benchmark, names) for benchmark in comparison["benchmarks"]]
+    return said + [line for benchmark in comparison["benchmarks"] for line in _best(comparison, benchmark, names)]
 
 
 def _nothing_compared(comparison: Comparison, names: Mapping[str, str]) -> str:
     runs = comparison["runs"]
-    done = [run for run in runs if run["status"] == "completed"]
+    done = [arm for arm in comparison["arms"] if arm["status"] == "completed"]
     if not done:
         return f"None of {len(runs)} runs is completed: there is no result to compare yet."
     if len(done) == 1:
@@ -123,12 +133,22 @@ def _sentence(pair: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return (
         f"{said} on {pair['benchmark']}: {signed(pair['difference'])} {unit}, 95 % interval "
         f"{signed(pair['ci_low'])} to {signed(pair['ci_high'])}, adjusted {p_text(pair['p_adjusted'])}, n={pair['n']:,}"
+        f"{_seeds(pair)}"
     )
+
+
+def _seeds(pair: Mapping[str, Any]) -> str:
+    a, b = pair["n_seeds"]
+    if a == b == 1:
+        return ""
+    return f", {a} seeds each" if a == b else f", {b} and {a} seeds"
 
 
 def _summary(comparison: Comparison, benchmark: str, names: Mapping[str, str]) -> str:
     """Many runs on one benchmark: how many of each verdict, and the largest difference."""
-    pairs = [pair for pair in comparison["pairs"] if pair["benchmark"] == benchmark]
+    pairs = [
+        pair for pair in comparison["pairs"] if pair["benchmark"] == benchmark and pair["a"] == comparison["baseline"]
+    ]
     if not pairs:
         return f"On {benchmark} no run can be compared with {names[comparison['baseline']]}."
     counted = {verdict: sum(pair["verdict"] == verdict for pair in pairs) for verdict in ("better", "tied", "worse")}
@@ -137,23 +157,45 @@ def _summary(comparison: Comparison, benchmark: str, names: Mapping[str, str]) -
     best = f"; highest: {names[top['b']]}, {points_interval(top)} points ({top['verdict']})"
     if top["difference"] <= 0:
         best = "; none is higher than it"
-    return f"On {benchmark}, {len(pairs)} runs against {names[comparison['baseline']]}: {said}{best}"
+    what = "arms" if any(len(arm["runs"]) > 1 for arm in comparison["arms"]) else "runs"
+    return f"On {benchmark}, {len(pairs)} {what} against {names[comparison['baseline']]}: {said}{best}"
+
+
+def _best(comparison: Comparison, benchmark: str, names: Mapping[str, str]) -> list[str]:
+    """The highest of all and how many cannot be told apart from it; nothing where all are tied."""
+    group = comparison["groups"].get(benchmark)
+    if group is None or not any(pair["verdict"] != "tied" for pair in comparison["pairs"]):
+        return []
+    top, *tied = group["best"]
+    # The comparison with the baseline is the surer one, being one of fewer.
+    better = {
+        (pair["a"], pair["b"])
+        for pair in comparison["pairs"]
+        if pair["verdict"] == "better" and pair["benchmark"] == benchmark
+    }
+    tied = [name for name in tied if (name, top) not in better]
+    if not tied:
+        return [f"On {benchmark}, {names[top]} is the highest, and every other one is told apart from it"]
+    few = ", ".join(names[name] for name in tied[:_MOST_SENTENCES])
+    more = f" and {len(tied) - _MOST_SENTENCES} more" if len(tied) > _MOST_SENTENCES else ""
+    return [f"On {benchmark}, {names[top]} is the highest; not told apart from it: {few}{more}"]
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What a reader must know beside the numbers, a sentence each."""
-    names = {run["run_dir"]: run["label"] for run in comparison["runs"]}
+    names = names_of(comparison)
+    own_names = {run["run_dir"]: run["label"] for run in comparison["runs"]}
     method = comparison["method"]
     said = []
     for run in comparison["runs"]:
         if run["status"] != "completed":
             why = run["cause"] or "no cause was recorded"
             ended = _ENDED.get(run["status"], f"is {run['status']}")
-            said.append(f"{run['label']} {ended}: {why.rstrip('.')}{_advice(run)}")
+            said.append(f"{own_names[run['run_dir']]} {ended}: {why.rstrip('.')}{_advice(run)}")
     said += [f"Not compared: {refused['reason']}" for refused in comparison["refused"]]
     for key, follows in comparison["confounded"].items():
         values = [shown(run["differs"].get(key)) for run in comparison["runs"] if run["status"] == "completed"]
-        what = ", ".join(dict.fromkeys(values))
+        what = _some(list(dict.fromkeys(values)))
         said.append(f"{key} ({what}) changes together with {' and '.join(follows)}: the two cannot be told apart")
     for key, values in comparison["environment"].items():
         said.append(f"Not the same for all runs: {key} ({', '.join(values)})")
@@ -167,14 +209,63 @@ def notes(comparison: Comparison) -> list[str]:
         said.append(
             f"Baseline: {names[comparison['baseline']]}. Differences are paired by question; verdicts at "
             f"{method['alpha']:.0%} after Holm's adjustment for {method['comparisons']} comparison"
-            f"{'s' if method['comparisons'] != 1 else ''}; a true difference of {smallest} is found with "
-            f"probability {method['power']:.0%}"
+            f"{'s' if method['comparisons'] != 1 else ''}{' (all pairs)' if method['all_pairs'] else ''}; a true "
+            f"difference of {smallest} is found with probability {method['power']:.0%}"
         )
+        said += _about_groups(comparison)
         said += _about_images(comparison["pairs"])
         if comparison["baselines"]:
             said.append(_BASELINES)
-        said.append("Intervals are about other questions of the same kind; another seed may train another model")
+        said += _about_seeds(comparison, names)
+    if comparison["power"] is not None:
+        said += power_lines(comparison["power"])
     return said
+
+
+def has_groups(comparison: Comparison, benchmark: str | None) -> bool:
+    """Whether letters say more than the verdicts do: with three arms or more."""
+    return len((comparison["groups"].get(benchmark) or {}).get("letters", {})) > 2
+
+
+def _about_groups(comparison: Comparison) -> list[str]:
+    shown_groups = [benchmark for benchmark in comparison["benchmarks"] if has_groups(comparison, benchmark)]
+    if not shown_groups:
+        return []
+    n = comparison["groups"][shown_groups[0]]["comparisons"]
+    return [
+        f"Letters: those that share one are not told apart when each is compared with each ({n} comparisons, Holm), "
+        "which takes more than being told apart from the baseline"
+    ]
+
+
+def _about_seeds(comparison: Comparison, names: Mapping[str, str]) -> list[str]:
+    several = [arm for arm in comparison["arms"] if len(arm["seeds"]) > 1]
+    if not several:
+        return ["Intervals are about other questions of the same kind; another seed may train another model"]
+    said = []
+    for benchmark in comparison["benchmarks"]:
+        found = [(arm, arm["metrics"].get(f"{benchmark}/accuracy")) for arm in several]
+        parts = [
+            f"{names[arm['id']]} {percent(one['seed_sd'])} over {one['n_seeds']} seeds"
+            for arm, one in found
+            if one is not None and one["seed_sd"] is not None
+        ]
+        errors = [one["standard_error"] for _, one in found if one and one["standard_error"] is not None]
+        if parts:
+            few = ", ".join(parts[:_MOST_SENTENCES])
+            more = f" and {len(parts) - _MOST_SENTENCES} more" if len(parts) > _MOST_SENTENCES else ""
+            beside = f"; the standard error from the questions is {percent(max(errors))} at most" if errors else ""
+            said.append(f"{benchmark}: standard deviation between seeds in points: {few}{more}{beside}")
+    said.append("Intervals are about other seeds and other questions of the same kind")
+    if any(len(arm["seeds"]) == 1 for arm in comparison["arms"] if arm["status"] == "completed"):
+        said.append("What was run with one seed is taken to vary between seeds as much as the rest")
+    return said
+
+
+def _some(values: Sequence[str]) -> str:
+    """All of a few values, the first ones of many."""
+    more = f" and {len(values) - _MOST_VALUES} more" if len(values) > _MOST_VALUES else ""
+    return ", ".join(values[:_MOST_VALUES]) + more
 
 
 def _about_images(pairs: Sequence[Mapping[str, Any]]) -> list[str]:

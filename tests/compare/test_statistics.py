@@ -204,3 +204,32 @@ def test_coverage_of_the_intervals_is_close_to_what_they_promise():
         hit_clustered += estimate.ci_low <= truth <= estimate.ci_high
     assert 0.92 <= hit_bootstrap / rounds <= 0.98
     assert 0.92 <= hit_clustered / rounds <= 0.98
+
+
+@pytest.mark.parametrize("name", ["lora_r8", "lora_r16"])
+def test_stratified_bootstrap_of_the_interquartile_mean_agrees_with_rliable(name):
+    scores = np.array(GOLDEN["rliable"]["scores"][name])
+    lows, highs = GOLDEN["rliable"]["ci"][name]
+    interval = stats.stratified_bootstrap(scores, stats.interquartile_mean, 2000, 0)
+    assert interval == pytest.approx((lows[0], highs[0]), abs=1.5e-3)
+
+
+def test_sums_in_single_precision_are_exact(monkeypatch):
+    """Tenths are summed as whole numbers: the same p and the same interval as in double precision."""
+    generator = np.random.default_rng(5)
+    scores = generator.choice([0.0, 0.3, 0.6, 0.9, 1.0], (300, 4))
+    images = list(np.arange(300) // 2)
+    pairs = [(0, 1), (0, 2), (2, 3)]
+    fast = stats.pairwise_sign_flip_p_values(scores, pairs, 999, 1, images)
+    means = stats.resampled_means(scores, 200, 1, images)
+    monkeypatch.setattr(stats, "_as_small_integers", lambda values, times=1: (values, 1))
+    assert stats.pairwise_sign_flip_p_values(scores, pairs, 999, 1, images) == pytest.approx(fast, abs=0)
+    assert stats.resampled_means(scores, 200, 1, images) == pytest.approx(means, abs=1e-14)
+
+
+def test_pairs_of_columns_give_the_same_p_as_their_difference():
+    generator = np.random.default_rng(6)
+    scores = generator.random((100, 3))
+    p = stats.pairwise_sign_flip_p_values(scores, [(0, 1), (2, 1)], 500, 3)
+    assert p[0] == stats.sign_flip_permutation(scores[:, 0], scores[:, 1], 500, 3)
+    assert p[1] == stats.sign_flip_permutation(scores[:, 2], scores[:, 1], 500, 3)

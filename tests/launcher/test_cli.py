@@ -94,13 +94,11 @@ def test_report_compares_sweeps_and_runs(app: Any, tmp_path: Path, capsys: pytes
     assert (folder / "comparison.json").is_file()
 
 
-def test_report_as_html_is_said_not_to_be_there_and_leaves_the_comparison(
-    app: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_as_html_is_one_page(app: Any, tmp_path: Path) -> None:
     app("-m", "adapter.rank=4,16", "sweep.name=mine")
-    assert main(["report", str(app.root / "sweeps" / "mine"), "--out", str(tmp_path / "r.html")]) == 2
-    assert "HTML report is not there yet" in capsys.readouterr().err
-    assert (tmp_path / "comparison.json").is_file() and not (tmp_path / "r.html").exists()
+    assert main(["report", str(app.root / "sweeps" / "mine"), "--out", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "comparison.json").is_file()
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(("out", "says"), [("r.pdf", "must end in .md"), ("nowhere/r.md", "is not a folder")])

@@ -52,6 +52,7 @@ def test_the_sweep_ends_with_the_comparison_as_a_table_and_as_files(
     assert len(comparison["runs"]) == 2
     assert comparison["pairs"][0]["difference"] == pytest.approx(0.6)
     assert "|" in (app.sweep_dir / "table.md").read_text(encoding="utf-8")
+    assert "adapter.rank" in (app.sweep_dir / "report.html").read_text(encoding="utf-8")
     assert "adapter.rank" in capsys.readouterr().out
 
 

@@ -278,11 +278,12 @@ class Round:
         return sweeper.launcher.launch([overrides], initial_job_idx=number)[0]
 
     def _compare(self) -> None:
-        from mgm_exp.report import report
+        from mgm_exp.verbs.report import report
 
         if any(trial.status is not None for trial in self.ledger.trials.values()):
             print()
-            report([self.ledger.folder], self.ledger.folder / "comparison.json", self.ledger.folder / "table.md")
+            folder = self.ledger.folder
+            report([folder], folder / "comparison.json", folder / "table.md", html=folder / "report.html")
 
 
 def _words(trial: Trial) -> str:

@@ -1,0 +1,248 @@
+"""Learning curves: loss, gradient norm, learning rate and speed by step, align and instruct each for itself.
+
+Runs that share a stage (the same align stage behind several adapters) are one curve: it was computed once. Long curves
+are thinned so that spikes stay: of each stretch of steps the lowest and the highest loss and the highest gradient norm
+are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgm_exp import page
+from mgm_exp.compare.html.overview import swatch
+from mgm_exp.compare.html.plot import Scale, frame, lines, path, scale_of, short
+from mgm_exp.compare.html.view import Cells, View, series
+from mgm_exp.compare.runs import Run
+from mgm_exp.compare.wording import count
+from mgm_exp.page import Column, Html, element
+
+_QUANTITIES = (
+    ("loss", "Loss", ""),
+    ("grad_norm", "Gradient norm", "before clipping"),
+    ("lr", "Learning rate", ""),
+    ("tokens_per_s", "Speed", "tokens per second"),
+)
+_STAGES = {"align": "Align stage", "instruct": "Instruct stage"}
+_POINTS = 7_000
+"""Points of all curves together: about 80 kB of the page."""
+_MOST_CURVES = 32
+_WIDE = 100.0
+"""From this ratio of highest to lowest on, a scale is logarithmic."""
+
+
+@dataclass
+class Curve:
+    """One stage of training, and all runs that have it in common.
+
+    Args:
+        places: Of the runs in the comparison.
+        rows: Lines of ``metrics.jsonl`` that are optimizer steps.
+    """
+
+    places: list[int]
+    rows: list[Mapping[str, Any]] = field(repr=False)
+
+
+def learning_curves(view: View) -> Html | None:
+    """A section with a set of plots for each stage; None where no run kept ``metrics.jsonl``."""
+    chosen = _chosen(view)
+    stages: dict[str, list[Curve]] = {}
+    for place in chosen:
+        run = view.run(view.entries[place]["run_dir"])
+        for stage, curve in (_read(run) if run else {}).items():
+            same = next((one for one in stages.setdefault(stage, []) if _are_equal(one.rows, curve)), None)
+            if same:
+                same.places.append(place)
+            else:
+                stages[stage].append(Curve([place], curve))
+    if not stages:
+        return None
+    n_curves = sum(len(curves) for curves in stages.values())
+    most = max(12, _POINTS // (n_curves * len(_QUANTITIES)))
+    blocks = [_legend(view, sorted({place for found in stages.values() for one in found for place in one.places}))]
+    for stage in sorted(stages, key=list(_STAGES).index if set(stages) <= set(_STAGES) else None):
+        blocks.append(_of_stage(view, stage, stages[stage], most))
+    remark = (
+        "Drag over a plot to zoom, double-click to see all of it again; with the keyboard: the buttons of each plot, "
+        "or +, -, the arrow keys and 0 once it has the focus. Stages have plots of their own, because "
+        "their losses are not alike."
+    )
+    left_out = sum(1 for entry in view.entries if entry["status"] != "running") - len(chosen)
+    if len(view.entries) > len(chosen) and left_out > 0:
+        remark += f" The baseline and the {len(chosen) - 1} highest runs are drawn, {left_out} are not."
+    return page.section("Learning curves", page.note(remark), *blocks, anchor="curves")
+
+
+def _chosen(view: View) -> list[int]:
+    """All runs, or the baseline and the best of too many."""
+    places = list(range(len(view.entries)))
+    if len(places) <= _MOST_CURVES:
+        return places
+    benchmark = (view.comparison["benchmarks"] or [""])[0]
+
+    def rank(place: int) -> tuple[bool, float]:
+        entry = view.entries[place]
+        return (not view.is_baseline(entry), -(view.accuracy(entry, benchmark) or -1.0))
+
+    return sorted(sorted(places, key=rank)[:_MOST_CURVES])
+
+
+def _read(run: Run) -> dict[str, list[Mapping[str, Any]]]:
+    """Optimizer steps of each stage; a line cut off by a kill is left out."""
+    try:
+        text = (run.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "event" not in row and _number(row.get("step")) is not None:
+            stages.setdefault(str(row.get("stage")), []).append(row)
+    return stages
+
+
+def _are_equal(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    keys = ("step", "loss", "grad_norm", "lr", "seconds")
+    return len(one) == len(other) and all(a.get(k) == b.get(k) for a, b in zip(one, other, strict=True) for k in keys)
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def thinned(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """At most about ``most`` rows: the first, the last, and the extremes of each stretch between."""
+    if len(rows) <= most:
+        return list(rows)
+    kept = {0, len(rows) - 1}
+    n_bins = max(1, most // 3)
+    for k in range(n_bins):
+        part = range(k * len(rows) // n_bins, (k + 1) * len(rows) // n_bins)
+        for key, pick in (("loss", min), ("loss", max), ("grad_norm", max)):
+            known = [(value, place) for place in part if (value := _number(rows[place].get(key))) is not None]
+            if known:
+                kept.add(pick(known)[1])
+    return [rows[place] for place in sorted(kept)]
+
+
+def _of_stage(view: View, stage: str, curves: Sequence[Curve], most: int) -> Html:
+    thin = [(curve, thinned(curve.rows, most)) for curve in curves]
+    plots = []
+    for key, title, unit in _QUANTITIES:
+        known = [
+            (curve, [(float(row["step"]), value) for row in rows if (value := _number(row.get(key))) is not None])
+            for curve, rows in thin
+        ]
+        known = [(curve, points) for curve, points in known if points]
+        if known:
+            plots.append(_plot(view, stage, title, unit, known, starts_at_zero=key in ("lr", "tokens_per_s")))
+    return page.subsection(_STAGES.get(stage, stage), page.grid(*plots), _numbers(view, curves))
+
+
+def _plot(
+    view: View,
+    stage: str,
+    title: str,
+    unit: str,
+    known: Sequence[tuple[Curve, list[tuple[float, float]]]],
+    *,
+    starts_at_zero: bool,
+) -> Html:
+    values = [value for _, points in known for _, value in points]
+    steps = [step for _, points in known for step, _ in points]
+    typical = statistics.median(values)
+    is_log = not starts_at_zero and min(values) > 0 and max(values) / typical > _WIDE
+    y = scale_of([*values, 0.0] if starts_at_zero else values, is_log=is_log)
+    first, last = min(steps), max(steps)
+    x = Scale(first - 0.5, last + 0.5) if last == first else Scale(first, last)
+    drawn = [
+        path(
+            [(x.place(step), y.place(value)) for step, value in points],
+            series(curve.places[0]),
+            data_runs=" ".join(map(str, curve.places)),
+            data_name=", ".join(view.entries[place]["label"] for place in curve.places),
+        )
+        for curve, points in known
+    ]
+    axis: dict[str, Any] = {
+        "data_x0": x.low,
+        "data_x1": x.high,
+        "data_y0": y.low,
+        "data_y1": y.high,
+        "data_ylog": int(y.is_log),
+    }
+    drawing = frame(
+        x,
+        y,
+        lines(*drawn),
+        label=f"{title}, {_STAGES.get(stage, stage).lower()}: {len(known)} curves from step {first:g} to {last:g}; "
+        "the table below has their numbers",
+        x_title="optimizer step",
+        y_title=f"{unit}{', logarithmic' if is_log else ''}".strip(", "),
+        height=230,
+        class_="zoom",
+        **axis,
+    )
+    return page.figure(drawing, title)
+
+
+def _legend(view: View, places: Sequence[int]) -> Html:
+    """The runs with their colours; a click hides or shows a run in all plots."""
+    buttons = [
+        element(
+            "button",
+            swatch(place),
+            element("span", view.entries[place]["label"]),
+            type="button",
+            aria_pressed="true",
+            data_run=place,
+        )
+        for place in places
+    ]
+    return element("div", *buttons, class_="legend", role="group", aria_label="Show or hide runs in the curves")
+
+
+def _numbers(view: View, curves: Sequence[Curve]) -> Html:
+    """The curves as a table, for those who cannot see them or want the numbers."""
+    columns = [
+        Column("run"),
+        *(
+            Column(title, is_number=True)
+            for title in ("steps", "first loss", "last loss", "median grad norm", "highest grad norm", "tokens/s")
+        ),
+    ]
+    rows: list[Cells] = []
+    for curve in curves:
+        losses, norms, speeds = (
+            [value for row in curve.rows if (value := _number(row.get(key))) is not None]
+            for key in ("loss", "grad_norm", "tokens_per_s")
+        )
+        last = statistics.fmean(losses[-10:]) if losses else None
+        cells = [
+            losses[0] if losses else None,
+            last,
+            statistics.median(norms) if norms else None,
+            max(norms) if norms else None,
+        ]
+        speed = statistics.median(speeds) if speeds else None
+        rows.append(
+            [
+                ", ".join(view.entries[place]["label"] for place in curve.places),
+                (f"{len(curve.rows):,}", float(len(curve.rows))),
+                *((("-" if cell is None else short(cell)), cell) for cell in cells),
+                (count(speed), speed),
+            ]
+        )
+    return page.details(
+        "The same in numbers", page.table(columns, rows), page.note("Last loss: mean of the last 10 steps.")
+    )
