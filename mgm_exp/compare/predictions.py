@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgm_exp.errors import UserError
+from mgm_exp.store import start_pool_process
 
 Progress = Callable[[str, int, int], None]
 
@@ -128,7 +128,7 @@ _TaskResult = tuple[list["PairingError | tuple[str, NDArray[np.float64]]"], dict
 def _in_processes(tasks: Sequence[list[Path]], workers: int) -> Iterator[_TaskResult]:
     # Not forked: this process may run threads, and a fork copies their locks.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, _start_process, (os.getpid(),))
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, start_pool_process, (os.getpid(),))
     try:
         yield from pool.map(_read_task, tasks)
     except BrokenProcessPool as error:
@@ -138,15 +138,6 @@ def _in_processes(tasks: Sequence[list[Path]], workers: int) -> Iterator[_TaskRe
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_process(parent_pid: int) -> None:
-    from mgm_exp.store import die_with_parent
-
-    # The parent decides what a stop signal means; its children end with it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent_pid=parent_pid)
 
 
 def _read_task(paths: Sequence[Path]) -> _TaskResult:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from mgm_exp.data.images import ImageFault, ImageInfo, probe_image
 from mgm_exp.errors import DataError
+from mgm_exp.store import start_pool_process
 
 _PACK = 16  # images that one message to a process carries
 _FEW = 64  # so many are checked before it is worth starting processes
@@ -56,15 +56,6 @@ def _check(root: str, image: str, max_megapixels: float) -> Verdict:
 
 def _check_pack(root: str, images: list[str], max_megapixels: float) -> list[Verdict]:
     return [_check(root, image, max_megapixels) for image in images]
-
-
-def _start_process(parent_pid: int) -> None:
-    from mgm_exp.store import die_with_parent
-
-    # The parent decides what a stop signal means; its children end with it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent_pid=parent_pid)
 
 
 class ImageChecks:
@@ -108,7 +99,7 @@ class ImageChecks:
                 self.workers,
                 # Not forked: this process may run threads (torch, W&B), and a fork copies their locks.
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_process,
+                initializer=start_pool_process,
                 initargs=(os.getpid(),),
             )
         for start in range(0, len(new), _PACK):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ from PIL import Image
 
 from mgm_exp.data.images import ImageFault, open_image
 from mgm_exp.errors import DataError
+from mgm_exp.store import start_pool_process
 
 Opened = Image.Image | ImageFault
 _PACK = 4  # images that one message to a process carries
@@ -35,15 +35,6 @@ def open_images(root: str, images: Sequence[str], max_megapixels: float) -> list
         except ImageFault as fault:
             opened.append(fault)
     return opened
-
-
-def _start_process(parent_pid: int) -> None:
-    from mgm_exp.store import die_with_parent
-
-    # The parent decides what a stop signal means; its children end with it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent_pid=parent_pid)
 
 
 class ImageLoader:
@@ -80,7 +71,7 @@ class ImageLoader:
                 self.workers,
                 # Not forked: this process may run threads (torch, W&B), and a fork copies their locks.
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_process,
+                initializer=start_pool_process,
                 initargs=(os.getpid(),),
             )
         packs = [images[start : start + _PACK] for start in range(0, len(images), _PACK)]

@@ -18,7 +18,7 @@ from .hash_cache import cached_tree_fingerprint
 from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
 from .layout import lease_of
 from .lease import Lease, LeaseHeld
-from .processes import Process, die_with_parent
+from .processes import Process, die_with_parent, start_pool_process
 from .sealed import MARK, newest_whole, prune, publish_folder, remove_folder, seal, verify
 from .workers import WorkerHold, hold_shared
 
@@ -52,6 +52,7 @@ __all__ = [
     "remove_folder",
     "seal",
     "stage_key",
+    "start_pool_process",
     "tree_fingerprint",
     "verify",
     "write_atomic",

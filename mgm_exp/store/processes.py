@@ -201,3 +201,10 @@ def die_with_parent(signal_number: int = signal.SIGKILL, *, parent_pid: int | No
     if os.getppid() != expected:
         os.kill(os.getpid(), signal_number)
     return None
+
+
+def start_pool_process(parent_pid: int) -> None:
+    """The initializer of a pool's processes: the parent decides what a stop signal means; its children end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(parent_pid=parent_pid)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from mgm_exp.errors import DataError
+from mgm_exp.store import start_pool_process
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -78,16 +78,7 @@ class WorkerPool:
                 self.workers,
                 # Not forked: this process may run threads, and a fork copies their locks.
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_process,
+                initializer=start_pool_process,
                 initargs=(os.getpid(),),
             )
         return self._pool
-
-
-def _start_process(parent_pid: int) -> None:
-    from mgm_exp.store import die_with_parent
-
-    # The parent decides what a stop signal means; its children end with it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    die_with_parent(parent_pid=parent_pid)
