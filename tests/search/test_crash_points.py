@@ -93,7 +93,7 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, undisturbed:
 
 # -- the kernel's view ------------------------------------------------------------------------------------------------
 
-NTH = 900
+NTH = 3000
 SERVER = """
 import os, sys, traceback
 sys.path.insert(0, os.getcwd())
