@@ -26,6 +26,8 @@ from mgm_exp.store import LeaseHeld
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
 
+    from mgm_exp.config import ExperimentConfig
+
 # What a child prints, in its run folder; log.txt holds what the run itself printed.
 OUTPUT = "output.txt"
 _TAIL = 2000
@@ -202,6 +204,29 @@ class ChildProcesses(Slots):
         while self._running:
             found += self.ended(1.0)
         return found
+
+
+def make_slots(
+    launcher: Any,
+    config: ExperimentConfig,
+    program: Sequence[str],
+    launch: Callable[[list[str], int], JobReturn],
+    record: Callable[[Path, BaseException, Sequence[str]], None],
+) -> Slots:
+    """The slots of a sweep: those of its launcher where it has its own, else this machine's.
+
+    Args:
+        launcher: Hydra's. One of ours offers ``make_slots(config, program) -> Slots``.
+        config: Of the sweep.
+        program: The command line that runs one experiment, without its overrides.
+        launch, record: See :class:`InProcess`.
+    """
+    if hasattr(launcher, "make_slots"):
+        slots: Slots = launcher.make_slots(config, list(program))
+        return slots
+    if config.sweep.slots == 1 and not config.sweep.isolate:
+        return InProcess(launch, record)
+    return ChildProcesses(config.sweep.slots, program, config.devices)
 
 
 def visible_gpus() -> list[str]:

@@ -134,12 +134,11 @@ class Round:
         self.losses: dict[int, int] = {}
 
     def _make_slots(self, config: ExperimentConfig) -> Slots:
-        from mgm_exp.slots import ChildProcesses, InProcess
+        from mgm_exp.slots import make_slots
         from mgm_exp.sweep_folder import record_failure
 
-        if config.sweep.slots == 1 and not config.sweep.isolate:
-            return InProcess(self._launch, record_failure)
-        return ChildProcesses(config.sweep.slots, self.sweeper.task_function.program, config.devices)
+        sweeper = self.sweeper
+        return make_slots(sweeper.launcher, config, sweeper.task_function.program, self._launch, record_failure)
 
     def run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
         """Runs what is not done, and leaves ``sweep.json`` and the comparison."""

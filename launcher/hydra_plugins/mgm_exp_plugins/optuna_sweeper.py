@@ -215,12 +215,10 @@ class MgmOptunaSweeper(Sweeper):
             raise UserError(f"{folder} holds a grid, not a search.", advice="Give sweep.name=ANOTHER.")
 
     def _slots(self, base: ExperimentConfig) -> Slots:
-        from mgm_exp.slots import ChildProcesses, InProcess
+        from mgm_exp.slots import make_slots
         from mgm_exp.sweep_folder import record_failure
 
-        if base.sweep.slots == 1 and not base.sweep.isolate:
-            return InProcess(self._launch, record_failure)
-        return ChildProcesses(base.sweep.slots, self.task_function.program, base.devices)
+        return make_slots(self.launcher, base, self.task_function.program, self._launch, record_failure)
 
     def _write_into(self, folder: Path) -> None:
         """Trials that run in this process find their folders below the sweep's."""
