@@ -1,6 +1,6 @@
 """The process that owns a W&B run: reads what happened as JSON lines and calls the W&B client.
 
-It answers on standard output with JSON lines: ``run_dir`` and ``is_offline``, ``warning``, ``failure``, ``finished``.
+It answers on standard output with JSON lines: ``is_offline``, ``warning``, ``failure``, ``finished``.
 It ends when it has finished, when it fails, and with the process that started it.
 """
 
@@ -33,6 +33,8 @@ DISK_CHECK_S = 10.0
 # What W&B accepts.
 ID_LIMIT = 64
 TAG_LIMIT = 64
+# Seconds that W&B's own process has to send the rest when a run ends.
+FINISH_S = 30.0
 # The longer side of an image in the predictions table; larger images than the limit are not decoded at all.
 IMAGE_SIDE = 384
 IMAGE_PIXELS = 50_000_000
@@ -44,22 +46,38 @@ Reply = Callable[..., None]
 class WandbRun:
     """One W&B run and what is sent to it.
 
+    Rows carry the optimizer step over all stages as W&B's own step. W&B takes steps in rising order only and passes
+    over those that it has, so that rows can be sent again, after a resume or an interrupted upload, without harm.
+
     Args:
         run: The fields of a ``RunInfo``.
         tracker: The tracker section of the config.
         reply: Tells the other process something.
+        upload: Whether a run that ended before is sent: online or not at all, in a folder that is thrown away.
+        finish_s: Seconds that the server has at the end.
     """
 
-    def __init__(self, run: Mapping[str, Any], tracker: Mapping[str, Any], reply: Reply) -> None:
+    def __init__(
+        self,
+        run: Mapping[str, Any],
+        tracker: Mapping[str, Any],
+        reply: Reply,
+        *,
+        upload: bool = False,
+        finish_s: float = FINISH_S,
+    ) -> None:
         self._info = run
         self._tracker = tracker
         self._reply = reply
+        self._upload = upload
+        self._finish_s = finish_s
         self._stage = ""
         # Steps of the stages before this one: global_step never goes back.
         self._before = 0
         self._newest = 0
+        self._n_tables = 0
         self._next_disk_check = 0.0
-        self.run = self._open()
+        self.run = self._init("online") if upload else self._open()
         self.run.define_metric("global_step", hidden=True)
 
     def _open(self) -> wandb.Run:
@@ -67,16 +85,14 @@ class WandbRun:
         if mode == "online":
             before = set(self._folders())
             try:
-                run = self._init("online")
-                self._reply(run_dir=str(Path(run.dir).parent), is_offline=False)
-                return run
+                return self._init("online")
             except Exception as error:  # noqa: BLE001 - CommError, UsageError, AuthenticationError, what a network does
                 self._reply(warning=f"W&B cannot be reached ({first_line(error)}); this run is recorded offline")
                 _end_service()
                 for attempt in set(self._folders()) - before:
                     shutil.rmtree(attempt, ignore_errors=True)
         run = self._init("offline")
-        self._reply(run_dir=str(Path(run.dir).parent), is_offline=True)
+        self._reply(is_offline=True)
         return run
 
     def _folders(self) -> list[Path]:
@@ -92,13 +108,7 @@ class WandbRun:
         return "online" if self._has_key() else "offline"
 
     def _has_key(self) -> bool:
-        if os.environ.get("WANDB_API_KEY"):
-            return True
-        import wandb
-        from wandb.sdk.lib import wbauth
-
-        server = self._tracker["base_url"] or wandb.setup().settings.base_url
-        return wbauth.read_netrc_auth(host=server) is not None
+        return has_key(self._tracker["base_url"])
 
     def _init(self, mode: str) -> wandb.Run:
         import wandb
@@ -107,7 +117,7 @@ class WandbRun:
             # A dead network costs minutes, or the whole run, by default.
             init_timeout=10,
             login_timeout=5,
-            finish_timeout=30,
+            finish_timeout=self._finish_s,
             finish_timeout_raises=True,
             # A run folder can be moved and archived: no links.
             symlink=False,
@@ -123,8 +133,9 @@ class WandbRun:
             disable_job_creation=True,
             x_disable_meta=True,
             x_save_requirements=False,
-            # System metrics are those of the training process.
+            # System metrics are those of the training process: of an upload they would say nothing.
             x_stats_pid=os.getppid(),
+            x_disable_stats=self._upload,
         )
         if self._tracker["base_url"] is not None:
             settings.base_url = self._tracker["base_url"]
@@ -145,15 +156,12 @@ class WandbRun:
         )
 
     def stage_started(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the rows that hold already; those that the server has from before a resume are not sent twice."""
+        """Sends the rows that hold already; W&B passes over those that it has from before a resume."""
         if stage != self._stage:
             self._stage, self._before = stage, self._newest
         self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        there = int(self.run.summary.get(f"{stage}/step") or 0) if self.run.resumed else 0
         for row in rows:
-            if row["step"] > there:
-                self.row(row)
-            self._newest = max(self._newest, self._before + int(row["step"]))
+            self.row(row)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Logs the numbers of a row; ``<stage>/step`` is their axis and ``global_step`` counts over all stages."""
@@ -163,7 +171,8 @@ class WandbRun:
         values.update({f"{stage}/{key}": float(text) for key, text in row.get("non_finite", {}).items()})
         if "event" in row:
             values[f"{stage}/event/{row['event']}"] = 1
-        self.run.log({**values, "global_step": self._before + int(row["step"])})
+        step = self._before + int(row["step"])
+        self.run.log({**values, "global_step": step}, step=step)
 
     def stage_finished(self, stage: str, summary: Mapping[str, Any], reused: bool) -> None:
         """Puts the numbers of a stage's summary into the run's."""
@@ -171,16 +180,30 @@ class WandbRun:
         self.run.summary.update({f"{stage}/summary/{key}": value for key, value in numbers.items()})
         self.run.summary.update({f"{stage}/summary/reused": reused})
 
-    def predictions(self, benchmark: str, path: str, image_root: str, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics and a table of evenly chosen predictions with their images."""
+    def predictions(
+        self, benchmark: str, path: str, image_roots: Sequence[str], metrics: Mapping[str, float], is_there: bool = False
+    ) -> None:
+        """Logs the metrics and a table of evenly chosen predictions with their images.
+
+        Args:
+            benchmark: Its name.
+            path: The file of predictions.
+            image_roots: Folders that the images may lie in.
+            metrics: What the benchmark gave.
+            is_there: W&B has the table already: only the metrics are sent.
+        """
         import wandb
 
         self.run.summary.update(dict(metrics))
+        self._n_tables += 1
+        if is_there:
+            return
         columns = ["question_id", "image", "question", "prediction", "answers", "score", "question_type"]
         table = wandb.Table(columns=columns)
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         for row in evenly(rows, int(self._tracker["table_rows"])):
-            picture = thumbnail(Path(image_root), row)
+            pictures = (thumbnail(Path(root), row) for root in image_roots)
+            picture = next((found for found in pictures if found is not None), None)
             table.add_data(
                 str(row["question_id"]),
                 None if picture is None else wandb.Image(picture, file_type="jpg"),
@@ -191,7 +214,9 @@ class WandbRun:
                 str(row["question_type"]),
             )
         if rows:
-            self.run.log({f"predictions/{benchmark}": table, "global_step": self._newest})
+            # After all optimizer steps, and after what an earlier upload may have left there.
+            step = max(self._newest + self._n_tables, int(self.run.summary.get("_step") or 0) + 1)
+            self.run.log({table_key(benchmark): table, "global_step": self._newest}, step=step)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Puts the result into the summary and closes the run."""
@@ -210,6 +235,21 @@ class WandbRun:
         free = shutil.disk_usage(self._info["run_dir"]).free
         if free < SMALLEST_FREE:
             raise OSError(f"only {free:,} bytes are free on the disk of {self._info['run_dir']}")
+
+
+def has_key(base_url: str | None) -> bool:
+    """Whether the environment or netrc holds a key for a server (None: the client's default)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    return wbauth.read_netrc_auth(host=base_url or wandb.setup().settings.base_url) is not None
+
+
+def table_key(benchmark: str) -> str:
+    """What the table of a benchmark's predictions is called in W&B."""
+    return f"predictions/{benchmark}"
 
 
 def _end_service() -> None:
