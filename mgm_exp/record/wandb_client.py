@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,25 +35,29 @@ ID_LIMIT = 64
 TAG_LIMIT = 64
 # Seconds that W&B's own process has to send the rest when a run ends.
 FINISH_S = 30.0
+# Seconds for one question to the public API.
+ASK_S = 20
 # The longer side of an image in the predictions table; larger images than the limit are not decoded at all.
 IMAGE_SIDE = 384
 IMAGE_PIXELS = 50_000_000
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 Reply = Callable[..., None]
+RowKey = tuple[int, str]
 
 
 class WandbRun:
     """One W&B run and what is sent to it.
 
-    Rows carry the optimizer step over all stages as W&B's own step. W&B takes steps in rising order only and passes
-    over those that it has, so that rows can be sent again, after a resume or an interrupted upload, without harm.
+    Rows that W&B has already are passed over, so that a run can be continued, or sent again, without harm. W&B itself
+    does not help with that: it counts rows, and its summary may be ahead of the rows that it has.
 
     Args:
         run: The fields of a ``RunInfo``.
         tracker: The tracker section of the config.
         reply: Tells the other process something.
-        upload: Whether a run that ended before is sent: online or not at all, in a folder that is thrown away.
+        there: The rows that W&B has, where this is an upload of a run that ended before: online or not at all, in a
+            folder that is thrown away.
         finish_s: Seconds that the server has at the end.
     """
 
@@ -63,21 +67,21 @@ class WandbRun:
         tracker: Mapping[str, Any],
         reply: Reply,
         *,
-        upload: bool = False,
+        there: Collection[RowKey] | None = None,
         finish_s: float = FINISH_S,
     ) -> None:
         self._info = run
         self._tracker = tracker
         self._reply = reply
-        self._upload = upload
+        self._is_upload = there is not None
+        self._there = frozenset(there or ())
         self._finish_s = finish_s
         self._stage = ""
         # Steps of the stages before this one: global_step never goes back.
         self._before = 0
         self._newest = 0
-        self._n_tables = 0
         self._next_disk_check = 0.0
-        self.run = self._init("online") if upload else self._open()
+        self.run = self._init("online") if self._is_upload else self._open()
         self.run.define_metric("global_step", hidden=True)
 
     def _open(self) -> wandb.Run:
@@ -85,7 +89,10 @@ class WandbRun:
         if mode == "online":
             before = set(self._folders())
             try:
-                return self._init("online")
+                run = self._init("online")
+                if run.resumed:
+                    self._there = rows_there(api(self._tracker).run(f"{run.entity}/{run.project}/{run.id}"))
+                return run
             except Exception as error:  # noqa: BLE001 - CommError, UsageError, AuthenticationError, what a network does
                 self._reply(warning=f"W&B cannot be reached ({first_line(error)}); this run is recorded offline")
                 _end_service()
@@ -135,7 +142,7 @@ class WandbRun:
             x_save_requirements=False,
             # System metrics are those of the training process: of an upload they would say nothing.
             x_stats_pid=os.getppid(),
-            x_disable_stats=self._upload,
+            x_disable_stats=self._is_upload,
         )
         if self._tracker["base_url"] is not None:
             settings.base_url = self._tracker["base_url"]
@@ -156,7 +163,7 @@ class WandbRun:
         )
 
     def stage_started(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the rows that hold already; W&B passes over those that it has from before a resume."""
+        """Sends the rows that hold already, but for those that W&B has from before a resume."""
         if stage != self._stage:
             self._stage, self._before = stage, self._newest
         self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -171,8 +178,9 @@ class WandbRun:
         values.update({f"{stage}/{key}": float(text) for key, text in row.get("non_finite", {}).items()})
         if "event" in row:
             values[f"{stage}/event/{row['event']}"] = 1
-        step = self._before + int(row["step"])
-        self.run.log({**values, "global_step": step}, step=step)
+        values["global_step"] = self._before + int(row["step"])
+        if row_key(values) not in self._there:
+            self.run.log(values)
 
     def stage_finished(self, stage: str, summary: Mapping[str, Any], reused: bool) -> None:
         """Puts the numbers of a stage's summary into the run's."""
@@ -195,7 +203,6 @@ class WandbRun:
         import wandb
 
         self.run.summary.update(dict(metrics))
-        self._n_tables += 1
         if is_there:
             return
         columns = ["question_id", "image", "question", "prediction", "answers", "score", "question_type"]
@@ -214,9 +221,7 @@ class WandbRun:
                 str(row["question_type"]),
             )
         if rows:
-            # After all optimizer steps, and after what an earlier upload may have left there.
-            step = max(self._newest + self._n_tables, int(self.run.summary.get("_step") or 0) + 1)
-            self.run.log({table_key(benchmark): table, "global_step": self._newest}, step=step)
+            self.run.log({table_key(benchmark): table, "global_step": self._newest})
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Puts the result into the summary and closes the run."""
@@ -245,6 +250,27 @@ def has_key(base_url: str | None) -> bool:
     from wandb.sdk.lib import wbauth
 
     return wbauth.read_netrc_auth(host=base_url or wandb.setup().settings.base_url) is not None
+
+
+def api(tracker: Mapping[str, Any]) -> wandb.Api:
+    """W&B's public API at the tracker's server."""
+    import wandb
+
+    return wandb.Api(overrides={"base_url": tracker["base_url"]} if tracker["base_url"] else {}, timeout=ASK_S)
+
+
+def row_key(values: Mapping[str, Any]) -> RowKey:
+    """What tells the rows of a run apart: the step over all stages, and which event it is, if it is one."""
+    return int(values["global_step"]), "".join(sorted(key for key in values if "/event/" in key))
+
+
+def rows_there(run: Any) -> frozenset[RowKey]:
+    """The rows that W&B has of a run of its public API; those of tables are none."""
+    return frozenset(
+        row_key(row)
+        for row in run.scan_history(use_cache=False)
+        if "global_step" in row and not any(key.startswith(table_key("")) for key in row)
+    )
 
 
 def table_key(benchmark: str) -> str:

@@ -28,13 +28,22 @@ import yaml
 
 from mgm_exp.errors import DataError, MgmError, UserError
 from mgm_exp.record.recorder import Row, RunInfo, describe_run
-from mgm_exp.record.wandb_client import Reply, WandbRun, first_line, has_key, run_id, table_key
+from mgm_exp.record.wandb_client import (
+    Reply,
+    RowKey,
+    WandbRun,
+    api,
+    first_line,
+    has_key,
+    row_key,
+    rows_there,
+    run_id,
+    table_key,
+)
 from mgm_exp.store import die_with_parent
 
 # Seconds that W&B has at the end of a run to take the rest; a table with images may be some MB on a slow line.
 FINISH_S = 600.0
-# Seconds for one question to W&B.
-ASK_S = 20
 # What was just sent is looked for again after so many seconds: W&B may take a moment to count it.
 PATIENCE_S = (0.0, 1.0, 3.0, 10.0)
 # A trial's own keys in its overrides say nothing to a reader of tags.
@@ -98,16 +107,23 @@ class Recorded:
         return found
 
     @property
-    def n_steps(self) -> int:
-        """Rows that W&B shows: events belong to the row of their step."""
-        return sum(len({row["step"] for row in rows}) for rows in self.stages.values())
+    def row_keys(self) -> frozenset[RowKey]:
+        """What :func:`row_key` gives for the rows once they are in W&B."""
+        found: set[RowKey] = set()
+        before = 0
+        for stage, rows in self.stages.items():
+            for row in rows:
+                event = {f"{stage}/event/{row['event']}": 1} if "event" in row else {}
+                found.add(row_key({**event, "global_step": before + int(row["step"])}))
+            before = max((step for step, _ in found), default=before)
+        return frozenset(found)
 
 
 @dataclass(frozen=True)
 class There:
     """What W&B has of a run."""
 
-    n_rows: int = 0
+    rows: frozenset[RowKey] = frozenset()
     tables: frozenset[str] = frozenset()
     summary: Mapping[str, Any] | None = None
 
@@ -162,9 +178,9 @@ def lacking(recorded: Recorded, there: There) -> list[str]:
     """What W&B lacks of a run, in words."""
     said = []
     wanted_tables = {name for name in recorded.predictions if int(recorded.tracker["table_rows"]) > 0}
-    n_wanted = recorded.n_steps
-    if there.n_rows < n_wanted:
-        said.append(f"{n_wanted - there.n_rows} of {n_wanted} rows")
+    rows = recorded.row_keys
+    if not rows <= there.rows:
+        said.append(f"{len(rows - there.rows):,} of {len(rows):,} rows")
     said += [f"the table of {name}" for name in sorted(wanted_tables - there.tables)]
     summary = there.summary or {}
     metrics = recorded.result.get("metrics") or {}
@@ -181,15 +197,12 @@ class Server:
     """
 
     def __init__(self, tracker: Mapping[str, Any]) -> None:
-        import wandb
-
         if not has_key(tracker["base_url"]):
             raise UserError(
                 f"There is no key for {tracker['base_url'] or 'W&B'}, so nothing can be sent.",
                 advice="Set WANDB_API_KEY, or put the key into netrc with `wandb login`.",
             )
-        overrides = {"base_url": tracker["base_url"]} if tracker["base_url"] else {}
-        self._api = wandb.Api(overrides=overrides, timeout=ASK_S)
+        self._api = api(tracker)
         self.entity = str(tracker["entity"] or self._api.default_entity)
 
     def has(self, recorded: Recorded) -> There:
@@ -197,18 +210,18 @@ class Server:
         run = self._find(recorded)
         if run is None:
             return There()
-        # The rows of tables come on top of those of optimizer steps.
         summary = dict(run.summary_metrics)
         named = {name for name in recorded.predictions if table_key(name) in summary}
         whole = self._tables(run) if named else set()
         tables = frozenset(name for name in named if any(_is_table_of(one, run.id, name) for one in whole))
-        return There(max(0, int(run.historyLineCount or 0) - len(named)), tables, summary)
+        return There(rows_there(run), tables, summary)
 
     def _find(self, recorded: Recorded) -> Any:
         from requests import RequestException
         from wandb.errors import CommError
 
         path = f"{self.entity}/{recorded.tracker['project']}/{run_id(recorded.info.run_id)}"
+        self._api.flush()  # it would answer with what it heard before
         try:
             return self._api.run(path)
         except (CommError, ValueError, RequestException) as error:
@@ -232,7 +245,7 @@ def _is_table_of(artifact: str, run: str, benchmark: str) -> bool:
 
 
 def send(recorded: Recorded, there: There, scratch: Path) -> str:
-    """Sends a run; W&B passes over the rows that it has.
+    """Sends what W&B lacks of a run.
 
     Args:
         recorded: What the run folder holds.
@@ -243,8 +256,7 @@ def send(recorded: Recorded, there: There, scratch: Path) -> str:
         The run's address in W&B.
     """
     info = {**asdict(replace(recorded.info, run_dir=scratch)), "run_dir": str(scratch)}
-    warnings: list[str] = []
-    run = WandbRun(info, recorded.tracker, lambda **facts: warnings.append(str(facts)), upload=True, finish_s=FINISH_S)
+    run = WandbRun(info, recorded.tracker, lambda **facts: None, there=there.rows, finish_s=FINISH_S)
     for stage, rows in recorded.stages.items():
         run.stage_started(stage, rows)
         run.stage_finished(stage, {}, recorded.reused.get(stage, False))

@@ -54,10 +54,7 @@ def _told(sent: Sent) -> str:
     if sent.error:
         return f"not sent: {sent.error}"
     if sent.lacking:
-        said = f"W&B still lacks {_listed(sent.lacking)}"
-        if any(part.endswith("rows") for part in sent.lacking):
-            said += "; it takes rows in rising order only, so delete the run there and send it again"
-        return f"{said}: {sent.url}"
+        return f"sent, but W&B does not show {_listed(sent.lacking)}; the same command tries again: {sent.url}"
     return f"sent and found there: {_listed(sent.sent)}: {sent.url}" if sent.sent else "is there already"
 
 

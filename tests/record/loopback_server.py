@@ -257,8 +257,21 @@ class LoopbackServer:
     def _run_history_keys(self, variables: dict[str, Any]) -> dict[str, Any]:
         return self._run(variables)
 
+    def _run_parquet_history(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = self.runs[variables["runName"]]
+        wanted = set(variables["liveKeys"]) | {"_step"}
+        live = [{key: value for key, value in row.items() if key in wanted} for row in run.history]
+        return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": live}}}}
+
+    def _history_page(self, variables: dict[str, Any]) -> dict[str, Any]:
+        low, high = variables["minStep"], variables["maxStep"]
+        rows = [row for row in self.runs[variables["run"]].history if low <= row["_step"] < high]
+        return {"project": {"run": {"history": [json.dumps(row) for row in rows[: variables["pageSize"]]]}}}
+
     def _run_output_artifacts(self, variables: dict[str, Any]) -> dict[str, Any]:
-        own = [artifact for artifact in self.artifacts if artifact.run == variables["run"]]
+        # The public API cannot read those that are not closed, so they are taken not to be listed.
+        committed = [artifact for artifact in self.artifacts if artifact.state == "COMMITTED"]
+        own = [artifact for artifact in committed if artifact.run == variables["run"]]
         project: dict[str, Any] = {"id": "UHJvamVjdDox", "internalId": "UHJvamVjdDox", "name": variables["project"]}
         project["entity"] = {"id": "RW50aXR5OjE=", "name": ENTITY}
         edges = []

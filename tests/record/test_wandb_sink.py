@@ -156,7 +156,7 @@ def test_a_run_without_a_key_is_recorded_offline_with_everything(
     assert staged.count(b"\xff\xd8\xff") == 4
     assert not list((run_dir.parent / "home").rglob("*.wandb"))
     assert not [path for path in run_dir.rglob("*") if path.is_symlink()]
-    assert "wandb sync " in capsys.readouterr().out
+    assert "mgm-exp wandb-sync " in capsys.readouterr().out
     assert warnings_of(caplog) == []
 
 
