@@ -189,7 +189,12 @@ class WandbRun:
         self.run.summary.update({f"{stage}/summary/reused": reused})
 
     def predictions(
-        self, benchmark: str, path: str, image_roots: Sequence[str], metrics: Mapping[str, float], is_there: bool = False
+        self,
+        benchmark: str,
+        path: str,
+        image_roots: Sequence[str],
+        metrics: Mapping[str, float],
+        is_there: bool = False,
     ) -> None:
         """Logs the metrics and a table of evenly chosen predictions with their images.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from mgm_exp.cli import main
 from mgm_exp.config import ExperimentConfig, plain
 from mgm_exp.record import FilesSink, Recorder, WandbSink, open_recorder
 from mgm_exp.record.wandb_upload import Sent, Upload, upload_runs
@@ -23,12 +25,12 @@ from .loopback_server import LoopbackServer, loopback_server
 
 KEY = "c0ffee" * 6 + "c0ff"
 N_ALIGN, N_INSTRUCT = 4, 6
-METRICS = {"demo/accuracy": 0.45, "demo/accuracy[read]": 0.45}
+METRICS = {"demo/accuracy": 0.35, "demo/accuracy[read]": 0.35}
 RESULT: dict[str, Any] = {
     "status": "completed",
     "metrics": METRICS,
-    "eval_keys": {"demo": {"split": "test"}},
-    "objective": 0.45,
+    "eval_keys": {"demo": {"split": "test", "n": 8}},
+    "objective": 0.35,
     "steps": N_INSTRUCT,
     "error": None,
 }
@@ -98,7 +100,17 @@ def play(folder: Path, config: ExperimentConfig, *, finish_s: float = 45, dies_a
     for number in range(8):
         Image.new("RGB", (64, 40), (20 * number, 0, 0)).save(images / f"im{number}.png")
         line = {"question_id": number, "image": f"im{number}.png", "image_id": f"im{number}", "question": "what?"}
-        lines.append({**line, "question_type": "read", "prediction": "x", "answers": ["x"], "score": number / 10})
+        line |= {"prompt_hash": "p"}
+        lines.append(
+            {
+                **line,
+                "question_type": "read",
+                "prompt_hash": "p",
+                "prediction": "x",
+                "answers": ["x"],
+                "score": number / 10,
+            }
+        )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     recorder.predictions("demo", path, images, METRICS)
     (folder / "result.json").write_text(json.dumps(RESULT))
@@ -126,7 +138,7 @@ def check_all_arrived(server: LoopbackServer, run_id: str = "ranks-3-0a1b2c3d") 
     assert run.fields["tags"] == ["adapter=lora_r16"]
     assert run.fields["config"]["adapter"]["value"]["rank"] == 16
     assert run.summary["status"] == "completed"
-    assert run.summary["demo/accuracy"] == 0.45
+    assert run.summary["demo/accuracy"] == 0.35
     assert run.summary["align/summary/reused"] is True
     assert run.summary["predictions/demo"]["nrows"] == 4
     assert run.exit_code == 0
@@ -248,3 +260,59 @@ def test_a_server_that_fails_is_named_and_nothing_else_is_tried(
     assert "WANDB_API_KEY" in keyless.error
     assert keyless.is_last
     assert server.runs == {}
+
+
+def sweep_of(folder: Path, config: ExperimentConfig) -> Path:
+    """A sweep of two completed trials that were recorded without W&B."""
+    config.tracker.mode = type(config.tracker.mode).disabled
+    trials = []
+    for number, lr in enumerate((0.001, 0.002)):
+        config.train.lr = lr
+        play(folder / str(number), config)
+        manifest = json.loads((folder / str(number) / "manifest.json").read_text())
+        (folder / str(number) / "manifest.json").write_text(json.dumps({**manifest, "run_id": f"ranks-{number}-aa"}))
+        trials.append({"number": number, "params": {"train.lr": lr}, "status": "completed", "run_dir": str(number)})
+    (folder / "sweep.json").write_text(json.dumps({"name": "ranks", "trials": trials}))
+    return folder
+
+
+def test_a_sweep_is_sent_and_its_report_saved_from_the_command_line(
+    server: LoopbackServer, tmp_path: Path, config: ExperimentConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of(tmp_path / "ranks", config)
+    capsys.readouterr()
+    assert main(["wandb-sync", str(sweep)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("sent and found there: 11 of 11 rows, the table of demo, the result") == 2
+    assert f"{server.url}/team/mgm_exp/runs/ranks-0-aa" in said
+
+    assert main(["report", str(sweep), "--wandb"]) == 0
+    [report] = server.reports.values()
+    assert f"{server.url}/team/mgm_exp/reports/" in capsys.readouterr().out
+    text = json.dumps(report["spec"])
+    for panel in ("Run Comparer", "Parallel Coordinates Plot", "Parameter Importance", "Scatter Plot", "instruct/loss"):
+        assert panel in text
+    [words] = [block["content"] for block in report["spec"]["blocks"] if block["type"] == "markdown-block"]
+    assert words == (sweep / "table.md").read_text()
+    assert "statistically tied" in words
+    grids = [block for block in report["spec"]["blocks"] if block["type"] == "panel-grid"]
+    for grid in grids:
+        [runs] = grid["metadata"]["runSets"]
+        assert runs["filters"]["filters"][0]["value"] == ["ranks-0-aa", "ranks-1-aa"]
+    # The same report is written anew.
+    assert main(["report", str(sweep), "--wandb"]) == 0
+    assert len(server.reports) == 1
+    server.reports.clear()
+    assert main(["report", str(sweep), "--wandb"]) == 1
+    assert "delete" in capsys.readouterr().err
+    assert server.unknown == []
+    assert KEY not in "".join(path.read_text() for path in sweep.glob("*.*"))
+
+
+def test_without_its_package_a_report_says_what_to_install(
+    tmp_path: Path, config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    assert main(["report", str(sweep_of(tmp_path / "ranks", config)), "--wandb"]) == 2
+    assert "mgm-exp[wandb]" in capsys.readouterr().err
+    assert (tmp_path / "ranks" / "report.html").is_file()
