@@ -369,7 +369,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with os.fdopen(os.dup(1), "wb", buffering=0) as back:
         os.dup2(2, 1)
-        serve(sys.stdin.buffer, lambda **facts: back.write(json.dumps(facts).encode() + b"\n"))
+
+        def reply(**facts: Any) -> None:
+            back.write(json.dumps(facts).encode() + b"\n")
+
+        serve(sys.stdin.buffer, reply)
     # See wandb_client.main: the client would wait for its helper without a limit.
     os._exit(0)
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -238,6 +239,19 @@ def test_answers_are_counted_without_case_and_spaces() -> None:
     assert facts["top"][0] == ("red", 2)
 
 
+def test_a_page_of_many_runs_stays_small(tmp_path: Path) -> None:
+    """Images apart, a run costs a few kB: a page of hundreds opens at once."""
+    rng = np.random.default_rng(0)
+    trials: list[dict[str, Any]] = []
+    for number in range(48):
+        settings = config(adapter__rank=2 ** (1 + number % 4), train__lr=1e-4 * (1 + number))
+        write_run(tmp_path / "sweep" / str(number), rng.random(30) < 0.5, settings=settings)
+        _curves(tmp_path / "sweep" / str(number), scale=1 + number / 10, n=600)
+        trials.append({"number": number, "params": {"lr": number}, "status": "completed"})
+    n = len(_page(write_sweep(tmp_path / "sweep", trials))); print("SIZE", n)
+    assert n < 1
+
+
 # -- in a browser ------------------------------------------------------------------------------------------------------
 
 _ACTIONS = """
@@ -254,6 +268,8 @@ said.push("hidden " + (document.querySelectorAll(".path.is-hidden").length > 0))
 var heading = document.querySelectorAll("#runs thead button")[1];
 heading.click();
 said.push("sorted " + heading.parentNode.getAttribute("aria-sort"));
+var labels = Array.from(document.querySelectorAll("#runs tbody th b"));
+said.push("order " + labels.map(function (label) { return label.textContent; }));
 said.push("wide " + (document.documentElement.scrollWidth > window.innerWidth));
 var out = document.createElement("p");
 out.id = "said";
@@ -278,6 +294,8 @@ def test_page_works_in_a_browser_without_errors_or_requests(demo_sweep: Path, tm
     )  # fmt: skip
     said = re.search(r'id="said">([^<]*)<', done.stdout)
     assert said is not None
-    assert said[1] == "zoomed true; whole true; hidden true; sorted descending; wide false"
+    runs = [(run["metrics"].get("demo/accuracy", {"value": -1}), run) for run in compare(demo_sweep)["runs"]]
+    order = ",".join(run["label"] for _, run in sorted(runs, key=lambda pair: -pair[0]["value"]))
+    assert said[1] == f"zoomed true; whole true; hidden true; sorted descending; order {order}; wide false"
     # A load that the page's policy refuses is a message of the console, too.
     assert "CONSOLE" not in done.stderr

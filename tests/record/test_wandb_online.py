@@ -99,18 +99,9 @@ def play(folder: Path, config: ExperimentConfig, *, finish_s: float = 45, dies_a
     lines = []
     for number in range(8):
         Image.new("RGB", (64, 40), (20 * number, 0, 0)).save(images / f"im{number}.png")
-        line = {"question_id": number, "image": f"im{number}.png", "image_id": f"im{number}", "question": "what?"}
-        line |= {"prompt_hash": "p"}
-        lines.append(
-            {
-                **line,
-                "question_type": "read",
-                "prompt_hash": "p",
-                "prediction": "x",
-                "answers": ["x"],
-                "score": number / 10,
-            }
-        )
+        asked = {"question_id": number, "image": f"im{number}.png", "image_id": f"im{number}", "question": "what?"}
+        answered = {"question_type": "read", "prompt_hash": "p", "prediction": "x", "answers": ["x"]}
+        lines.append({**asked, **answered, "score": number / 10})
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     recorder.predictions("demo", path, images, METRICS)
     (folder / "result.json").write_text(json.dumps(RESULT))
