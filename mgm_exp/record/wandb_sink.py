@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -201,15 +202,38 @@ class WandbSink(Sink):
         client.stdin.close()
         client.stdout.close()
         if not self._is_finished:
-            client.kill()
+            kill_client(client)
         try:
             client.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            client.kill()
+            kill_client(client)
             client.wait()
         # A run folder can be moved and archived; W&B links to its log files although it is told not to.
         for path in [path for path in self._folder.rglob("*") if path.is_symlink()]:
             path.unlink(missing_ok=True)
+
+
+def kill_client(client: subprocess.Popen[bytes]) -> None:
+    """Kills a client and first W&B's own process, which would go on sending into what is sent anew meanwhile."""
+    for child in _children(client.pid):
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("W&B's process %d has ended", child)
+    client.kill()
+
+
+def _children(parent: int) -> list[int]:
+    """Children of a process; none where there is no /proc (W&B's process then ends by itself, a little later)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state_and_parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(state_and_parent[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ import yaml
 
 from mgm_exp.errors import DataError, MgmError, UserError
 from mgm_exp.record.recorder import Row, RunInfo, describe_run
+from mgm_exp.record.secrets import MASK
 from mgm_exp.record.wandb_client import (
     Reply,
     RowKey,
@@ -40,6 +41,7 @@ from mgm_exp.record.wandb_client import (
     run_id,
     table_key,
 )
+from mgm_exp.record.wandb_sink import kill_client
 from mgm_exp.store import die_with_parent
 
 # Seconds that W&B has at the end of a run to take the rest; a table with images may be some MB on a slow line.
@@ -193,10 +195,16 @@ class Server:
     """What a W&B server says of its runs, through W&B's public API.
 
     Raises:
-        UserError: there is no key for it.
+        UserError: there is no key for it, or its address was not written down.
     """
 
     def __init__(self, tracker: Mapping[str, Any]) -> None:
+        if MASK in (tracker["base_url"] or ""):
+            raise UserError(
+                f"The runs were recorded with tracker.base_url={tracker['base_url']}, whose credentials were not "
+                "written down.",
+                advice="Give --base-url with the address alone, and the key in WANDB_API_KEY or netrc.",
+            )
         if not has_key(tracker["base_url"]):
             raise UserError(
                 f"There is no key for {tracker['base_url'] or 'W&B'}, so nothing can be sent.",
@@ -341,7 +349,7 @@ def upload_runs(uploads: Sequence[Upload]) -> Iterator[Sent]:
             if sent.is_last:
                 return
     finally:
-        process.kill()
+        kill_client(process)
         process.wait()
         process.stdin.close()
         process.stdout.close()

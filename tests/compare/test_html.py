@@ -248,8 +248,7 @@ def test_a_page_of_many_runs_stays_small(tmp_path: Path) -> None:
         write_run(tmp_path / "sweep" / str(number), rng.random(30) < 0.5, settings=settings)
         _curves(tmp_path / "sweep" / str(number), scale=1 + number / 10, n=600)
         trials.append({"number": number, "params": {"lr": number}, "status": "completed"})
-    n = len(_page(write_sweep(tmp_path / "sweep", trials))); print("SIZE", n)
-    assert n < 1
+    assert len(_page(write_sweep(tmp_path / "sweep", trials))) < 280_000
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------

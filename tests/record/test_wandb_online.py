@@ -185,8 +185,9 @@ def test_what_a_broken_server_did_not_take_is_sent_later_and_once(
     server.faults[kind] = fault
     server.answers_before_fault[kind] = answers_before
     began = time.perf_counter()
-    play(tmp_path / "3", config, finish_s=20 if "offline" in (warning or "") else 4)
-    assert time.perf_counter() - began < 30
+    # A client that only fails or hangs is given up then; the others are done long before.
+    play(tmp_path / "3", config, finish_s=8 if warning == "switched off" else 45)
+    assert time.perf_counter() - began < 60
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert [warning in text for text in said] == [True] if warning else said == []
     rows = (tmp_path / "3" / "metrics.jsonl").read_text().splitlines()
@@ -249,6 +250,8 @@ def test_a_server_that_fails_is_named_and_nothing_else_is_tried(
     assert "cannot be read as a run" in damaged.error
     assert not damaged.is_last
     assert "WANDB_API_KEY" in keyless.error
+    [masked] = upload_runs([Upload(str(tmp_path / "b" / "3"), {}, {"base_url": "https://***@wandb.example.org"})])
+    assert "--base-url" in masked.error
     assert keyless.is_last
     assert server.runs == {}
 

@@ -219,8 +219,8 @@ def test_a_killed_wandb_core_switches_the_sink_off_with_one_warning(
     sink.row(row("align", 1))
     client = sink.client_pid
     assert client is not None
-    core = wait_until(lambda: next(children(client), None))
     wait_until(lambda: list(run_dir.glob("wandb/offline-run-*/run-*.wandb")))
+    [core] = children(client)
     os.kill(core, signal.SIGKILL)
     step = 1
     while sink.is_on:
@@ -249,6 +249,8 @@ def test_a_client_that_does_not_answer_never_blocks_a_row_and_is_given_up_at_the
     sink.start(info(run_dir))
     client = sink.client_pid
     assert client is not None
+    wait_until(lambda: list(run_dir.glob("wandb/offline-run-*/run-*.wandb")))
+    [core] = children(client)
     os.kill(client, signal.SIGSTOP)
     sink.stage_started("align", 20_000, [])
     slowest = 0.0
@@ -261,6 +263,8 @@ def test_a_client_that_does_not_answer_never_blocks_a_row_and_is_given_up_at_the
     sink.finish(RESULT)
     assert time.perf_counter() - began < 10
     assert wait_until(lambda: not Path(f"/proc/{client}").exists())
+    # Its helper, too: it would go on sending into what wandb-sync sends.
+    assert wait_until(lambda: not Path(f"/proc/{core}/exe").exists(), timeout_s=3)
     first, second = warnings_of(caplog)
     assert "no answer within 1 s" in first
     assert "rows are in metrics.jsonl only" in second
