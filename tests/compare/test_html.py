@@ -144,6 +144,11 @@ def test_seeds_of_a_configuration_are_one_row(tmp_path: Path) -> None:
     text = _page(write_sweep(tmp_path / "s", trials))
     table = text.split('id="arms"')[1].split("</table>")[0]
     assert table.count("<tr>") == 3  # the heading and two configurations
+    # The highest is a configuration, not the luckiest of its seeds; a run's own interval is said to be what it is.
+    told = re.search(r"Highest on demo</dt><dd>[\d.]+ %</dd><dd class=\"detail\">[^<]*, ([^<,]*, [^<]*)</dd>", text)
+    assert told is not None and told[1] in table
+    assert "Intervals of a single run are about other questions only" in text
+    assert "runs that share a letter (group)" not in text
 
 
 def test_page_follows_a_sweep_only_when_asked(demo_sweep: Path, tmp_path: Path) -> None:
