@@ -19,20 +19,22 @@ def run(arguments: list[str]) -> int:
     """Sends what the arguments name: 0, or 1 where something is still lacking."""
     options = _options(arguments)
     from mgm_exp.compare import load_runs
+    from mgm_exp.compare.wording import short_folders
     from mgm_exp.record.wandb_upload import upload_runs
 
     given = {"project": options.project, "entity": options.entity, "base_url": options.base_url}
     tracker = {key: value for key, value in given.items() if value is not None}
     runs = load_runs(options.folders)
+    names = dict(zip((run.name for run in runs), short_folders([run.name for run in runs])[1], strict=True))
     ready = [one for one in runs if one.status != "running"]
     n_problems = 0
     n_answers = 0
     with stop_on_signals():
         for one in runs:
             if one.status == "running":
-                print(f"{one.name}: still runs; send it when it has ended", flush=True)
+                print(f"{names[one.name]}: still runs; send it when it has ended", flush=True)
         for sent in upload_runs([upload_of(one, tracker) for one in ready]):
-            print(f"{ready[n_answers].name}: {_told(sent)}", flush=True)
+            print(f"{names[ready[n_answers].name]}: {_told(sent)}", flush=True)
             n_answers += 1
             n_problems += bool(sent.error or sent.lacking)
     left = len(ready) - n_answers

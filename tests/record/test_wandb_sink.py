@@ -298,11 +298,13 @@ def test_the_client_dies_with_its_run(run_dir: Path) -> None:
     )
     run = subprocess.Popen([sys.executable, "-c", program, str(run_dir)], stdout=subprocess.PIPE)
     assert run.stdout is not None
-    client = int(run.stdout.readline())
-    wait_until(lambda: (run_dir / "wandb" / "client.log").exists() and list(run_dir.glob("wandb/offline-run-*")))
-    core = core_of(client)
-    run.kill()
-    run.wait()
+    try:
+        client = int(run.stdout.readline())
+        wait_until(lambda: (run_dir / "wandb" / "client.log").exists() and list(run_dir.glob("wandb/offline-run-*")))
+        core = core_of(client)
+    finally:
+        run.kill()
+        run.wait()
     run.stdout.close()
     wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in (client, core)), timeout_s=20)
 
