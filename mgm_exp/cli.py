@@ -103,6 +103,12 @@ def _report(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _wandb_sync(arguments: list[str]) -> int:
+    from mgm_exp.verbs.wandb_sync import run
+
+    return run(arguments)
+
+
 def _gc(arguments: list[str]) -> int:
     parser = _parser("gc", "Drops store entries that nobody used for a while; run folders lose nothing.")
     parser.add_argument("--root", type=Path, default=Path("outputs"), help="paths.root (default: outputs)")
@@ -162,6 +168,7 @@ VERBS = {
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "report": Verb("report DIR... [--out FILE]", "compare runs or sweeps: page, JSON, Markdown, LaTeX, CSV", _report),
+    "wandb-sync": Verb("wandb-sync DIR...", "send runs to W&B that were made offline or cut short", _wandb_sync),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
     "explore": Verb("explore PATH [PATH]", "what a dataset is like: report, plots, JSON; two: compared", _explore),
     "validate": Verb("validate PATH [--fix DIR]", "every broken row and image with its place; a clean copy", _validate),

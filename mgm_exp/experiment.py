@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ import yaml
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, plain
 from mgm_exp.errors import Interrupted, MgmError, Pruned
+from mgm_exp.folders import read_record
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
@@ -400,9 +402,12 @@ def _path(output: StageOutput | None) -> Path | None:
 
 
 def _run_id(run_dir: Path, config: ExperimentConfig) -> str:
-    """The same for a resumed run; of characters that trackers take."""
-    name = f"{run_dir.parent.name}-{run_dir.name}-{stages.config_hash(config)[:8]}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """The same for a resumed run, another one for the same command elsewhere; of characters that trackers take."""
+    before = read_record(run_dir / "manifest.json")
+    if before.get("config_hash") == stages.config_hash(config) and before.get("run_id"):
+        return str(before["run_id"])
+    # Two people who run one sweep would write into one W&B run.
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{run_dir.parent.name}-{run_dir.name}-{secrets.token_hex(4)}")
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -143,21 +143,26 @@ def comparison_table(comparison: Comparison, width: int = 110) -> RenderableType
         columns = columns_of(comparison, benchmark)
         parts += [*title, Text(""), *_laid_out(rows, columns, width, with_cost=place == 0)]
     if len(comparison["data"]) > 1:
-        parts += [Text("\ncaptions of the align stage", style="bold"), Text(""), _data_table(comparison)]
+        parts += [Text("\ncaptions of the align stage", style="bold"), Text(""), _data_table(comparison, width)]
     parts += [Text(""), *(Text(note, style="dim") for note in notes(comparison))]
     return Group(*parts)
 
 
-def _data_table(comparison: Comparison) -> RenderableType:
+def _data_table(comparison: Comparison, width: int) -> RenderableType:
+    """A row for each kind of data; where that is too wide, a column for each."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    lines = [list(COLUMNS), *([row[column] for column in COLUMNS] for row in data_rows(comparison["data"]))]
+    across = sum(max(len(line[k]) for line in lines) + 2 for k in range(len(COLUMNS)))
+    if across > width:
+        lines = [list(column) for column in zip(*lines, strict=True)]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == COLUMNS[0] else "right", overflow="fold")
-    for row in data_rows(comparison["data"]):
-        table.add_row(*(Text(row[column]) for column in COLUMNS))
+    for place, title in enumerate(lines[0]):
+        table.add_column(title, justify="right" if place else "left", overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from mgm_exp.page.html import Html, element, join
@@ -127,45 +129,71 @@ def tiles(items: Iterable[Tile]) -> Html:
 
 
 def table(
-    columns: Sequence[Column], rows: Iterable[Sequence[str | tuple[str, float | None]]], *, is_sortable: bool = True
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str | tuple[str, float | None]]],
+    *,
+    name: str = "",
+    is_sortable: bool = True,
 ) -> Html:
     """A table; a click on a heading sorts it.
 
     Args:
         columns: The headings.
         rows: Cells in the order of the columns: what is shown, or (what is shown, the number to sort by).
+        name: What the table holds, for those who do not see the heading above it.
+        is_sortable: Whether headings are buttons.
     """
+    rows = [[given for given, _ in zip(row, columns, strict=True)] for row in rows]
 
     def heading(column: Column) -> Html:
         title = element("button", column.title, type="button") if is_sortable else column.title
         return element("th", title, scope="col", class_="number" if column.is_number else None)
 
-    def cell(given: str | tuple[str, float | None], column: Column, is_first: bool) -> Html:
+    is_plain = [column.is_number and _sorts_as_shown([row[k] for row in rows]) for k, column in enumerate(columns)]
+
+    def cell(given: str | tuple[str, float | None], place: int) -> Html:
         shown, key = given if isinstance(given, tuple) else (given, None)
         sort_key = ("" if key is None else repr(float(key))) if isinstance(given, tuple) else None
-        kind = "number" if column.is_number else None
-        if is_first:
+        kind = "number" if columns[place].is_number else None
+        sort_key = None if is_plain[place] and (key is None or _leading(shown) is not None) else sort_key
+        if place == 0:
             return element("th", shown, scope="row", class_=kind, data_key=sort_key)
         return element("td", shown, class_=kind, data_key=sort_key)
 
-    body = [
-        element(
-            "tr",
-            *(cell(given, column, not place) for place, (given, column) in enumerate(zip(row, columns, strict=True))),
-        )
-        for row in rows
-    ]
+    body = [element("tr", *(cell(given, place) for place, given in enumerate(row))) for row in rows]
     return element(
         "div",
         element(
             "table",
+            element("caption", name, class_="unseen") if name else Html(""),
             element("thead", element("tr", *map(heading, columns))),
             element("tbody", *body),
             class_="sortable" if is_sortable else None,
         ),
         class_="scroll",
         tabindex=0,
+        role="region" if name else None,
+        aria_label=name or None,
     )
+
+
+def _sorts_as_shown(cells: Sequence[str | tuple[str, float | None]]) -> bool:
+    """Whether a column sorts by the numbers that it shows: then they need not stand in the page twice."""
+    pairs = [(key, _leading(shown)) for shown, key in (c for c in cells if isinstance(c, tuple))]
+    known = [(key, shown) for key, shown in pairs if key is not None]
+    if len(pairs) < len(cells) or any(key is None and shown is not None for key, shown in pairs):
+        return False
+    # Shown are percent, say, and the keys are shares: only zero is the same in both.
+    if any(shown is None and key != 0 for key, shown in known):
+        return False
+    places = [0.0 if shown is None else shown for _, shown in sorted(known, key=lambda pair: pair[0])]
+    return all(a <= b for a, b in pairwise(places))
+
+
+def _leading(shown: str) -> float | None:
+    """The number that a text begins with, as ``script.js`` reads it."""
+    found = re.match(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?(?![\w.])", shown)
+    return float(found[0].replace(",", "")) if found else None
 
 
 def figure(drawing: Html, title: str, *caption: str) -> Html:
@@ -181,7 +209,7 @@ def grid(*blocks: Html) -> Html:
 def image(content: bytes, kind: Literal["png", "jpeg"], alt: str) -> Html:
     """A picture inside the page."""
     encoded = base64.b64encode(content).decode("ascii")
-    return element("img", src=f"data:image/{kind};base64,{encoded}", alt=alt, loading="lazy")
+    return element("img", src=f"data:image/{kind};base64,{encoded}", alt=alt)
 
 
 def gallery(items: Iterable[Item]) -> Html:

@@ -10,8 +10,11 @@ document.querySelectorAll("table.sortable").forEach(function (table) {
       table.querySelectorAll("thead th").forEach(function (other) { other.removeAttribute("aria-sort"); });
       heading.setAttribute("aria-sort", falling ? "descending" : "ascending");
       var key = function (row) {
-        var cell = row.cells[column], given = cell.getAttribute("data-key");
-        return given === null ? cell.textContent.trim() : given === "" ? -Infinity : Number(given);
+        var cell = row.cells[column], given = cell.getAttribute("data-key"), text = cell.textContent.trim();
+        if (given !== null) return given === "" ? -Infinity : Number(given);
+        if (!heading.classList.contains("number")) return text;
+        var shown = parseFloat(text.replace(/,/g, ""));
+        return isNaN(shown) ? -Infinity : shown;
       };
       Array.from(body.rows).sort(function (a, b) {
         var x = key(a), y = key(b);

@@ -172,6 +172,23 @@ class Recorder:
         )
 
 
+def describe_run(
+    config: Mapping[str, Any], run_dir: Path, *, run_id: str, overrides: Sequence[str], sweep: str | None
+) -> RunInfo:
+    """What a tracker is told of a run; see :func:`open_recorder` for the arguments, the config being plain here."""
+    # With several seeds the folder of a trial holds one run each.
+    place = run_dir.name if not run_dir.name.startswith("seed_") else f"{run_dir.parent.name}/{run_dir.name}"
+    return RunInfo(
+        run_id=run_id,
+        run_dir=run_dir,
+        name=str(config.get("name")) if sweep is None else f"{sweep}/{place}",
+        group=sweep,
+        job_type="run" if sweep is None else "trial",
+        tags=tuple(str(tag) for tag in redact(list(overrides))),
+        config=redact(dict(config)),
+    )
+
+
 def open_recorder(
     config: ExperimentConfig, run_dir: Path, *, run_id: str, overrides: Sequence[str], sweep: str | None = None
 ) -> Recorder:
@@ -188,16 +205,7 @@ def open_recorder(
     from mgm_exp.record.progress import ProgressSink
     from mgm_exp.record.wandb_sink import WandbSink
 
-    tags = tuple(str(tag) for tag in redact(list(overrides)))
-    run = RunInfo(
-        run_id=run_id,
-        run_dir=Path(run_dir),
-        name=config.name if sweep is None else f"{sweep}/{Path(run_dir).name}",
-        group=sweep,
-        job_type="run" if sweep is None else "trial",
-        tags=tags,
-        config=redact(plain(config)),
-    )
+    run = describe_run(plain(config), Path(run_dir), run_id=run_id, overrides=overrides, sweep=sweep)
     sinks: list[Sink] = [FilesSink(run.run_dir), ProgressSink()]
     if config.tracker.mode is not TrackerMode.disabled:
         sinks.append(WandbSink(config.tracker))

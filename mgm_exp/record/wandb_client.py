@@ -1,6 +1,6 @@
 """The process that owns a W&B run: reads what happened as JSON lines and calls the W&B client.
 
-It answers on standard output with JSON lines: ``run_dir`` and ``is_offline``, ``warning``, ``failure``, ``finished``.
+It answers on standard output with JSON lines: ``is_offline``, ``warning``, ``failure``, ``finished``.
 It ends when it has finished, when it fails, and with the process that started it.
 """
 
@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -33,33 +33,55 @@ DISK_CHECK_S = 10.0
 # What W&B accepts.
 ID_LIMIT = 64
 TAG_LIMIT = 64
+# Seconds that W&B's own process has to send the rest when a run ends.
+FINISH_S = 30.0
+# Seconds for one question to the public API.
+ASK_S = 20
 # The longer side of an image in the predictions table; larger images than the limit are not decoded at all.
 IMAGE_SIDE = 384
 IMAGE_PIXELS = 50_000_000
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 Reply = Callable[..., None]
+RowKey = tuple[int, str]
 
 
 class WandbRun:
     """One W&B run and what is sent to it.
 
+    Rows that W&B has already are passed over, so that a run can be continued, or sent again, without harm. W&B itself
+    does not help with that: it counts rows, and its summary may be ahead of the rows that it has.
+
     Args:
         run: The fields of a ``RunInfo``.
         tracker: The tracker section of the config.
         reply: Tells the other process something.
+        there: The rows that W&B has, where this is an upload of a run that ended before: online or not at all, in a
+            folder that is thrown away.
+        finish_s: Seconds that the server has at the end.
     """
 
-    def __init__(self, run: Mapping[str, Any], tracker: Mapping[str, Any], reply: Reply) -> None:
+    def __init__(
+        self,
+        run: Mapping[str, Any],
+        tracker: Mapping[str, Any],
+        reply: Reply,
+        *,
+        there: Collection[RowKey] | None = None,
+        finish_s: float = FINISH_S,
+    ) -> None:
         self._info = run
         self._tracker = tracker
         self._reply = reply
+        self._is_upload = there is not None
+        self._there = frozenset(there or ())
+        self._finish_s = finish_s
         self._stage = ""
         # Steps of the stages before this one: global_step never goes back.
         self._before = 0
         self._newest = 0
         self._next_disk_check = 0.0
-        self.run = self._open()
+        self.run = self._init("online") if self._is_upload else self._open()
         self.run.define_metric("global_step", hidden=True)
 
     def _open(self) -> wandb.Run:
@@ -68,7 +90,8 @@ class WandbRun:
             before = set(self._folders())
             try:
                 run = self._init("online")
-                self._reply(run_dir=str(Path(run.dir).parent), is_offline=False)
+                if run.resumed:
+                    self._there = rows_there(api(self._tracker).run(f"{run.entity}/{run.project}/{run.id}"))
                 return run
             except Exception as error:  # noqa: BLE001 - CommError, UsageError, AuthenticationError, what a network does
                 self._reply(warning=f"W&B cannot be reached ({first_line(error)}); this run is recorded offline")
@@ -76,7 +99,7 @@ class WandbRun:
                 for attempt in set(self._folders()) - before:
                     shutil.rmtree(attempt, ignore_errors=True)
         run = self._init("offline")
-        self._reply(run_dir=str(Path(run.dir).parent), is_offline=True)
+        self._reply(is_offline=True)
         return run
 
     def _folders(self) -> list[Path]:
@@ -92,13 +115,7 @@ class WandbRun:
         return "online" if self._has_key() else "offline"
 
     def _has_key(self) -> bool:
-        if os.environ.get("WANDB_API_KEY"):
-            return True
-        import wandb
-        from wandb.sdk.lib import wbauth
-
-        server = self._tracker["base_url"] or wandb.setup().settings.base_url
-        return wbauth.read_netrc_auth(host=server) is not None
+        return has_key(self._tracker["base_url"])
 
     def _init(self, mode: str) -> wandb.Run:
         import wandb
@@ -107,7 +124,7 @@ class WandbRun:
             # A dead network costs minutes, or the whole run, by default.
             init_timeout=10,
             login_timeout=5,
-            finish_timeout=30,
+            finish_timeout=self._finish_s,
             finish_timeout_raises=True,
             # A run folder can be moved and archived: no links.
             symlink=False,
@@ -123,8 +140,9 @@ class WandbRun:
             disable_job_creation=True,
             x_disable_meta=True,
             x_save_requirements=False,
-            # System metrics are those of the training process.
+            # System metrics are those of the training process: of an upload they would say nothing.
             x_stats_pid=os.getppid(),
+            x_disable_stats=self._is_upload,
         )
         if self._tracker["base_url"] is not None:
             settings.base_url = self._tracker["base_url"]
@@ -145,15 +163,12 @@ class WandbRun:
         )
 
     def stage_started(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the rows that hold already; those that the server has from before a resume are not sent twice."""
+        """Sends the rows that hold already, but for those that W&B has from before a resume."""
         if stage != self._stage:
             self._stage, self._before = stage, self._newest
         self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        there = int(self.run.summary.get(f"{stage}/step") or 0) if self.run.resumed else 0
         for row in rows:
-            if row["step"] > there:
-                self.row(row)
-            self._newest = max(self._newest, self._before + int(row["step"]))
+            self.row(row)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Logs the numbers of a row; ``<stage>/step`` is their axis and ``global_step`` counts over all stages."""
@@ -163,7 +178,9 @@ class WandbRun:
         values.update({f"{stage}/{key}": float(text) for key, text in row.get("non_finite", {}).items()})
         if "event" in row:
             values[f"{stage}/event/{row['event']}"] = 1
-        self.run.log({**values, "global_step": self._before + int(row["step"])})
+        values["global_step"] = self._before + int(row["step"])
+        if row_key(values) not in self._there:
+            self.run.log(values)
 
     def stage_finished(self, stage: str, summary: Mapping[str, Any], reused: bool) -> None:
         """Puts the numbers of a stage's summary into the run's."""
@@ -171,16 +188,34 @@ class WandbRun:
         self.run.summary.update({f"{stage}/summary/{key}": value for key, value in numbers.items()})
         self.run.summary.update({f"{stage}/summary/reused": reused})
 
-    def predictions(self, benchmark: str, path: str, image_root: str, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics and a table of evenly chosen predictions with their images."""
+    def predictions(
+        self,
+        benchmark: str,
+        path: str,
+        image_roots: Sequence[str],
+        metrics: Mapping[str, float],
+        is_there: bool = False,
+    ) -> None:
+        """Logs the metrics and a table of evenly chosen predictions with their images.
+
+        Args:
+            benchmark: Its name.
+            path: The file of predictions.
+            image_roots: Folders that the images may lie in.
+            metrics: What the benchmark gave.
+            is_there: W&B has the table already: only the metrics are sent.
+        """
         import wandb
 
         self.run.summary.update(dict(metrics))
+        if is_there:
+            return
         columns = ["question_id", "image", "question", "prediction", "answers", "score", "question_type"]
         table = wandb.Table(columns=columns)
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
         for row in evenly(rows, int(self._tracker["table_rows"])):
-            picture = thumbnail(Path(image_root), row)
+            pictures = (thumbnail(Path(root), row) for root in image_roots)
+            picture = next((found for found in pictures if found is not None), None)
             table.add_data(
                 str(row["question_id"]),
                 None if picture is None else wandb.Image(picture, file_type="jpg"),
@@ -191,7 +226,7 @@ class WandbRun:
                 str(row["question_type"]),
             )
         if rows:
-            self.run.log({f"predictions/{benchmark}": table, "global_step": self._newest})
+            self.run.log({table_key(benchmark): table, "global_step": self._newest})
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Puts the result into the summary and closes the run."""
@@ -210,6 +245,42 @@ class WandbRun:
         free = shutil.disk_usage(self._info["run_dir"]).free
         if free < SMALLEST_FREE:
             raise OSError(f"only {free:,} bytes are free on the disk of {self._info['run_dir']}")
+
+
+def has_key(base_url: str | None) -> bool:
+    """Whether the environment or netrc holds a key for a server (None: the client's default)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    return wbauth.read_netrc_auth(host=base_url or wandb.setup().settings.base_url) is not None
+
+
+def api(tracker: Mapping[str, Any]) -> wandb.Api:
+    """W&B's public API at the tracker's server."""
+    import wandb
+
+    return wandb.Api(overrides={"base_url": tracker["base_url"]} if tracker["base_url"] else {}, timeout=ASK_S)
+
+
+def row_key(values: Mapping[str, Any]) -> RowKey:
+    """What tells the rows of a run apart: the step over all stages, and which event it is, if it is one."""
+    return int(values["global_step"]), "".join(sorted(key for key in values if "/event/" in key))
+
+
+def rows_there(run: Any) -> frozenset[RowKey]:
+    """The rows that W&B has of a run of its public API; those of tables are none."""
+    return frozenset(
+        row_key(row)
+        for row in run.scan_history(use_cache=False)
+        if "global_step" in row and not any(key.startswith(table_key("")) for key in row)
+    )
+
+
+def table_key(benchmark: str) -> str:
+    """What the table of a benchmark's predictions is called in W&B."""
+    return f"predictions/{benchmark}"
 
 
 def _end_service() -> None:

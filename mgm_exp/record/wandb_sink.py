@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +51,6 @@ class WandbSink(Sink):
         self._waiting_bytes = 0
         self._left_out = 0
         self._replies = b""
-        self._run_dir: str | None = None
         self._is_offline = False
         self._is_finished = False
         self._folder = Path()
@@ -102,7 +102,7 @@ class WandbSink(Sink):
     def predictions(self, benchmark: str, path: Path, image_root: Path, metrics: Mapping[str, float]) -> None:
         """Sends the metrics and a table of predictions with their images."""
         self._send(
-            "predictions", benchmark=benchmark, path=str(path), image_root=str(image_root), metrics=dict(metrics)
+            "predictions", benchmark=benchmark, path=str(path), image_roots=[str(image_root)], metrics=dict(metrics)
         )
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -120,9 +120,10 @@ class WandbSink(Sink):
         self._end_client()
         if self._left_out:
             log.warning("W&B was too slow: %d rows are in metrics.jsonl only", self._left_out)
-        if self._run_dir is not None and (self._is_offline or not self._is_finished):
-            shown = min(self._run_dir, os.path.relpath(self._run_dir), key=len)
-            print(f"W&B: recorded in the run folder; to send it: wandb sync {shown}", flush=True)
+        if self._is_offline or not self._is_finished or self._left_out:
+            folder = str(self._folder.parent)
+            shown = min(folder, os.path.relpath(folder), key=len)
+            print(f"W&B: not sent, or not all of it; later: mgm-exp wandb-sync {shown}", flush=True)
 
     def _is_unwanted(self) -> bool:
         mode = self._tracker.mode
@@ -177,7 +178,6 @@ class WandbSink(Sink):
                 return
 
     def _heard(self, reply: Mapping[str, Any]) -> None:
-        self._run_dir = reply.get("run_dir", self._run_dir)
         self._is_offline = reply.get("is_offline", self._is_offline)
         if "warning" in reply:
             log.warning("%s", reply["warning"])
@@ -189,7 +189,7 @@ class WandbSink(Sink):
         """No more rows, one warning. What W&B wrote so far stays in the run folder."""
         if self._client is None:
             return
-        log.warning("W&B is switched off for this run (%s); its files are complete", why)
+        log.warning("W&B is switched off for this run (%s); its files are complete: mgm-exp wandb-sync sends them", why)
         self._end_client()
 
     def _end_client(self) -> None:
@@ -202,15 +202,38 @@ class WandbSink(Sink):
         client.stdin.close()
         client.stdout.close()
         if not self._is_finished:
-            client.kill()
+            kill_client(client)
         try:
             client.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            client.kill()
+            kill_client(client)
             client.wait()
         # A run folder can be moved and archived; W&B links to its log files although it is told not to.
         for path in [path for path in self._folder.rglob("*") if path.is_symlink()]:
             path.unlink(missing_ok=True)
+
+
+def kill_client(client: subprocess.Popen[bytes]) -> None:
+    """Kills a client and first W&B's own process, which would go on sending into what is sent anew meanwhile."""
+    for child in _children(client.pid):
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            log.debug("W&B's process %d has ended", child)
+    client.kill()
+
+
+def _children(parent: int) -> list[int]:
+    """Children of a process; none where there is no /proc (W&B's process then ends by itself, a little later)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state_and_parent = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(state_and_parent[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
 
 
 def _environment(folder: Path) -> dict[str, str]:

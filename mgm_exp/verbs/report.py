@@ -18,6 +18,8 @@ FORMATS = (".md", ".tex", ".csv", ".html")
 def run(arguments: list[str]) -> int:
     """Compares what the arguments name: 0."""
     options = _options(arguments)
+    if options.wandb is not None and options.watch is not None:
+        raise UserError("--wandb and --watch do not go together.", advice="Save the W&B report when the sweep is done.")
     files, comparison = _files(options.folders, options.out)
     settings = {
         "baseline": options.baseline,
@@ -32,6 +34,13 @@ def run(arguments: list[str]) -> int:
             found = _compared(options.folders, comparison, files, on_progress=on_progress, **settings)
     _show(found)
     print(f"written: {', '.join(str(path) for path in [*files, comparison])}")
+    if options.wandb is not None:
+        from mgm_exp.compare import load_runs
+        from mgm_exp.verbs.wandb_report import save
+
+        with stop_on_signals():
+            url = save(found, load_runs(options.folders), comparison.parent, options.wandb)
+        print(f"W&B report: {url}\n(it shows the runs that are in W&B; mgm-exp wandb-sync sends the others)")
     return EXIT_DONE
 
 
@@ -96,6 +105,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         const=10.0,
         metavar="S",
         help="write anew whenever something changed, looking every S seconds (default: 10); Ctrl-C ends it",
+    )
+    parser.add_argument(
+        "--wandb",
+        nargs="?",
+        const="",
+        metavar="[ENTITY/]PROJECT",
+        help="also save a W&B report of it (default: tracker.project of the runs)",
     )
     return parser.parse_args(arguments)
 

@@ -63,6 +63,14 @@ def test_the_table_shows_data_where_it_differs(arms: list[Path]) -> None:
     assert "align stage" not in markdown(one).replace("aligned", "")
 
 
+def test_on_a_narrow_terminal_data_stand_side_by_side_and_nothing_is_broken(arms: list[Path]) -> None:
+    console = Console(record=True, width=90)
+    print_comparison(compare(arms), console)
+    lines = console.export_text().splitlines()
+    [ttr] = [line for line in lines if line.startswith("TTR ")]
+    assert ttr.count(" at 1,000") == 2 and ttr.count("[") == ttr.count("]")
+
+
 def test_runs_without_a_record_of_their_data_are_compared_all_the_same(tmp_path: Path, arms: list[Path]) -> None:
     plain = write_run(tmp_path / "plain", [1.0, 1.0, 1.0, 1.0])
     damaged = write_run(tmp_path / "damaged", [1.0, 1.0, 1.0, 0.0])

@@ -106,8 +106,45 @@ def test_a_page_loads_nothing() -> None:
 
 
 def test_a_table_sorts_numbers_by_their_value() -> None:
-    html = page.table([page.Column("Size", is_number=True)], [(("1,200 KB", 1_200_000.0),), (("none", None),)])
-    assert 'data-key="1200000.0"' in html and 'data-key=""' in html
+    """Where what is shown begins with a number that is in another order, the value stands in the page."""
+    sizes = page.Column("Size", is_number=True)
+    html = page.table([sizes], [(("1,200 KB", 1_200_000.0),), (("none", None),), (("3 MB", 3_000_000.0),)])
+    assert re.findall('data-key="([^"]*)"', html) == ["1200000.0", "", "3000000.0"]
+    shares = [(("61.2 [57.1, 65.0]", 0.6123),), (("baseline", 0.0),), (("-", None),), (("-4.0", -0.04),)]
+    assert re.findall('data-key="([^"]*)"', page.table([sizes], shares)) == ["0.0"]
+    assert "data-key" not in page.table([sizes], [(("1,200", 1200.0),), (("900", 900.0),)])
+    assert 'data-key="7.0"' in page.table([sizes], [(("one of 7", 7.0),), (("3", 3.0),)])
+
+
+def test_a_table_has_a_name_for_those_who_do_not_see_it() -> None:
+    html = page.table([page.Column("Size")], [("a",)], name="Sizes")
+    assert '<caption class="unseen">Sizes</caption>' in html
+    assert 'role="region" aria-label="Sizes"' in html
+
+
+def colours(style: str) -> dict[str, str]:
+    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", style))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_all_text_has_enough_contrast_in_the_light_and_in_the_dark() -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    style = page_with("plain")
+    light, dark = style[: style.index("@media (prefers")], style[style.index("@media (prefers") :]
+    first = colours(light)
+    for theme in (first, first | colours(dark[: dark.index("* {")])):
+        pairs = [(ink, ground) for ink in ("ink", "soft") for ground in ("ground", "card", "code")]
+        pairs += [(name, f"{name}-tint") for name in ("good", "note", "warning", "problem")]
+        pairs += [(name, "card") for name in ("good", "note", "warning", "problem")] + [("note", "ground")]
+        for ink, ground in pairs:
+            low, high = sorted(luminance(theme[name]) for name in (ink, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, ground)
 
 
 def test_a_table_with_a_cell_too_few_is_refused() -> None:

@@ -72,7 +72,7 @@ def question_types(view: View) -> Html | None:
         remark = f"Accuracy on {benchmark} in percent, 95 % intervals below. The fewer questions, the wider."
         if len(places) < len(view.completed):
             remark += f" The baseline and the highest {len(places) - 1} of {len(view.completed)} runs are shown."
-        blocks += [page.table(columns, rows), page.note(remark)]
+        blocks += [page.table(columns, rows, name=f"Accuracy by type of question, {benchmark}"), page.note(remark)]
     return page.section("By type of question", *blocks, anchor="types") if blocks else None
 
 
@@ -162,7 +162,7 @@ def answer_statistics(view: View, answers: Mapping[tuple[str, str], Rows]) -> Ht
                 Column("empty", is_number=True),
                 Column("most frequent answers"),
             ]
-            table = page.table(columns, rows)
+            table = page.table(columns, rows, name=f"What was answered, {benchmark}")
             is_one = len(view.comparison["benchmarks"]) == 1
             blocks.append(table if is_one else page.subsection(benchmark, table))
     return page.section("Answers", *blocks, anchor="answers") if blocks else None

@@ -244,5 +244,7 @@ def _numbers(view: View, curves: Sequence[Curve]) -> Html:
             ]
         )
     return page.details(
-        "The same in numbers", page.table(columns, rows), page.note("Last loss: mean of the last 10 steps.")
+        "The same in numbers",
+        page.table(columns, rows, name="Curves in numbers"),
+        page.note("Last loss: mean of the last 10 steps."),
     )

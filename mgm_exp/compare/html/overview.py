@@ -60,9 +60,9 @@ def _tiles(view: View) -> Iterator[Tile]:
     done = len(view.completed)
     yield Tile("Runs completed", f"{done}", f"of {len(view.entries)}", "warning" if done < len(view.entries) else None)
     for benchmark in comparison["benchmarks"][:3]:
-        scored = [
-            (score, entry) for _, entry in view.completed if (score := view.accuracy(entry, benchmark)) is not None
-        ]
+        # The best of several seeds would be the luckiest one: configurations count there.
+        entries = view.several_seeds or [entry for _, entry in view.completed]
+        scored = [(score, entry) for entry in entries if (score := view.accuracy(entry, benchmark)) is not None]
         if scored:
             score, best = max(scored, key=lambda pair: pair[0])
             interval = rate_interval(best["metrics"][f"{benchmark}/accuracy"])
@@ -123,7 +123,7 @@ def arm_table(view: View) -> Html | None:
                     view.letters(arm["id"], benchmark),
                 ]
             )
-        blocks.append(page.table(columns, rows))
+        blocks.append(page.table(columns, rows, name=f"Configurations, {benchmark}"))
     remark = (
         "Runs that differ in their seed alone are one configuration. Intervals hold for other questions and other "
         "seeds; ± is the standard deviation between seeds. Configurations that share a letter are not told apart."
@@ -197,10 +197,16 @@ def run_table(view: View) -> Html:
     folder = where(view.comparison)
     return page.section(
         "Runs",
-        page.table(columns, rows),
+        page.table(columns, rows, name="Runs"),
         page.note(
-            "Settings that are the same for all runs are left out. A click on a heading sorts. Differences are run "
-            "minus baseline, paired by question; runs that share a letter (group) are not told apart."
+            "Settings that are the same for all runs are left out. A click on a heading sorts. "
+            + (
+                "Intervals of a single run are about other questions only; the table of configurations says how much "
+                "seeds matter, and has the differences."
+                if view.several_seeds
+                else "Differences are run minus baseline, paired by question; runs that share a letter (group) are "
+                "not told apart."
+            )
             + (f" {folder}." if folder else "")
         ),
         anchor="runs",
@@ -354,7 +360,9 @@ def ended(view: View) -> Html | None:
         return None
     columns = [Column(title) for title in ("run", "status", "cause", "what to do", "came as far as")]
     return page.section(
-        "Runs without a result", page.table([*columns, Column("after", is_number=True)], rows), anchor="ended"
+        "Runs without a result",
+        page.table([*columns, Column("after", is_number=True)], rows, name="Runs without a result"),
+        anchor="ended",
     )
 
 

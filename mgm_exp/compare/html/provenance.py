@@ -26,7 +26,7 @@ def data(view: View) -> Html | None:
     for stage, title in _STAGES.items():
         rows = [[row[column] for column in COLUMNS] for row in data_rows(found, stage)]
         columns = [Column(column, is_number=k > 0) for k, column in enumerate(COLUMNS)]
-        blocks.append(page.subsection(title, page.table(columns, rows), *_losses(found, stage)))
+        blocks.append(page.subsection(title, page.table(columns, rows, name=title), *_losses(found, stage)))
     named = [
         (entry["name"], f"{entry['fingerprint'][:16]}: " + ", ".join(view.label(name) for name in entry["runs"]))
         for entry in found
@@ -89,7 +89,7 @@ def _configurations(view: View) -> list[Html]:
     return [
         page.subsection(
             "Settings that differ",
-            page.table(columns, rows),
+            page.table(columns, rows, name="Settings that differ"),
             page.note(f"{n_same} other settings are the same for all runs."),
         )
     ]
@@ -154,7 +154,7 @@ def _origins(view: View) -> Html:
                 f"{len(named)}, {reused} from the store" if named else "-",
             ]
         )
-    return page.table(columns, rows)
+    return page.table(columns, rows, name="Seeds, times, fingerprints")
 
 
 def _fingerprint(part: Any) -> str:
@@ -197,7 +197,7 @@ def _packages(view: View) -> list[Html]:
             for entry, found in known:
                 versions.setdefault(str(found.get(key, "not installed")), []).append(entry["label"])
             rows.append([key, "; ".join(f"{version} ({', '.join(labels)})" for version, labels in versions.items())])
-        blocks.append(page.subsection("Packages that differ", page.table(columns, rows)))
+        blocks.append(page.subsection("Packages that differ", page.table(columns, rows, name="Packages that differ")))
     first = known[0][1]
     listed = "\n".join(f"{name}=={version}" for name, version in sorted(first.items()))
     name = "all runs" if not keys else known[0][0]["label"]

@@ -260,7 +260,7 @@ def effects(view: View) -> Html | None:
             Column(f"mean accuracy on {benchmark}, %"),
         ]
         plots = [_effect(view, key, groups, y, share) for share, key, groups in found[:6]]
-        blocks += [page.table(columns, rows), page.grid(*plots)]
+        blocks += [page.table(columns, rows, name=f"Settings and accuracy on {benchmark}"), page.grid(*plots)]
     if not blocks:
         return None
     remark = page.note(

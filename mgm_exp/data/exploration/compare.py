@@ -24,6 +24,8 @@ _Z = 1.959964  # of a 95 % interval
 _FEWEST = 20  # matched rows that say something
 _LARGEST_SHARE = 0.5  # of the words of the smaller one that are drawn at most, so that draws differ
 _WORDS = 15
+SHARES = ("fewer than", "special characters", "repetition")
+"""What the names of means that are shares begin with."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,15 @@ def _means(a: Exploration, b: Exploration) -> list[Difference]:
 
 
 def _with_error(name: str, a: float, b: float, error: float, n_a: int, n_b: int, **more: Any) -> Difference:
-    return Difference(name, a, b, b - a, b - a - _Z * error, b - a + _Z * error, n_a, n_b, **more)
+    low, high = b - a - _Z * error, b - a + _Z * error
+    if name.startswith(SHARES):
+        low, high = _of_shares(low, high)
+    return Difference(name, a, b, b - a, low, high, n_a, n_b, **more)
+
+
+def _of_shares(low: float, high: float) -> tuple[float, float]:
+    """An interval of a difference between two numbers that lie in 0..1."""
+    return max(-1.0, low), min(1.0, high)
 
 
 def _diversity(a: TokenStream, b: TokenStream, seed: int) -> list[Difference]:
@@ -189,7 +199,7 @@ def _of_estimates(name: str, a: Estimate, b: Estimate, n_a: int, n_b: int) -> Di
     if difference is not None and None not in (a.ci_low, a.ci_high, b.ci_low, b.ci_high):
         assert a.ci_low is not None and a.ci_high is not None and b.ci_low is not None and b.ci_high is not None
         half = math.hypot((a.ci_high - a.ci_low) / 2, (b.ci_high - b.ci_low) / 2)
-        low, high = difference - half, difference + half
+        low, high = _of_shares(difference - half, difference + half)
     return Difference(name, a.value, b.value, difference, low, high, n_a, n_b, unit="words")
 
 

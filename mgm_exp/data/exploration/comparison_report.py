@@ -8,7 +8,7 @@ from typing import Any
 
 from mgm_exp import page
 from mgm_exp.data.exploration import galleries
-from mgm_exp.data.exploration.compare import Comparison, Difference
+from mgm_exp.data.exploration.compare import SHARES, Comparison, Difference
 from mgm_exp.data.exploration.comparison_plots import comparison_plots
 from mgm_exp.data.exploration.findings import Finding
 from mgm_exp.data.exploration.numbers import counted, number, ratio, share
@@ -17,8 +17,6 @@ from mgm_exp.data.exploration.summary import plain
 from mgm_exp.data.exploration.writing import RESULT
 from mgm_exp.page import Column, Html, Tile
 from mgm_exp.store import disk_full_named, write_atomic, write_json_atomic
-
-_SHARES = ("fewer than", "special characters", "repetition")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> list[Finding]:
@@ -242,7 +240,7 @@ def _numbers(comparison: Comparison) -> Html:
 
 
 def _row(item: Difference) -> tuple[Any, ...]:
-    form = share if item.name.startswith(_SHARES) else ratio if item.unit == "words" else number
+    form = share if item.name.startswith(SHARES) else ratio if item.unit == "words" else number
     over = f"{item.n_a:,} {item.unit}" if item.n_a == item.n_b else f"{item.n_a:,} and {item.n_b:,} {item.unit}"
     if item.refused:
         return (item.name, form(item.a), form(item.b), "not compared", "", item.refused)

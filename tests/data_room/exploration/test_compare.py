@@ -52,6 +52,22 @@ def test_a_subset_is_as_varied_as_the_whole_and_the_plain_ratio_is_refused(tmp_p
     assert "400 rows have the same id in both, and the same caption" in sentences
 
 
+def test_no_interval_of_a_share_reaches_beyond_what_a_difference_can_be(tmp_path: Path) -> None:
+    """All captions of A are short and few of B's are: the plain interval would end beyond 100 %."""
+    a = {f"{number}": "two words" for number in range(6)}
+    b = {f"{number}": "two words" if number == 0 else "five words are in here" for number in range(6)}
+    comparison = compared(tmp_path, a, b)
+    short = named(comparison, "fewer than 4 words")
+    assert short.difference == pytest.approx(-5 / 6) and short.ci_low == -1.0
+    assert all(
+        abs(end) <= 1
+        for item in comparison.differences
+        if item.name[:4] in ("TTR ", "MATT", "fewe")
+        for end in (item.ci_low, item.ci_high)
+        if end is not None
+    )
+
+
 def test_equal_sizes_may_be_compared_by_the_plain_ratio(tmp_path: Path) -> None:
     a = {"1": "a b c d", "2": "e f g h"}
     b = {"1": "a b a b", "2": "a b a b"}
