@@ -87,6 +87,7 @@ class Experiment:
         self.origins: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.eval_keys: dict[str, Any] = {}
+        self.scores: list[Any] = []
         self.trained: dict[str, Any] = {}
         self.reporter = reporter_for(config, run_dir)
         self.manifest: dict[str, Any] = {
@@ -134,6 +135,7 @@ class Experiment:
         self._keep_model(tuned)
         for name in self.config.eval.benchmarks:
             self._evaluate(found, name, curated, aligned, tuned)
+        self._show_scores()
 
     # -- stages ------------------------------------------------------------------------------------------------
 
@@ -203,6 +205,7 @@ class Experiment:
         kept = self.run_dir / "predictions" / f"{name}.jsonl"
         kept.parent.mkdir(exist_ok=True)
         hard_link_or_copy(scored.path / "predictions.jsonl", kept)
+        self._keep_benchmark(name, scored)
         self.recorder.predictions(name, kept, benchmark.image_root, scored.meta["metrics"])
         if name != "demo" or not self.config.eval.demo.baselines:
             return
@@ -213,6 +216,27 @@ class Experiment:
             self.metrics[f"{name}/baseline_aligned"] = before.meta["metrics"][f"{name}/accuracy"]
         guess = evaluate.question_only_accuracy(benchmark, curated.path / "instruct.jsonl")
         self.metrics[f"{name}/baseline_question_only"] = guess
+
+    def _keep_benchmark(self, name: str, scored: StageOutput) -> None:
+        """A benchmark's lines of the final table, and its submission file, where it has a server."""
+        from mgm_exp import evaluate
+
+        meta = scored.meta
+        error = meta.get("standard_error")
+        self.scores += evaluate.lines_of(name, meta["metrics"], meta["eval_key"], meta["n"], error)
+        submission = meta.get("submission")
+        if submission:
+            kept = self.run_dir / "submissions" / submission
+            kept.parent.mkdir(exist_ok=True)
+            hard_link_or_copy(scored.path / submission, kept)
+            self.recorder.say(f"{name}: the file for its server is submissions/{submission}")
+
+    def _show_scores(self) -> None:
+        """The table that a run ends with, also as ``benchmarks.json``."""
+        from mgm_exp import evaluate
+
+        write_json_atomic(self.run_dir / "benchmarks.json", evaluate.as_json(self.scores))
+        self.recorder.say(evaluate.render(self.scores))
 
     def _score(self, found: Preflight, benchmark: Any, weights: StageOutput | None, label: str) -> StageOutput:
         """One benchmark on one set of weights; the store scores each pair once."""
