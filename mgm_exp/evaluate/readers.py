@@ -192,8 +192,8 @@ def literal_list(cell: Any) -> list[str]:
             raise ValueError("a list literal of more than 100,000 characters")
         try:
             cell = ast.literal_eval(cell)
-        except (SyntaxError, MemoryError, RecursionError, TypeError) as error:
-            raise ValueError(f"{str(error)[:80]!r} in what should be a list") from error
+        except (SyntaxError, ValueError, MemoryError, RecursionError, TypeError) as error:
+            raise ValueError(f"{cell[:60]!r} is no list of texts") from error
     if not isinstance(cell, list):
         raise ValueError(f"a list is needed, not {type(cell).__name__}")
     return [str(item) for item in cell]

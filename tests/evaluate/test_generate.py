@@ -33,23 +33,6 @@ CONTRACT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model():
-    import torch
-
-    from mgm_exp.model import load_model
-
-    torch.set_num_threads(1)
-    return load_model(MGM / "model")
-
-
-@pytest.fixture(scope="module")
-def processor():
-    from mgm_exp.model import load_processor
-
-    return load_processor(MGM / "model")
-
-
 def make_files(folder: Path) -> None:
     """Eleven questions of different length about five images, some images asked several times."""
     (folder / "images").mkdir(parents=True)
