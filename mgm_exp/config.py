@@ -703,6 +703,33 @@ class JudgeConfig:
     timeout_s: float = 60.0
 
 
+class CorruptionKind(Enum):
+    """How images are changed to see what a model does when they are worse than usual."""
+
+    blur = "blur"
+    noise = "noise"
+    jpeg = "jpeg"
+    rotation = "rotation"
+    brightness = "brightness"
+
+
+@dataclass
+class RobustnessConfig:
+    """The same questions once more with changed images or in other words, paired with the clean answers."""
+
+    # Each kind at each severity is a benchmark of its own: textvqa.blur3. [] asks none.
+    corruptions: list[CorruptionKind] = field(default_factory=list)
+    # 1 (slight) to 5 (severe).
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5])
+    # Folder of <benchmark>.jsonl with lines {"question_id", "question"}: the same questions in other words, asked as
+    # textvqa.rephrased. null: none.
+    rephrased: str | None = None
+    # Also the accuracy by how often the training answers hold the wanted answer: never, rarely, often.
+    long_tail: bool = False
+    # An answer that occurs at most so often among the training answers is a rare one.
+    rare_at_most: int = 10
+
+
 @dataclass
 class EvalConfig:
     """Which benchmarks are run on the trained model, and from which files."""
@@ -712,6 +739,7 @@ class EvalConfig:
     # Use only the first N questions of each benchmark. null: all.
     max_questions: int | None = None
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     textvqa: TextVqaConfig = field(default_factory=TextVqaConfig)
     vqav2: VqaConfig = field(default_factory=VqaConfig)
     okvqa: VqaConfig = field(default_factory=VqaConfig)
@@ -1006,6 +1034,15 @@ def _eval_faults(section: EvalConfig) -> Iterator[str]:
         yield f"eval.custom.metrics has {wrong}; allowed are {[*SCORES, *CORPUS_SCORES]}"
     elif not metrics or metrics[0] not in SCORES:
         yield f"eval.custom.metrics={metrics}: the first one scores a single answer, and must be one of {list(SCORES)}"
+    robustness = section.robustness
+    if not all(1 <= severity <= 5 for severity in robustness.severities):
+        yield f"eval.robustness.severities={robustness.severities}; allowed are 1 (slight) to 5 (severe)"
+    if robustness.corruptions and not robustness.severities:
+        yield "eval.robustness.corruptions is given and eval.robustness.severities is empty: give some of 1 to 5"
+    for key in ("corruptions", "severities"):
+        values = [plain(value) for value in getattr(robustness, key)]
+        if len(set(values)) < len(values):
+            yield f"eval.robustness.{key}={values} has one twice"
     if section.judge.url is not None and section.judge.model is None:
         yield "eval.judge.url is given without eval.judge.model, the name of the model on that server"
     if section.judge.url is not None and not JUDGE_URL.fullmatch(section.judge.url):
@@ -1090,6 +1127,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
             for name in BENCHMARKS
             for key in ("batch_size", "max_new_tokens")
         },
+        "eval.robustness.rare_at_most": config.eval.robustness.rare_at_most,
         "eval.judge.timeout_s": config.eval.judge.timeout_s,
         "eval.captions.bertscore_layer": config.eval.captions.bertscore_layer,
         "zero.reduce_bucket_size": config.zero.reduce_bucket_size,

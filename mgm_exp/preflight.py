@@ -185,10 +185,14 @@ def asked_benchmarks(config: ExperimentConfig) -> set[str]:
 
 def _check_benchmarks(config: ExperimentConfig) -> None:
     """Reads the questions of every benchmark and looks for their images: nothing may be missing after the training."""
-    from mgm_exp.evaluate import load_benchmark
+    from mgm_exp.evaluate import load_benchmark, variants
 
     for name in sorted(asked_benchmarks(config) - {"demo"}):
-        _ = load_benchmark(name, config).questions
+        benchmark = load_benchmark(name, config)
+        _ = benchmark.questions
+        if name in config.eval.benchmarks:
+            for variant in variants(benchmark, config.eval.robustness):
+                _ = variant.questions
 
 
 def _model_fingerprint(config: ExperimentConfig, folder: Path) -> str:

@@ -57,6 +57,7 @@ FILES = {
 # Where the questions of a benchmark come from and how they are asked and read.
 BENCHMARK_KEYS = [
     *("judge.url", "judge.model", "judge.timeout_s"),
+    *(f"robustness.{key}" for key in ("corruptions", "severities", "rephrased", "long_tail", "rare_at_most")),
     *(f"{name}.{key}" for name in BENCHMARKS if name not in ("demo", "textvqa") for key in FILES[name].split()),
 ]
 
@@ -292,6 +293,8 @@ OTHER = {
     "eval.demo.split": "val",
     "eval.mmbench.rows": "first",
     "eval.mmbench_cn.rows": "first",
+    "eval.robustness.corruptions": ["blur"],
+    "eval.robustness.severities": [2],
     "model.attn_implementation": "eager",
     "sweep.constraints": ["adapter.rank <= 8"],
     "sweep.direction": "minimize",

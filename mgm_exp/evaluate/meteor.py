@@ -66,6 +66,7 @@ def _plain(text: str) -> str:
 
 def _run(lines: Sequence[str]) -> list[str]:
     java, jar = require_meteor()
+    # The program ends by itself when its input ends, so it does not outlive this process.
     command = [java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     done = subprocess.run(
         command,

@@ -18,7 +18,7 @@ class Published:
         benchmark: Its name here.
         metric: The metric of ``result.json`` that it is comparable with.
         value: In the metric's own unit.
-        n: Questions that it was measured on; None: the score is no share of questions.
+        n: Questions that it is a share of; None: the score is no share.
         needs: Entries of the evaluation key without which scores are not comparable.
     """
 
@@ -34,18 +34,16 @@ class Published:
         return None if self.n is None else math.sqrt(self.value * (1 - self.value) / self.n)
 
     def fits(self, eval_key: Mapping[str, Any]) -> bool:
-        """Whether a result was measured as the published one was: same questions, as many of them."""
-        return (self.n is None or eval_key.get("n") == self.n or "circular" in self.metric) and all(
-            eval_key.get(key) == value for key, value in self.needs.items()
-        )
+        """Whether a result was measured as the published one was: the same questions, as many of them."""
+        return all(eval_key.get(key) == value for key, value in self.needs.items())
 
 
 PUBLISHED = (
-    Published("textvqa", "textvqa/accuracy", 0.562, 5000, {"ocr_tokens": True, "split": "val"}),
-    Published("mmbench", "mmbench/circular_accuracy", 0.598, 1164, {"split": "dev"}),
+    Published("textvqa", "textvqa/accuracy", 0.562, 5000, {"n": 5000, "ocr_tokens": True, "split": "val"}),
+    Published("mmbench", "mmbench/circular_accuracy", 0.598, 1164, {"n_questions": 1164, "split": "dev"}),
     Published("mme", "mme/perception", 1341.0, None, {"n": 2374}),
     Published("mme", "mme/cognition", 312.0, None, {"n": 2374}),
-    Published("mmmu", "mmmu/accuracy", 0.317, 900, {"split": "validation"}),
+    Published("mmmu", "mmmu/accuracy", 0.317, 900, {"n": 900, "split": "validation"}),
 )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from mgm_exp.evaluate.published import SOURCE, published
 
+_OF_VARIANTS = ("accuracy", "drop", "drop_ci_low", "drop_ci_high")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -60,6 +62,8 @@ def lines_of(
 ) -> list[Line]:
     """The scores of one benchmark, without those of parts (``accuracy[...]``).
 
+    Of a variant (``textvqa.blur3``) only the accuracy and what the change costs.
+
     Args:
         benchmark: Its name.
         metrics: As in ``result.json``.
@@ -71,7 +75,7 @@ def lines_of(
     lines = []
     for name, value in metrics.items():
         metric = name.removeprefix(f"{benchmark}/")
-        if "[" in metric:
+        if "[" in metric or ("." in benchmark and metric not in _OF_VARIANTS):
             continue
         one = known.get(name)
         lines.append(

@@ -224,6 +224,8 @@ def test_a_named_policy_is_an_enum(compose: Compose) -> None:
         (["eval.gqa.batch_size=0"], "eval.gqa.batch_size=0"),
         (["eval.custom.metrics=[cider]"], "the first one scores a single answer"),
         (["eval.custom.metrics=[exact_match,rouge]"], "['rouge']"),
+        (["eval.robustness.severities=[0]"], "allowed are 1 (slight) to 5 (severe)"),
+        (["eval.robustness.corruptions=[blur,blur]"], "has one twice"),
         (["eval.judge.url=http://localhost:1/v1"], "eval.judge.model"),
         (["eval.judge.url=http://example.org/v1", "eval.judge.model=m"], "https://"),
         (["eval.judge.url='https://me:secret@example.org/v1'", "eval.judge.model=m"], "secret"),

@@ -19,6 +19,7 @@ from mgm_exp.evaluate.metrics import anls, textvqa_accuracy
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mgm_exp.evaluate.corruptions import Corruption
     from mgm_exp.evaluate.judge import Judge
 
 _NAMED = 5
@@ -67,6 +68,7 @@ class Settings:
         max_questions: Only the first N questions; None: all.
         max_megapixels: Images above it are refused before they are decoded.
         judge: Reads options out of answers that the rules cannot read; None: they stay unread.
+        corruption: Done to every image before the model sees it; None: images as they are.
     """
 
     batch_size: int = 8
@@ -74,6 +76,7 @@ class Settings:
     max_questions: int | None = None
     max_megapixels: float = 50.0
     judge: Judge | None = None
+    corruption: Corruption | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,41 @@ class Benchmark(ABC):
                 changed.__dict__.pop(derived, None)
         return changed
 
+    def corrupted(self, corruption: Corruption) -> Benchmark:
+        """The same questions about corrupted images, as a benchmark of its own name."""
+        changed = copy.copy(self)
+        changed.settings = replace(self.settings, corruption=corruption)
+        changed.name = f"{self.name}.{corruption}"
+        return changed
+
+    def rephrased(self, texts: Mapping[str, str]) -> Benchmark:
+        """The same questions in other words, as a benchmark of its own name.
+
+        Args:
+            texts: Question id (as a text) -> the other words. Questions that are not there are left out.
+
+        Raises:
+            DataError: an id is none of the benchmark's, or a prompt does not hold its question.
+        """
+        by_id = {str(question.question_id): question for question in self.questions}
+        is_all = self.settings.max_questions is None  # else the others were left out on purpose
+        refuse(
+            [name for name in texts if is_all and name not in by_id],
+            f"{self.name}: rephrased questions whose question_id is none of the benchmark's:",
+            "Take the ids from predictions/<benchmark>.jsonl.",
+        )
+        asked = [by_id[name] for name in by_id if name in texts]
+        refuse(
+            [q.question_id for q in asked if q.question not in q.prompt],
+            f"{self.name}: questions that do not stand in their prompt and cannot be rephrased:",
+            "Leave them out.",
+        )
+        changed = copy.copy(self)
+        changed.name = f"{self.name}.rephrased"
+        changed.__dict__.pop("by_id", None)
+        changed.__dict__["questions"] = [_in_other_words(q, texts[str(q.question_id)]) for q in asked]
+        return changed
+
     @abstractmethod
     def read(self) -> list[Question]:
         """All questions, in the order of the benchmark's file.
@@ -210,15 +248,17 @@ class Benchmark(ABC):
         return {question.question_id: question for question in self.questions}
 
     def picture(self, image: str) -> Image:
-        """An image of the benchmark as 8-bit RGB.
+        """An image of the benchmark as 8-bit RGB, corrupted where the settings say so.
 
         Raises:
             DataError: it cannot be read; it is named.
         """
         from mgm_exp.data.images import ImageFault, open_image
 
+        corruption = self.settings.corruption
         try:
-            return open_image(self.image_root, image, self.settings.max_megapixels)
+            picture = open_image(self.image_root, image, self.settings.max_megapixels)
+            return picture if corruption is None else corruption.apply(picture, image)
         except ImageFault as fault:
             raise DataError(
                 f"{self.name}: image {image} in {self.image_root} cannot be used: {fault}",
@@ -285,7 +325,7 @@ class Benchmark(ABC):
         counted = [question for question in self.questions if self.counts(question)]
         for question in sorted(counted, key=lambda q: str(q.question_id)):
             prompts.update(f"{question.question_id}\0{question.prompt}\0".encode())
-        return {
+        key = {
             "split": self.split,
             "prompt_hash": prompts.hexdigest()[:16],
             "n": len(counted),
@@ -293,6 +333,8 @@ class Benchmark(ABC):
             "metric_version": self.metric_version,
             "max_new_tokens": self.settings.max_new_tokens,
         }
+        corruption = self.settings.corruption
+        return key if corruption is None else key | {"corruption": f"{corruption} v{corruption.version}"}
 
     def files(self) -> list[Path]:
         """Files that a metric depends on beyond the questions and their answers."""
@@ -316,6 +358,10 @@ class Benchmark(ABC):
                 "batch_size": self.settings.batch_size,
             }
         )
+
+
+def _in_other_words(question: Question, text: str) -> Question:
+    return replace(question, question=text, prompt=question.prompt.replace(question.question, text, 1))
 
 
 def _marks(question: Question) -> list[list[str]]:

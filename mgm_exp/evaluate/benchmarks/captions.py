@@ -132,4 +132,4 @@ class Captions(Benchmark):
     def submission(self, rows: Sequence[Mapping[str, Any]]) -> Submission:
         """COCO's form: ``[{"image_id", "caption"}]``."""
         answers = [{"image_id": row["question_id"], "caption": row["prediction"]} for row in rows]
-        return Submission(f"captions_{self.split}_results.json", json.dumps(answers, ensure_ascii=False).encode())
+        return Submission(f"{self.split}_results.json", json.dumps(answers, ensure_ascii=False).encode())

@@ -85,6 +85,13 @@ class Gqa(Benchmark):
         """The question file holds what the breakdown needs."""
         return [self.question_file, *([Path(self.choice_file)] if self.choice_file else [])]
 
+    def rephrased(self, texts: Mapping[str, str]) -> Benchmark:
+        """As any benchmark's, without consistency: what a question entails may not have been rephrased."""
+        changed = super().rephrased(texts)
+        assert isinstance(changed, Gqa)
+        changed.consistency = False
+        return changed
+
     def counts(self, question: Question) -> bool:
         """Whether the question is balanced."""
         return question.tags["balanced"] == "yes"

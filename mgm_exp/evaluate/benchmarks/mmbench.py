@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import DataError
-from mgm_exp.evaluate.benchmarks.base import Question, Settings, Source, Submission, refuse
+from mgm_exp.evaluate.benchmarks.base import Benchmark, Question, Settings, Source, Submission, refuse
 from mgm_exp.evaluate.benchmarks.multiple_choice import LETTER_ONLY, MultipleChoice
 from mgm_exp.evaluate.circular import (
     ROTATION,
@@ -151,6 +151,15 @@ class MmBench(MultipleChoice):
         bases = dict.fromkeys(question.image_id for question in questions)
         wanted = set(list(bases)[:n])
         return [question for question in questions if question.image_id in wanted]
+
+    def eval_key(self) -> dict[str, Any]:
+        """As any benchmark's, with the number of questions that the rows are rotations of."""
+        return super().eval_key() | {"n_questions": len({question.image_id for question in self.questions})}
+
+    def rephrased(self, texts: Mapping[str, str]) -> Benchmark:
+        """As any benchmark's; the words of an unrotated row hold for its rotations, unless they have their own."""
+        bases = {str(q.question_id): texts[q.image_id] for q in self.questions if q.image_id in texts}
+        return super().rephrased({**bases, **texts})
 
     def further(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """``circular_accuracy`` (and by category), ``first_pass_accuracy``, ``all_rows_accuracy``, ``unreadable``.

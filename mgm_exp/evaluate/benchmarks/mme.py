@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ class Mme(Benchmark):
 
     def __init__(self, questions: Path, cache: Path, settings: Settings) -> None:
         self.folder = Path(questions)
-        self._is_parquet = self.folder.is_file() or any(self.folder.rglob("*.parquet"))
+        self._tasks = [task for task in (*PERCEPTION, *COGNITION) if (self.folder / task).is_dir()]
+        self._is_parquet = not self._tasks
         super().__init__(cache if self._is_parquet else self.folder, settings)
 
     @classmethod
@@ -56,13 +57,7 @@ class Mme(Benchmark):
         return questions
 
     def _in_folder(self, faults: list[str]) -> Iterator[Question]:
-        tasks = [task for task in (*PERCEPTION, *COGNITION) if (self.folder / task).is_dir()]
-        if not tasks:
-            raise DataError(
-                f"mme: {self.folder} holds no folder of a task ({', '.join(PERCEPTION[:3])}, ...) and no parquet file.",
-                advice="Give the folder MME_Benchmark_release_version.",
-            )
-        for task in tasks:
+        for task in self._tasks:
             texts = self.folder / task / "questions_answers_YN"
             texts, images = (texts, f"{task}/images") if texts.is_dir() else (self.folder / task, task)
             for file in sorted(texts.glob("*.txt")):
@@ -72,7 +67,13 @@ class Mme(Benchmark):
 
     def _in_parquet(self, faults: list[str]) -> Iterator[Question]:
         pictures, asked = Pictures(self.image_root), defaultdict(int)
-        for file in parquet_files(self.folder):
+        files = parquet_files(self.folder) if self.folder.is_file() else sorted(self.folder.glob("**/*.parquet"))
+        if not files:
+            raise DataError(
+                f"mme: {self.folder} holds no folder of a task ({', '.join(PERCEPTION[:3])}, ...) and no parquet file.",
+                advice="Give the folder MME_Benchmark_release_version.",
+            )
+        for file in files:
             columns = ("question_id", "image", "question", "answer", "category")
             for place, row in enumerate(read_parquet(file, columns)):
                 content = image_bytes(row["image"])
@@ -90,6 +91,18 @@ class Mme(Benchmark):
         """The first n questions, and the other one about the last one's image."""
         wanted = {question.tags["pair"] for question in questions[:n]}
         return [question for question in questions if question.tags["pair"] in wanted]
+
+    def rephrased(self, texts: Mapping[str, str]) -> Benchmark:
+        """As any benchmark's; an image's two questions are scored together, so both must be rephrased.
+
+        Raises:
+            DataError: as any benchmark's, or one of two is missing.
+        """
+        changed = super().rephrased(texts)
+        pairs = Counter(question.tags["pair"] for question in changed.questions)
+        alone = [pair for pair, n in pairs.items() if n != 2]
+        refuse(alone, f"{self.name}: images of whose two questions only one is rephrased:", "Rephrase both.")
+        return changed
 
     def score(self, prediction: str, question: Question) -> float:
         """1 where yes or no, as MME reads it, is right."""
