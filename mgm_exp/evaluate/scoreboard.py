@@ -99,7 +99,7 @@ def as_json(lines: Sequence[Line]) -> dict[str, Any]:
 
 def render(lines: Sequence[Line]) -> str:
     """The table as text."""
-    rows = [("benchmark", "metric", "value", "s.e.", "questions", "MGM-2B, published")]
+    rows: list[tuple[str, ...]] = [("benchmark", "metric", "value", "s.e.", "questions", "MGM-2B, published")]
     for line in lines:
         theirs = "" if line.published is None else _number(line.published)
         if line.published_error is not None:

@@ -607,6 +607,15 @@ def test_a_faulty_line_of_ones_own_is_named(rows, says, benchmark_of, tmp_path):
         _ = own(benchmark_of, tmp_path, rows).questions
 
 
+def test_a_folder_without_the_files_of_a_benchmark_is_refused(benchmark_of, tmp_path):
+    put(tmp_path / "x.txt", "nothing of use")
+    for name, says in (("mmmu", r"validation\*\.parquet"), ("mme", "holds no folder of a task")):
+        with pytest.raises(DataError, match=says):
+            _ = benchmark_of(name, questions=str(tmp_path)).questions
+    with pytest.raises(DataError, match=r"holds no coco_pope_\*\.json"):
+        _ = benchmark_of("pope", questions=str(tmp_path), images=str(tmp_path)).questions
+
+
 # -- the judge ---------------------------------------------------------------------------------------------------------
 
 

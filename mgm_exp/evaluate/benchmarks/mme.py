@@ -66,7 +66,8 @@ class Mme(Benchmark):
                 yield from _pair(task, image, file, faults)
 
     def _in_parquet(self, faults: list[str]) -> Iterator[Question]:
-        pictures, asked = Pictures(self.image_root), defaultdict(int)
+        pictures = Pictures(self.image_root)
+        asked: Counter[str] = Counter()
         files = parquet_files(self.folder) if self.folder.is_file() else sorted(self.folder.glob("**/*.parquet"))
         if not files:
             raise DataError(
