@@ -918,7 +918,7 @@ RECIPE_OPERATORS = (
 )
 """Operators of a recipe, in the order in which they are applied."""
 PERCENTILE = re.compile(r"p(?:[1-9]|[1-9][0-9])(?:\.[0-9]+)?")
-JUDGE_URL = re.compile(r"(?:https://[^\s@?#]+|http://(?:localhost|127\.0\.0\.1)(?::\d+)?(?:/[^\s@?#]*)?)")
+JUDGE_URL = re.compile(r"(?:https://[\w.:/~%+-]+|http://(?:localhost|127\.0\.0\.1)(?::\d+)?(?:/[\w./~%+-]*)?)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 
 
