@@ -10,7 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,8 @@ class TextVqa(Benchmark):
     metric_version = "m4c-1"
     sources = (
         Source("annotations", "file", "TextVQA_0.5.1_val.json"),
-        Source("questions", "file", "llava_textvqa_val_v051_ocr.jsonl (not needed with ocr_tokens=false)"),
+        # Needed for OCR tokens, which the constructor says.
+        Source("questions", "file", "llava_textvqa_val_v051_ocr.jsonl", is_needed=False),
         Source("images", "folder", "the folder train_images"),
     )
 
@@ -164,12 +165,6 @@ class TextVqa(Benchmark):
             )
         self.annotations, self.question_file, self.ocr_tokens = Path(annotations), questions, ocr_tokens
         self.split = "val"
-
-    @classmethod
-    def needs(cls, section: Any) -> tuple[Source, ...]:
-        return tuple(
-            replace(source, is_needed=source.key != "questions" or section.ocr_tokens) for source in cls.sources
-        )
 
     @classmethod
     def configured(cls, name: str, section: Any, settings: Settings, cache: Path) -> TextVqa:
