@@ -349,6 +349,15 @@ def test_a_damaged_mmbench_file_is_refused_with_the_place(change, says, benchmar
         _ = mmbench_with(benchmark_of, tmp_path, change).questions
 
 
+@pytest.mark.parametrize("empty", ["", "nan", "NA", "None", " "])
+def test_options_end_at_the_first_empty_one(empty, benchmark_of, tmp_path):
+    benchmark = mmbench_with(
+        benchmark_of, tmp_path, lambda rows: [row.update(C=row["C"] or empty, hint=empty) for row in rows]
+    )
+    assert list(benchmark.by_id[7].choices) == ["A", "B"] and list(benchmark.by_id[4].choices) == ["A", "B", "C"]
+    assert benchmark.by_id[7].prompt == f"What is in picture 7?\nA. one\nB. two\n{LETTER}"
+
+
 def test_mmbench_images_are_kept_once_and_shared_by_rotations(benchmark_of, tmp_path):
     benchmark = benchmark_of("mmbench", **MAKERS["mmbench"](tmp_path / "files"))
     images = {q.question_id: q.image for q in benchmark.questions}

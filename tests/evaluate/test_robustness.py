@@ -113,6 +113,7 @@ def test_other_words_stand_where_the_question_stood(benchmark_of, tmp_path):
     )
     assert variant.questions[0].answers == clean.questions[1].answers
     assert len(clean.questions) == 3 and variant.eval_key()["n"] == 1
+    assert variant.with_settings(max_questions=2).questions == variant.questions
 
 
 def test_words_for_an_unrotated_row_hold_for_its_rotations(benchmark_of, tmp_path):

@@ -128,6 +128,8 @@ class Benchmark(ABC):
     metric_version: str
     ocr_tokens: bool = False
     sources: ClassVar[tuple[Source, ...]] = ()
+    _words: Mapping[str, str] | None = None
+    """Question id -> other words that it is asked in; None: the file's own."""
 
     def __init__(self, image_root: Path, settings: Settings) -> None:
         self.image_root = Path(image_root)
@@ -155,8 +157,7 @@ class Benchmark(ABC):
         changed = copy.copy(self)
         changed.settings = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})  # type: ignore
         if changed.settings.max_questions != self.settings.max_questions:
-            for derived in ("questions", "by_id"):
-                changed.__dict__.pop(derived, None)
+            changed._forget_questions()
         return changed
 
     def corrupted(self, corruption: Corruption) -> Benchmark:
@@ -190,9 +191,13 @@ class Benchmark(ABC):
         )
         changed = copy.copy(self)
         changed.name = f"{self.name}.rephrased"
-        changed.__dict__.pop("by_id", None)
-        changed.__dict__["questions"] = [_in_other_words(q, texts[str(q.question_id)]) for q in asked]
+        changed._words = dict(texts)
+        changed._forget_questions()
         return changed
+
+    def _forget_questions(self) -> None:
+        for derived in ("questions", "by_id"):
+            self.__dict__.pop(derived, None)
 
     @abstractmethod
     def read(self) -> list[Question]:
@@ -217,6 +222,9 @@ class Benchmark(ABC):
         refuse(repeated, f"{self.name}: question_id is not unique:", "Every question needs an id of its own.")
         if self.settings.max_questions is not None:
             questions = self.first(questions, self.settings.max_questions)
+        if self._words is not None:
+            asked = [question for question in questions if str(question.question_id) in self._words]
+            questions = [_in_other_words(question, self._words[str(question.question_id)]) for question in asked]
         faults = [fault for image in sorted({q.image for q in questions}) if (fault := self._fault(image))]
         refuse(
             faults,

@@ -33,6 +33,8 @@ ABBREVIATIONS = {
 }
 _NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
 _PREDICTION_COLUMN = 6
+_MISSING = frozenset(("#N/A", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "n/a", "null"))
+"""What pandas reads as a missing value in a TSV."""
 _REFERENCE = 64
 """Characters up to which an image cell is the index of the row that holds the image."""
 
@@ -201,8 +203,8 @@ class MmBench(MultipleChoice):
 
 
 def _is_given(text: str) -> bool:
-    # As in LLaVA and MGM: what pandas reads as not a number, or the words nan and none, is no hint and no option.
-    return text.strip().lower() not in ("", "nan", "none")
+    """Whether a cell holds a hint or an option, as LLaVA, MGM and VLMEvalKit see it through pandas."""
+    return text not in _MISSING and text.lower() not in ("nan", "none") and bool(text.strip())
 
 
 def _options(cells: Mapping[str, str]) -> Iterator[tuple[str, str]]:
