@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 
-_ABBREVIATIONS = "mr mrs ms dr st vs sgt jr sr ave blvd inc co corp ltd prof gen capt lt gov sen rep mt no"
+_ABBREVIATIONS = "mr mrs ms dr st vs etc sgt jr sr ave blvd inc co corp ltd prof gen capt lt gov sen rep mt"
 _TOKEN = re.compile(
     r"<[a-z]+>"
-    r"|(?i:\betc\.)"
-    rf"|(?i:\b(?:{'|'.join(_ABBREVIATIONS.split())})\.(?=\s*[\w,]))"
+    rf"|(?i:\b(?:{'|'.join(_ABBREVIATIONS.split())})\.)|(?i:\bno\.(?=\s*\d))"
     r"|(?:[A-Za-z]\.){2,}|\b[A-Z]\."
+    r"|(?i:'n'(?=\w))"
     r"|(?i:o'clock|ma'am)\b"
     r"|(?i:gon|wan|got)(?=(?i:na|ta)\b)|(?i:gim|lem)(?=(?i:me)\b)|(?i:can)(?=(?i:not)\b)"
     r"|\w+?(?=(?i:n't)\b)|(?i:n't)\b"

@@ -323,6 +323,8 @@ def test_caption_words_agree_with_the_penn_treebank_tokeniser():
         ("a & b AT&T rock&roll $5 50% #1", "a & b at&t rock & roll $ 5 50 % # 1"),
         ("don’t “quote” ‘q’ -- dash", "do n't quote q dash"),
         ("gonna cannot o'clock e-mail T-shirt", "gon na can not o'clock e-mail t-shirt"),
+        ("rock'n'roll vs. No. 5 on St. A", "rock 'n' roll vs. no. 5 on st. a"),
+        ("(blurry) [right] no. street.", "-lrb- blurry -rrb- -lsb- right -rsb- no street"),
     ],
 )
 def test_caption_words_of_harder_texts(text, words):
