@@ -68,7 +68,8 @@ class Corruption:
         """
         import numpy as np
 
-        digest = hashlib.sha256(f"{self.kind}\0{self.severity}\0{name}".encode("utf-8", "surrogatepass")).digest()
+        # Without the severity: an image is turned the same way, and has the same grains, at all of them.
+        digest = hashlib.sha256(f"{self.kind}\0{name}".encode("utf-8", "surrogatepass")).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
         return KINDS[self.kind](image, self.severity - 1, generator)
 
