@@ -509,19 +509,171 @@ class TrainConfig:
 
 
 @dataclass
-class TextVqaConfig:
+class AnswerConfig:
+    """How the questions of a benchmark are asked: greedy, in batches."""
+
+    # Questions in one forward pass: more is faster and needs more memory.
+    batch_size: int = 8
+    # Longest answer, in tokens.
+    max_new_tokens: int = 128
+
+
+@dataclass
+class TextVqaConfig(AnswerConfig):
     """TextVQA 0.5.1 from its own files."""
 
-    # LLaVA question JSONL (llava_textvqa_val_v051_ocr.jsonl).
+    # LLaVA question JSONL (llava_textvqa_val_v051_ocr.jsonl). null: prompts are made without OCR tokens.
     questions: str | None = None
-    # TextVQA_0.5.1_val.json.
+    # TextVQA_0.5.1_val.json; TextVQA_0.5.1_test.json has no answers and makes a submission file.
     annotations: str | None = None
-    # Folder of train_images.
+    # Folder of train_images (of the test split: test_images).
     images: str | None = None
     # Whether the prompt holds the reference OCR tokens; results with and without are not comparable.
     ocr_tokens: bool = True
-    batch_size: int = 8
+
+
+@dataclass
+class VqaConfig(AnswerConfig):
+    """VQAv2 or OK-VQA from the files of visualqa.org and okvqa.allenai.org."""
+
+    # v2_OpenEnded_mscoco_val2014_questions.json; OpenEnded_mscoco_val2014_questions.json (OK-VQA).
+    questions: str | None = None
+    # v2_mscoco_val2014_annotations.json; mscoco_val2014_annotations.json (OK-VQA). null: only a submission file.
+    annotations: str | None = None
+    # Folder of val2014 (or test2015).
+    images: str | None = None
+    max_new_tokens: int = 16
+
+
+@dataclass
+class GqaConfig(AnswerConfig):
+    """GQA: balanced questions."""
+
+    # testdev_balanced_questions.json (with consistency: a file with all questions, such as val_all_questions.json).
+    questions: str | None = None
+    # testdev_balanced_choices.json. null: validity and plausibility are left out.
+    choices: str | None = None
+    # Folder of images.
+    images: str | None = None
+    # Also ask the questions that the balanced ones entail; they must be in the question file. Takes several times as
+    # long on val_all.
+    consistency: bool = False
+    max_new_tokens: int = 16
+
+
+class MmBenchRows(Enum):
+    """``all``: every row of the file, for the circular score; ``first``: the unrotated rows, a quarter of the time."""
+
+    all = "all"
+    first = "first"
+
+
+@dataclass
+class MmBenchConfig(AnswerConfig):
+    """MMBench in one language, from its TSV with images inside."""
+
+    # English: mmbench_dev_20230712.tsv; Chinese: mmbench_dev_cn_20231003.tsv. Without answers: a submission file.
+    questions: str | None = None
+    rows: MmBenchRows = MmBenchRows.all
+    max_new_tokens: int = 1024
+
+
+@dataclass
+class CaptionsConfig(AnswerConfig):
+    """Captions, against the references of a COCO file."""
+
+    # captions_val2014.json, or any file of its form (NoCaps, Flickr30k).
+    annotations: str | None = None
+    # Folder of the images.
+    images: str | None = None
+    # What the model is asked about each image.
+    prompt: str = "Provide a one-sentence caption for the provided image."
+    # Also METEOR 1.5; needs Java and the package pycocoevalcap.
+    meteor: bool = False
+    # Also BERTScore (no idf, no rescaling), by the encoder in this local folder. null: none.
+    bertscore: str | None = None
+    # Hidden layer that BERTScore compares (roberta-large: 17; bert-base-uncased: 9).
+    bertscore_layer: int = 17
+    max_new_tokens: int = 64
+
+
+@dataclass
+class MmeConfig(AnswerConfig):
+    """MME: two yes-or-no questions about each image."""
+
+    # Folder MME_Benchmark_release_version, or the parquet files of lmms-lab/MME.
+    questions: str | None = None
+    max_new_tokens: int = 16
+
+
+@dataclass
+class PopeConfig(AnswerConfig):
+    """POPE: is there an object in the image?"""
+
+    # Folder of coco_pope_{adversarial,popular,random}.json, or one of these files.
+    questions: str | None = None
+    # Folder of val2014.
+    images: str | None = None
+    max_new_tokens: int = 16
+
+
+@dataclass
+class ScienceQaConfig(AnswerConfig):
+    """ScienceQA-IMG: the questions of one split that have an image."""
+
+    # problems.json, or the parquet files of derek-thomas/ScienceQA.
+    questions: str | None = None
+    # pid_splits.json; not for parquet files.
+    splits: str | None = None
+    # Folder of the split's images (<id>/image.png); not for parquet files.
+    images: str | None = None
+    # train, val (parquet: validation) or test.
+    split: str = "test"
+
+
+@dataclass
+class SeedBenchConfig(AnswerConfig):
+    """SEED-Bench, the image questions."""
+
+    # SEED-Bench.json.
+    questions: str | None = None
+    # Folder SEED-Bench-image.
+    images: str | None = None
+
+
+@dataclass
+class MmmuConfig(AnswerConfig):
+    """MMMU, multiple choice and open questions; the first image of a question is shown."""
+
+    # Folder of the parquet files of MMMU/MMMU of one split (validation-00000-of-00001.parquet of each subject).
+    questions: str | None = None
+    # validation or test; chooses files by their name. test has no answers and makes a submission file.
+    split: str = "validation"
     max_new_tokens: int = 128
+
+
+@dataclass
+class MathVistaConfig(AnswerConfig):
+    """MathVista, the multiple-choice part."""
+
+    # testmini-*.parquet of AI4Math/MathVista, or testmini.json with images beside it.
+    questions: str | None = None
+    # Folder that testmini.json's paths (images/1.jpg) are relative to. null: the file's own.
+    images: str | None = None
+
+
+@dataclass
+class CustomConfig(AnswerConfig):
+    """Questions of your own, one JSON object a line."""
+
+    # JSONL: image, question, answer or answers; question_id, choices, type where there are any.
+    questions: str | None = None
+    # Folder that the image paths are relative to. null: the file's own.
+    images: str | None = None
+    # The first one is the score of an answer; the others are averages (or corpus scores) beside it.
+    metrics: list[str] = field(default_factory=lambda: ["exact_match"])
+    # Put below each question. null: nothing.
+    instruction: str | None = "Answer the question using a single word or phrase."
 
 
 @dataclass
@@ -537,6 +689,48 @@ class DemoEvalConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """A language model that reads the option out of answers which the rules cannot read. Off without a url.
+
+    Question, options and answer are sent there. The key stands in the environment, as MGM_EXP_JUDGE_KEY.
+    """
+
+    # Address of an OpenAI-compatible server, such as http://localhost:8000/v1.
+    url: str | None = None
+    # Name of the model there.
+    model: str | None = None
+    # Seconds to wait for one answer.
+    timeout_s: float = 60.0
+
+
+class CorruptionKind(Enum):
+    """How images are changed to see what a model does when they are worse than usual."""
+
+    blur = "blur"
+    noise = "noise"
+    jpeg = "jpeg"
+    rotation = "rotation"
+    brightness = "brightness"
+
+
+@dataclass
+class RobustnessConfig:
+    """The same questions once more with changed images or in other words, paired with the clean answers."""
+
+    # Each kind at each severity is a benchmark of its own: textvqa.blur3. [] asks none.
+    corruptions: list[CorruptionKind] = field(default_factory=list)
+    # 1 (slight) to 5 (severe).
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5])
+    # Folder of <benchmark>.jsonl with lines {"question_id", "question"}: the same questions in other words, asked as
+    # textvqa.rephrased. null: none.
+    rephrased: str | None = None
+    # Also the accuracy by how often the training answers hold the wanted answer: never, rarely, often.
+    long_tail: bool = False
+    # An answer that occurs at most so often among the training answers is a rare one.
+    rare_at_most: int = 10
+
+
+@dataclass
 class EvalConfig:
     """Which benchmarks are run on the trained model, and from which files."""
 
@@ -544,7 +738,22 @@ class EvalConfig:
     benchmarks: list[str] = field(default_factory=list)
     # Use only the first N questions of each benchmark. null: all.
     max_questions: int | None = None
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     textvqa: TextVqaConfig = field(default_factory=TextVqaConfig)
+    vqav2: VqaConfig = field(default_factory=VqaConfig)
+    okvqa: VqaConfig = field(default_factory=VqaConfig)
+    gqa: GqaConfig = field(default_factory=GqaConfig)
+    mmbench: MmBenchConfig = field(default_factory=MmBenchConfig)
+    mmbench_cn: MmBenchConfig = field(default_factory=MmBenchConfig)
+    captions: CaptionsConfig = field(default_factory=CaptionsConfig)
+    mme: MmeConfig = field(default_factory=MmeConfig)
+    pope: PopeConfig = field(default_factory=PopeConfig)
+    scienceqa: ScienceQaConfig = field(default_factory=ScienceQaConfig)
+    seedbench: SeedBenchConfig = field(default_factory=SeedBenchConfig)
+    mmmu: MmmuConfig = field(default_factory=MmmuConfig)
+    mathvista: MathVistaConfig = field(default_factory=MathVistaConfig)
+    custom: CustomConfig = field(default_factory=CustomConfig)
     demo: DemoEvalConfig = field(default_factory=DemoEvalConfig)
 
 
@@ -689,7 +898,14 @@ class ExperimentConfig:
 
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-BENCHMARKS = ("demo", "textvqa")
+BENCHMARKS = (
+    *("demo", "textvqa", "vqav2", "okvqa", "gqa", "mmbench", "mmbench_cn", "captions", "mme", "pope"),
+    *("scienceqa", "seedbench", "mmmu", "mathvista", "custom"),
+)
+SCORES = ("exact_match", "token_f1", "anls", "vqa_accuracy", "textvqa_accuracy", "choice", "label", "rouge_l")
+"""Metrics of eval.custom that score one answer in 0..1; any of them may come first."""
+CORPUS_SCORES = ("cider", "bleu4", "macro_f1")
+"""Metrics of eval.custom that score all answers together."""
 RECIPE_OPERATORS = (
     "words_num",
     "text_length",
@@ -702,6 +918,7 @@ RECIPE_OPERATORS = (
 )
 """Operators of a recipe, in the order in which they are applied."""
 PERCENTILE = re.compile(r"p(?:[1-9]|[1-9][0-9])(?:\.[0-9]+)?")
+JUDGE_URL = re.compile(r"(?:https://[\w.:/~%+-]+|http://(?:localhost|127\.0\.0\.1)(?::\d+)?(?:/[\w./~%+-]*)?)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
 
 
@@ -773,13 +990,7 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not NAME.fullmatch(name):
             yield f"{key}={name!r} is not a folder name: letters, digits and . _ = , + - are allowed, no slash"
-    unknown = [name for name in config.eval.benchmarks if name not in BENCHMARKS]
-    if unknown:
-        yield f"eval.benchmarks has {unknown}; allowed are {list(BENCHMARKS)}"
-    if not config.eval.benchmarks:
-        yield f"eval.benchmarks is empty: name at least one of {list(BENCHMARKS)}"
-    if config.eval.demo.split not in ("val", "test"):
-        yield f"eval.demo.split={config.eval.demo.split!r}; allowed are 'val' and 'test'"
+    yield from _eval_faults(config.eval)
     train = config.train
     if train.cache_visual_tokens and not train.freeze_connector:
         yield (
@@ -800,6 +1011,45 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield "data.image_root is given without data.path"
     if config.device is Device.cpu and train.precision is Precision.fp16:
         yield "train.precision=fp16 needs a GPU; on the CPU use fp32 or bf16"
+
+
+def _eval_faults(section: EvalConfig) -> Iterator[str]:
+    unknown = [name for name in section.benchmarks if name not in BENCHMARKS]
+    if unknown:
+        yield f"eval.benchmarks has {unknown}; allowed are {list(BENCHMARKS)}"
+    if not section.benchmarks:
+        yield f"eval.benchmarks is empty: name at least one of {list(BENCHMARKS)}"
+    if len(set(section.benchmarks)) < len(section.benchmarks):
+        yield f"eval.benchmarks={section.benchmarks} has one twice"
+    for key, value, allowed in (
+        ("demo.split", section.demo.split, ("val", "test")),
+        ("scienceqa.split", section.scienceqa.split, ("train", "val", "validation", "test")),
+        ("mmmu.split", section.mmmu.split, ("dev", "validation", "test")),
+    ):
+        if value not in allowed:
+            yield f"eval.{key}={value!r}; allowed are {', '.join(map(repr, allowed))}"
+    metrics = section.custom.metrics
+    wrong = [name for name in metrics if name not in (*SCORES, *CORPUS_SCORES)]
+    if wrong:
+        yield f"eval.custom.metrics has {wrong}; allowed are {[*SCORES, *CORPUS_SCORES]}"
+    elif not metrics or metrics[0] not in SCORES:
+        yield f"eval.custom.metrics={metrics}: the first one scores a single answer, and must be one of {list(SCORES)}"
+    robustness = section.robustness
+    if not all(1 <= severity <= 5 for severity in robustness.severities):
+        yield f"eval.robustness.severities={robustness.severities}; allowed are 1 (slight) to 5 (severe)"
+    if robustness.corruptions and not robustness.severities:
+        yield "eval.robustness.corruptions is given and eval.robustness.severities is empty: give some of 1 to 5"
+    for key in ("corruptions", "severities"):
+        values = [plain(value) for value in getattr(robustness, key)]
+        if len(set(values)) < len(values):
+            yield f"eval.robustness.{key}={values} has one twice"
+    if section.judge.url is not None and section.judge.model is None:
+        yield "eval.judge.url is given without eval.judge.model, the name of the model on that server"
+    if section.judge.url is not None and not JUDGE_URL.fullmatch(section.judge.url):
+        yield (
+            "eval.judge.url must be https://..., or http:// to this machine (localhost, 127.0.0.1), without a user "
+            "name or key in it: the key stands in the environment, as MGM_EXP_JUDGE_KEY"
+        )
 
 
 def _validation_faults(config: ExperimentConfig) -> Iterator[str]:
@@ -872,10 +1122,14 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "data.recipe.character_repetition.ngram": data.recipe.character_repetition.ngram,
         "data.augment.duplicate": data.augment.duplicate,
         "eval.max_questions": config.eval.max_questions,
-        "eval.textvqa.batch_size": config.eval.textvqa.batch_size,
-        "eval.textvqa.max_new_tokens": config.eval.textvqa.max_new_tokens,
-        "eval.demo.batch_size": config.eval.demo.batch_size,
-        "eval.demo.max_new_tokens": config.eval.demo.max_new_tokens,
+        **{
+            f"eval.{name}.{key}": getattr(getattr(config.eval, name), key)
+            for name in BENCHMARKS
+            for key in ("batch_size", "max_new_tokens")
+        },
+        "eval.robustness.rare_at_most": config.eval.robustness.rare_at_most,
+        "eval.judge.timeout_s": config.eval.judge.timeout_s,
+        "eval.captions.bertscore_layer": config.eval.captions.bertscore_layer,
         "zero.reduce_bucket_size": config.zero.reduce_bucket_size,
     }
     for key, value in positive.items():

@@ -7,10 +7,11 @@ from inside, and two processes that need the same stage make it once. Read :meth
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Experiment:
         self.origins: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
         self.eval_keys: dict[str, Any] = {}
+        self.scores: list[Any] = []
         self.trained: dict[str, Any] = {}
         self.reporter = reporter_for(config, run_dir)
         self.manifest: dict[str, Any] = {
@@ -136,6 +138,7 @@ class Experiment:
         self._keep_model(tuned)
         for name in self.config.eval.benchmarks:
             self._evaluate(found, name, curated, aligned, tuned)
+        self._show_scores()
 
     # -- stages ------------------------------------------------------------------------------------------------
 
@@ -200,12 +203,18 @@ class Experiment:
 
         benchmark = evaluate.load_benchmark(name, self.config, self.demo)
         scored = self._score(found, benchmark, tuned, "the trained model")
-        self.metrics.update(scored.meta["metrics"])
-        self.eval_keys[name] = scored.meta["eval_key"]
-        kept = self.run_dir / "predictions" / f"{name}.jsonl"
-        kept.parent.mkdir(exist_ok=True)
-        hard_link_or_copy(scored.path / "predictions.jsonl", kept)
-        self.recorder.predictions(name, kept, benchmark.image_root, scored.meta["metrics"])
+        robustness = self.config.eval.robustness
+        further = {}
+        if robustness.long_tail and benchmark.is_scored:
+            counts = evaluate.answer_counts(_rows(curated.path / "instruct.jsonl"))
+            rows = _rows(scored.path / "predictions.jsonl")
+            tail = evaluate.long_tail(rows, counts, robustness.rare_at_most)
+            further = {f"{name}/{key}": value for key, value in tail.items()}
+        self._keep_benchmark(benchmark, scored, further)
+        for variant in evaluate.variants(benchmark, robustness):
+            changed = self._score(found, variant, tuned, "the trained model")
+            drop = _drop(variant.name, scored, changed) if benchmark.is_scored else {}
+            self._keep_benchmark(variant, changed, drop, is_variant=True)
         if name != "demo" or not self.config.eval.demo.baselines:
             return
         base = self._score(found, benchmark, None, "untouched base")
@@ -215,6 +224,36 @@ class Experiment:
             self.metrics[f"{name}/baseline_aligned"] = before.meta["metrics"][f"{name}/accuracy"]
         guess = evaluate.question_only_accuracy(benchmark, curated.path / "instruct.jsonl")
         self.metrics[f"{name}/baseline_question_only"] = guess
+
+    def _keep_benchmark(
+        self, benchmark: Any, scored: StageOutput, further: Mapping[str, float], *, is_variant: bool = False
+    ) -> None:
+        """A benchmark's metrics, predictions, lines of the final table and, where it has a server, submission file."""
+        from mgm_exp import evaluate
+
+        name, meta = benchmark.name, scored.meta
+        metrics = {**meta["metrics"], **further}
+        self.metrics.update(metrics)
+        self.eval_keys[name] = meta["eval_key"]
+        error = meta.get("standard_error")
+        self.scores += evaluate.lines_of(name, metrics, meta["eval_key"], meta["n"], error)
+        kept = self.run_dir / "predictions" / f"{name}.jsonl"
+        kept.parent.mkdir(exist_ok=True)
+        hard_link_or_copy(scored.path / "predictions.jsonl", kept)
+        submission = meta.get("submission")
+        if submission and not is_variant:
+            kept_submission = self.run_dir / "submissions" / submission
+            kept_submission.parent.mkdir(exist_ok=True)
+            hard_link_or_copy(scored.path / submission, kept_submission)
+            self.recorder.say(f"{name}: the file for its server is submissions/{submission}")
+        self.recorder.predictions(name, kept, benchmark.image_root, metrics)
+
+    def _show_scores(self) -> None:
+        """The table that a run ends with, also as ``benchmarks.json``."""
+        from mgm_exp import evaluate
+
+        write_json_atomic(self.run_dir / "benchmarks.json", evaluate.as_json(self.scores))
+        self.recorder.say(evaluate.render(self.scores))
 
     def _score(self, found: Preflight, benchmark: Any, weights: StageOutput | None, label: str) -> StageOutput:
         """One benchmark on one set of weights; the store scores each pair once."""
@@ -391,6 +430,27 @@ class Experiment:
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)
         return result
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _drop(name: str, clean: StageOutput, changed: StageOutput) -> dict[str, float]:
+    """How much a change of images or words costs, paired by question, with a 95 % interval clustered by image."""
+    from mgm_exp.compare.statistics import paired_difference
+
+    before = {row["question_id"]: row["score"] for row in _rows(clean.path / "predictions.jsonl")}
+    rows = list(_rows(changed.path / "predictions.jsonl"))
+    difference = paired_difference(
+        [row["score"] for row in rows],
+        [before[row["question_id"]] for row in rows],
+        [row["image_id"] for row in rows],
+    )
+    found = {"drop": difference.difference, "drop_ci_low": difference.ci_low, "drop_ci_high": difference.ci_high}
+    return {f"{name}/{key}": value for key, value in found.items() if math.isfinite(value)}
 
 
 def _key(output: StageOutput | None) -> str | None:

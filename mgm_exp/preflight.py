@@ -184,23 +184,15 @@ def asked_benchmarks(config: ExperimentConfig) -> set[str]:
 
 
 def _check_benchmarks(config: ExperimentConfig) -> None:
-    if "textvqa" not in asked_benchmarks(config):
-        return
-    files = config.eval.textvqa
-    needed = {"questions": files.questions, "annotations": files.annotations, "images": files.images}
-    unset = [f"eval.textvqa.{key}" for key, value in needed.items() if value is None]
-    if unset:
-        raise ConfigError(
-            f"eval.benchmarks holds textvqa, but {', '.join(unset)} is not set; they are the LLaVA question JSONL, "
-            "TextVQA_0.5.1_val.json and the folder of images. Give them, or use eval=demo."
-        )
-    for key, value in needed.items():
-        path = Path(str(value)).expanduser()
-        if not (path.is_dir() if key == "images" else path.is_file()):
-            raise DataError(
-                f"eval.textvqa.{key}={value} is not a {'folder' if key == 'images' else 'file'}.",
-                advice="docs/evaluation.md says which files these are and where they come from.",
-            )
+    """Reads the questions of every benchmark and looks for their images: nothing may be missing after the training."""
+    from mgm_exp.evaluate import load_benchmark, variants
+
+    for name in sorted(asked_benchmarks(config) - {"demo"}):
+        benchmark = load_benchmark(name, config)
+        _ = benchmark.questions
+        if name in config.eval.benchmarks:
+            for variant in variants(benchmark, config.eval.robustness):
+                _ = variant.questions
 
 
 def _model_fingerprint(config: ExperimentConfig, folder: Path) -> str:

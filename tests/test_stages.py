@@ -11,6 +11,7 @@ import pytest
 
 from mgm_exp import stages
 from mgm_exp.config import (
+    BENCHMARKS,
     AdapterConfig,
     AdapterKind,
     CaptionEngine,
@@ -37,6 +38,28 @@ SOURCES = stages.Sources(
 )
 TRAINED = {"align", "instruct"}
 NOTHING: set[str] = set()
+FILES = {
+    "vqav2": "questions annotations images batch_size max_new_tokens",
+    "okvqa": "questions annotations images batch_size max_new_tokens",
+    "gqa": "questions choices images consistency batch_size max_new_tokens",
+    "mmbench": "questions rows batch_size max_new_tokens",
+    "mmbench_cn": "questions rows batch_size max_new_tokens",
+    "captions": "annotations images prompt meteor bertscore bertscore_layer batch_size max_new_tokens",
+    "mme": "questions batch_size max_new_tokens",
+    "pope": "questions images batch_size max_new_tokens",
+    "scienceqa": "questions splits images split batch_size max_new_tokens",
+    "seedbench": "questions images batch_size max_new_tokens",
+    "mmmu": "questions split batch_size max_new_tokens",
+    "mathvista": "questions images batch_size max_new_tokens",
+    "custom": "questions images metrics instruction batch_size max_new_tokens",
+}
+
+# Where the questions of a benchmark come from and how they are asked and read.
+BENCHMARK_KEYS = [
+    *("judge.url", "judge.model", "judge.timeout_s"),
+    *(f"robustness.{key}" for key in ("corruptions", "severities", "rephrased", "long_tail", "rare_at_most")),
+    *(f"{name}.{key}" for name in BENCHMARKS if name not in ("demo", "textvqa") for key in FILES[name].split()),
+]
 
 # Direct effects: a stage further down changes through the key of its input. What enters as a fingerprint of files
 # (paths, benchmark files) is tested with the sources below.
@@ -165,6 +188,8 @@ AFFECTS: dict[str, set[str]] = {
     "eval.textvqa.ocr_tokens": NOTHING,
     "eval.textvqa.batch_size": NOTHING,
     "eval.textvqa.max_new_tokens": NOTHING,
+    # What of them changes a score is part of the benchmark's own fingerprint.
+    **{f"eval.{key}": NOTHING for key in BENCHMARK_KEYS},
     "eval.demo.split": NOTHING,
     "eval.demo.batch_size": NOTHING,
     "eval.demo.max_new_tokens": NOTHING,
@@ -264,7 +289,12 @@ OTHER = {
     "data.recipe.executor": "ray",
     "device": "cpu",
     "eval.benchmarks": ["textvqa"],
+    "eval.custom.metrics": ["anls"],
     "eval.demo.split": "val",
+    "eval.mmbench.rows": "first",
+    "eval.mmbench_cn.rows": "first",
+    "eval.robustness.corruptions": ["blur"],
+    "eval.robustness.severities": [2],
     "model.attn_implementation": "eager",
     "sweep.constraints": ["adapter.rank <= 8"],
     "sweep.direction": "minimize",

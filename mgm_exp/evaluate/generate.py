@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.errors import DataError
 from mgm_exp.evaluate.benchmarks import Benchmark, Question
+from mgm_exp.evaluate.scoreboard import standard_error
 from mgm_exp.store import write_atomic, write_json_atomic
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PREDICTIONS = "predictions.jsonl"
 METRICS = "metrics.json"
+UNCOUNTED = "uncounted.jsonl"
+"""Answers to questions that were asked only because some metric needs them."""
 _UNFINISHED = "unfinished.json"
 _IMAGE_THREADS = 4
 
@@ -43,12 +45,16 @@ class EvalResult:
         eval_key: What must be equal before this result may be compared with another.
         seconds: Time of this call; less than the whole where it continued a killed one.
         n: Questions.
+        standard_error: Of the accuracy, clustered by image; None where nothing is scored or there is one image.
+        submission: The file for the benchmark's server, below the folder of the evaluation; None: there is none.
     """
 
     metrics: dict[str, float]
     eval_key: dict[str, Any]
     seconds: float
     n: int
+    standard_error: float | None = None
+    submission: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,30 @@ def evaluate(
     }
     rows = _rows_so_far(out, identity, benchmark, model_fingerprint)
     _answer_the_rest(model, processor, benchmark, out, rows, model_fingerprint, on_progress)
-    ordered = [rows[question.question_id] for question in questions]
+    ordered = benchmark.settle([rows[question.question_id] for question in questions], out)
     metrics = benchmark.summarise(ordered)
-    write_atomic(out / PREDICTIONS, "".join(_line(row) for row in ordered))
+    counted = [row for row, question in zip(ordered, questions, strict=True) if benchmark.counts(question)]
+    if len(counted) < len(ordered):
+        kept = {row["question_id"] for row in counted}
+        write_atomic(out / UNCOUNTED, "".join(_line(row) for row in ordered if row["question_id"] not in kept))
+    write_atomic(out / PREDICTIONS, "".join(_line(row) for row in counted))
+    submission = benchmark.submission(counted)
+    if submission is not None:
+        write_atomic(out / submission.name, submission.content)
     seconds = time.monotonic() - started
-    result = EvalResult(metrics, benchmark.eval_key(), seconds, len(ordered))
-    content = {"metrics": metrics, "eval_key": result.eval_key, "seconds": seconds, "n": result.n}
+    error = None
+    if benchmark.is_scored:
+        error = standard_error([row["score"] for row in counted], [row["image_id"] for row in counted])
+    result = EvalResult(
+        metrics, benchmark.eval_key(), seconds, len(counted), error, out / submission.name if submission else None
+    )
+    content = {
+        "metrics": metrics,
+        "eval_key": result.eval_key,
+        "seconds": seconds,
+        "n": result.n,
+        "standard_error": error,
+    }
     write_json_atomic(out / METRICS, {**content, "model_fingerprint": model_fingerprint})
     (out / _UNFINISHED).unlink(missing_ok=True)
     return result
@@ -149,7 +173,8 @@ def _row(question: Question, prediction: str, benchmark: Benchmark, model_finger
         "prompt_hash": question.prompt_hash,
         "prediction": prediction,
         "answers": list(question.answers),
-        "score": benchmark.score(prediction, question),
+        "score": benchmark.score(prediction, question) if question.answers else None,
+        **benchmark.reading(prediction, question),
         "model_fingerprint": model_fingerprint,
     }
 
@@ -321,17 +346,7 @@ class _Eyes:
             self.pending[k] = [self.pool.submit(self._pixels, image) for image in self.batches[k].new_images]
 
     def _pixels(self, image: str) -> tuple[Tensor, Tensor]:
-        from mgm_exp.data.images import ImageFault, open_image
-
-        benchmark = self.benchmark
-        try:
-            picture = open_image(benchmark.image_root, image, benchmark.settings.max_megapixels)
-        except ImageFault as fault:
-            raise DataError(
-                f"{benchmark.name}: image {image} in {benchmark.image_root} cannot be used: {fault}",
-                advice="Replace the file; an evaluation never skips a question.",
-            ) from fault
-        return self.processor.pixels(picture, "pad")
+        return self.processor.pixels(self.benchmark.picture(image), "pad")
 
     def _encode(self, k: int) -> dict[str, Tensor]:
         import torch

@@ -24,10 +24,19 @@ class HeldOut:
         questions: Some of its questions.
         processor: The model's.
         keeps_images: Whether an image's visual tokens stay the same while the model trains.
+
+    Raises:
+        DataError: the answers are not public.
     """
 
     def __init__(self, benchmark: Benchmark, questions: Sequence[Question], processor: Any, keeps_images: bool) -> None:
         self.benchmark, self.questions, self.processor = benchmark, list(questions), processor
+        if not all(question.answers for question in self.questions):
+            raise DataError(
+                f"train.validation.benchmark={benchmark.name}: its {benchmark.split} split has no public answers, so "
+                "there is nothing to validate by.",
+                advice="Use a split with answers.",
+            )
         self._prompts = [processor.encode_prompt(question.prompt) for question in self.questions]
         self._batches = plan_batches(
             [len(ids) for ids in self._prompts],
@@ -80,13 +89,4 @@ class HeldOut:
         return torch.stack([here[image] for image in images]).to(model.device)
 
     def _pixels(self, image: str) -> Any:
-        from mgm_exp.data.images import ImageFault, open_image
-
-        try:
-            picture = open_image(self.benchmark.image_root, image, self.benchmark.settings.max_megapixels)
-        except ImageFault as fault:
-            raise DataError(
-                f"validation: image {image} in {self.benchmark.image_root} cannot be used: {fault}",
-                advice="Replace the file, or choose another train.validation.benchmark.",
-            ) from fault
-        return self.processor.pixels(picture, "pad")
+        return self.processor.pixels(self.benchmark.picture(image), "pad")

@@ -7,6 +7,8 @@ says which; where two published scorers disagree there are two functions, never 
   TextVQA by MMF, LLaVA and MGM. They differ where all ten people agree ("Yes" against ten times "yes" scores 0 in the
   first and 1 in the second), on commas ("red,white") and on "'s".
 - Caption metrics (:func:`bleu4`, :func:`rouge_l`, :func:`cider`) are corpus scores: never average them over shards.
+- :func:`circular_accuracy`, :func:`first_pass_accuracy` and :func:`all_rows_accuracy` of one multiple-choice evaluation
+  are three numbers, never one column.
 """
 
 from __future__ import annotations
@@ -16,17 +18,35 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from mgm_exp.evaluate.caption_tokens import caption_tokens
 from mgm_exp.evaluate.captions import bleu4, cider, rouge_l
 from mgm_exp.evaluate.choices import extract_choice
+from mgm_exp.evaluate.circular import CircularRow, all_rows_accuracy, circular_accuracy, first_pass_accuracy
+from mgm_exp.evaluate.classification import class_scores, confusion_matrix, macro_f1, mme_yes_no, pope_yes_no
+from mgm_exp.evaluate.gqa import gqa, gqa_prediction
+from mgm_exp.evaluate.open_answers import open_answer_accuracy
 
 __all__ = [
+    "CircularRow",
+    "all_rows_accuracy",
     "anls",
     "bleu4",
+    "caption_tokens",
     "cider",
+    "circular_accuracy",
+    "class_scores",
+    "confusion_matrix",
     "exact_match",
     "extract_choice",
+    "first_pass_accuracy",
+    "gqa",
+    "gqa_prediction",
+    "macro_f1",
+    "mme_yes_no",
     "normalize_textvqa",
     "normalize_vqa",
+    "open_answer_accuracy",
+    "pope_yes_no",
     "rouge_l",
     "textvqa_accuracy",
     "token_f1",

@@ -86,6 +86,7 @@ def score_guesses(benchmark: Benchmark, training_rows: Iterable[Mapping[str, Any
         prediction = guess(text)
         rows.append(
             {
+                "question_id": question.question_id,
                 "question_type": question.question_type,
                 "prediction": prediction,
                 "answers": question.answers,

@@ -38,13 +38,19 @@ def evaluate_weights(
         on_progress: Called with (answered, all).
 
     Returns:
-        ``{"metrics", "eval_key", "n"}``.
+        ``{"metrics", "eval_key", "n", "standard_error", "submission"}``; the last is a file name in ``out``, or None.
     """
     from mgm_exp.evaluate.generate import evaluate
 
     model, processor = load_weights(config, weights, device)
     result = evaluate(model, processor, benchmark, out, model_fingerprint=model_fingerprint, on_progress=on_progress)
-    return {"metrics": result.metrics, "eval_key": result.eval_key, "n": result.n}
+    return {
+        "metrics": result.metrics,
+        "eval_key": result.eval_key,
+        "n": result.n,
+        "standard_error": result.standard_error,
+        "submission": result.submission.name if result.submission else None,
+    }
 
 
 def load_weights(config: ExperimentConfig, weights: Path | None, device: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -31,23 +31,6 @@ CONTRACT = [
     "score",
     "model_fingerprint",
 ]
-
-
-@pytest.fixture(scope="module")
-def model():
-    import torch
-
-    from mgm_exp.model import load_model
-
-    torch.set_num_threads(1)
-    return load_model(MGM / "model")
-
-
-@pytest.fixture(scope="module")
-def processor():
-    from mgm_exp.model import load_processor
-
-    return load_processor(MGM / "model")
 
 
 def make_files(folder: Path) -> None:
@@ -245,6 +228,7 @@ def test_a_broken_image_stops_the_evaluation_and_is_named(model, processor, file
         evaluate(model, processor, open_files(files), tmp_path, model_fingerprint="m")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["a", "b", "c", "d"])), max_size=30),
     st.integers(1, 7),

@@ -176,3 +176,164 @@ def test_textvqa_score_does_not_change_when_the_prediction_is_normalised_twice(t
     answers = [text] * 5 + ["other"] * 5
     assert metrics.textvqa_accuracy(text, answers) == metrics.textvqa_accuracy(text, list(answers))
     assert metrics.normalize_textvqa(once.upper()) == metrics.normalize_textvqa(once.lower())
+
+
+# -- choices in circles, GQA, classes, open answers --------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_circular_never_exceeds_the_other_two_accuracies(data):
+    rows = []
+    for question in data.draw(st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True)):
+        n = data.draw(st.integers(2, 4))
+        for turn in range(n):
+            choice = data.draw(st.sampled_from(["A", "B", None]))
+            rows.append(metrics.CircularRow(question + turn * 1_000_000, choice, "A", n))
+    circular = metrics.circular_accuracy(rows)
+    assert 0 <= circular <= metrics.first_pass_accuracy(rows) <= 1
+    assert circular <= sum(row.n_options * row.is_right for row in rows) / len(rows)
+    assert metrics.circular_accuracy(rows[::-1]) == circular
+
+
+def test_a_circular_score_needs_every_rotation():
+    rows = [metrics.CircularRow(7, "A", "A", 3), metrics.CircularRow(1_000_007, "A", "A", 3)]
+    with pytest.raises(ValueError, match=r"question 7 has 3 options, but rows for the rotations \[0, 1\]"):
+        metrics.circular_accuracy(rows)
+    with pytest.raises(ValueError, match="no row"):
+        metrics.circular_accuracy([])
+
+
+def gqa_question(answer: str, entailed: list[str], **changes) -> dict:
+    return {
+        "semantic": [{"operation": "exist", "argument": "?"}, {"operation": "filter color", "argument": "red"}],
+        "entailed": entailed,
+        "question": "is it",
+        "isBalanced": True,
+        "groups": {"global": None},
+        "answer": answer,
+        "types": {"structural": "verify", "semantic": "attr", "detailed": "x"},
+        **changes,
+    }
+
+
+def test_gqa_consistency_looks_only_at_what_right_answers_entail():
+    questions = {"1": gqa_question("yes", ["1", "2", "3"]), "2": gqa_question("no", ["1"]), "3": gqa_question("no", [])}
+    scores = metrics.gqa({"1": "yes", "2": "no", "3": "yes"}, questions, consistency=True)
+    # 1 is right and entails 2 (right) and 3 (wrong); 2 is right and entails 1 (right); 3 is wrong.
+    assert scores["consistency"] == pytest.approx((0.5 + 1.0) / 2)
+    assert scores["steps[1]"] == scores["binary"] == scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["distribution"] == 0.0 and "open" not in scores and "validity" not in scores
+
+
+def test_gqa_counts_validity_of_common_attributes_as_the_official_code_does():
+    types = {"structural": "query", "semantic": "attr", "detailed": "colorCommon"}
+    questions = {"1": gqa_question("red", [], types=types)}
+    choices = {"1": {"valid": ["red"], "plausible": ["red"]}}
+    assert metrics.gqa({"1": "red"}, questions, choices)["validity"] == 0.0
+    assert metrics.gqa({"1": "color"}, questions, choices)["validity"] == 1.0
+
+
+def test_gqa_refuses_what_cannot_be_scored():
+    with pytest.raises(ValueError, match="no prediction"):
+        metrics.gqa({}, {"1": gqa_question("yes", [])})
+    with pytest.raises(ValueError, match="entails 9"):
+        metrics.gqa({"1": "yes"}, {"1": gqa_question("yes", ["9"])}, consistency=True)
+    with pytest.raises(ValueError, match="balanced"):
+        metrics.gqa({"1": "yes"}, {"1": gqa_question("yes", [], isBalanced=False)})
+
+
+@pytest.mark.parametrize(
+    ("text", "pope", "mme"),
+    [
+        ("Yes", "yes", "yes"),
+        ("No.", "no", "no"),
+        ("no, there is not", "no", "no"),
+        ("There is no dog. Yes", "no", "neither"),
+        ("Not at all", "yes", "no"),
+        ("It is not. No", "no", "neither"),
+        ("", "yes", "neither"),
+        ("y", "yes", "yes"),
+        ("NO", "yes", "no"),
+        ("now", "yes", "no"),
+        ("The answer is yes", "yes", "neither"),
+    ],
+)
+def test_yes_and_no_are_read_as_each_benchmark_reads_them(text, pope, mme):
+    assert metrics.pope_yes_no(text) == pope
+    assert metrics.mme_yes_no(text) == mme
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abx")), min_size=1, max_size=20))
+def test_class_scores_agree_with_counting(pairs):
+    wanted, said = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    matrix = metrics.confusion_matrix(said, wanted)
+    assert sum(matrix.values()) == len(pairs)
+    for name, scores in metrics.class_scores(said, wanted).items():
+        right = sum(w == s == name for w, s in pairs)
+        assert scores.support == wanted.count(name)
+        assert scores.recall == right / scores.support
+        assert scores.precision == (right / said.count(name) if name in said else 0.0)
+        total = scores.precision + scores.recall
+        assert scores.f1 == pytest.approx(2 * scores.precision * scores.recall / total if total else 0.0)
+    assert 0 <= metrics.macro_f1(said, wanted) <= 1
+
+
+@pytest.mark.parametrize(
+    ("said", "answers", "right"),
+    [
+        ("The answer is 4.", "4", True),
+        ("so it is 1,000 dollars", "1000", True),
+        ("0.333", "0.33", True),
+        ("x = 3e2", "300", True),
+        ("about 41", "4", False),
+        ("It is Claude Monet", ["Monet", "C. Monet"], True),
+        ("a cat", "a", True),
+        ("cat", "a", False),
+        ("", "4", False),
+        ("therefore seven", "eight", False),
+    ],
+)
+def test_open_answers_are_read_as_mmmu_reads_them(said, answers, right):
+    assert metrics.open_answer_accuracy(said, answers) == float(right)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT, st.lists(TEXT, min_size=1, max_size=4))
+def test_open_answers_never_fail_and_are_right_or_wrong(said, answers):
+    assert metrics.open_answer_accuracy(said, answers) in (0.0, 1.0)
+
+
+def test_caption_words_agree_with_the_penn_treebank_tokeniser():
+    data = golden("caption_metrics.json")
+    raw, tokens = data, data["ptb_tokenised"]
+    for image, text in raw["hypotheses"].items():
+        assert metrics.caption_tokens(text) == tokens["hypotheses"][image]
+        for reference, expected in zip(raw["references"][image], tokens["references"][image], strict=True):
+            assert metrics.caption_tokens(reference) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A man's dog can't run; it doesn't.", "a man 's dog ca n't run it does n't"),
+        ("12:30 1,000 3.5 1/2 half-eaten black-and-white", "12:30 1,000 3.5 1/2 half-eaten black-and-white"),
+        ("U.S. flag, Mr. Smith at 5 p.m. today", "u.s. flag mr. smith at 5 p.m. today"),
+        ("a & b AT&T rock&roll $5 50% #1", "a & b at&t rock & roll $ 5 50 % # 1"),
+        ("don’t “quote” ‘q’ -- dash", "do n't quote q dash"),
+        ("gonna cannot o'clock e-mail T-shirt", "gon na can not o'clock e-mail t-shirt"),
+        ("rock'n'roll vs. No. 5 on St. A", "rock 'n' roll vs. no. 5 on st. a"),
+        ("(blurry) [right] no. street.", "-lrb- blurry -rrb- -lsb- right -rsb- no street"),
+    ],
+)
+def test_caption_words_of_harder_texts(text, words):
+    # Words as the Java tokeniser gave them.
+    assert metrics.caption_tokens(text) == words
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=40))
+def test_caption_words_never_fail_and_are_in_lower_case(text):
+    words = metrics.caption_tokens(text)
+    assert words == " ".join(words.split()) and words == words.lower()

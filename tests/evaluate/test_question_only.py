@@ -128,7 +128,7 @@ def test_textvqa_is_found_by_name_with_its_files(compose):
 def test_what_a_benchmark_needs_is_said(compose, demo_folder):
     config = compose()
     with pytest.raises(ConfigError, match=r"allowed are demo, textvqa"):
-        load_benchmark("gqa", config, demo_folder)
+        load_benchmark("vizwiz", config, demo_folder)
     with pytest.raises(ConfigError, match=r"eval\.textvqa\.annotations and eval\.textvqa\.images are not given"):
         load_benchmark("textvqa", config)
     with pytest.raises(ConfigError, match=r"no generated demo data"):

@@ -267,3 +267,24 @@ def test_summary_has_the_mean_the_types_and_a_soft_measure(files):
     assert metrics["textvqa/accuracy"] == pytest.approx(1.3 / 3)
     assert metrics["textvqa/accuracy[who]"] == 0.5 and metrics["textvqa/accuracy[brand]"] == 0.3
     assert metrics["textvqa/anls"] == pytest.approx((1 + 0.6 + 1) / 3)
+
+
+def test_the_test_split_has_no_score_and_makes_a_submission(files):
+    content = json.loads((files / ANNOTATIONS).read_text(encoding="utf-8"))
+    content["dataset_type"] = "test"
+    for row in content["data"]:
+        del row["answers"]
+    (files / ANNOTATIONS).write_text(json.dumps(content), encoding="utf-8")
+    benchmark = textvqa(files)
+    rows = [
+        {"question_id": q.question_id, "question_type": q.question_type, "prediction": "The Sign", "answers": []}
+        for q in benchmark.questions
+    ]
+    assert not benchmark.is_scored and benchmark.summarise(rows) == {"textvqa/answered": 40.0}
+    submission = benchmark.submission(rows)
+    assert submission.name == "textvqa_test_results.json"
+    assert json.loads(submission.content)[0] == {"question_id": rows[0]["question_id"], "answer": "sign"}
+
+
+def test_a_split_with_answers_makes_no_submission(files):
+    assert textvqa(files).submission([]) is None

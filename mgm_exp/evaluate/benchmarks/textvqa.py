@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mgm_exp.errors import ConfigError, DataError
 from mgm_exp.evaluate.benchmarks.annotations import Annotation, read_annotations
-from mgm_exp.evaluate.benchmarks.base import Benchmark, Question, Settings, refuse
+from mgm_exp.evaluate.benchmarks.base import Benchmark, Question, Settings, Source, Submission, refuse
+from mgm_exp.evaluate.metrics import normalize_textvqa
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 OCR_LINE = "Reference OCR token:"
@@ -143,6 +146,12 @@ class TextVqa(Benchmark):
 
     name = "textvqa"
     metric_version = "m4c-1"
+    sources = (
+        Source("annotations", "file", "TextVQA_0.5.1_val.json"),
+        # Needed for OCR tokens, which the constructor says.
+        Source("questions", "file", "llava_textvqa_val_v051_ocr.jsonl", is_needed=False),
+        Source("images", "folder", "the folder train_images"),
+    )
 
     def __init__(
         self, annotations: Path, questions: Path | None, image_root: Path, ocr_tokens: bool, settings: Settings
@@ -156,6 +165,18 @@ class TextVqa(Benchmark):
             )
         self.annotations, self.question_file, self.ocr_tokens = Path(annotations), questions, ocr_tokens
         self.split = "val"
+
+    @classmethod
+    def configured(cls, name: str, section: Any, settings: Settings, cache: Path) -> TextVqa:
+        questions = Path(section.questions) if section.questions else None
+        return cls(Path(section.annotations), questions, Path(section.images), section.ocr_tokens, settings)
+
+    def submission(self, rows: Sequence[Mapping[str, Any]]) -> Submission | None:
+        """EvalAI's form for the test split: ``[{"question_id", "answer"}]``."""
+        if self.is_scored:
+            return None
+        answers = [{"question_id": row["question_id"], "answer": normalize_textvqa(row["prediction"])} for row in rows]
+        return Submission(f"textvqa_{self.split}_results.json", json.dumps(answers).encode())
 
     def read(self) -> list[Question]:
         """Questions in the order of the question file, each with the answers and the id of its annotation."""
