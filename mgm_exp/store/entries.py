@@ -16,6 +16,7 @@ from .collection import Collector, Dropped
 from .files import PathLike, encode_json, read_json, regular_files, write_json_atomic
 from .layout import OUT, RECORD, beside, is_name, stored_folders
 from .lease import GRACE_S, Lease
+from .mounts import is_shared, see_anew
 from .sealed import MARK, publish_folder, remove_folder, verify
 from .work import ATTEMPTS, Clock, adopt_work
 
@@ -171,6 +172,8 @@ class Store:
         lease.acquire(on_wait=on_wait)
         is_done = False
         try:
+            if is_shared(self.root):
+                see_anew(final)
             entry, faults = self._look_up(stage, key, full=verify)  # somebody may have made it while we waited
             is_reused = entry is not None and self.touch(entry)
             if faults:
@@ -187,7 +190,10 @@ class Store:
         number = 1
         while (aside := beside(final, f"damaged-{number}")).exists():
             number += 1
-        os.rename(final, aside)
+        try:
+            os.rename(final, aside)
+        except FileNotFoundError:  # collected on another machine, and remembered by this one
+            return
         _log.warning("%s was damaged (%s): moved to %s, made again", final, "; ".join(faults), aside.name)
 
     def _make(
@@ -209,6 +215,9 @@ class Store:
             clock.start(work / ATTEMPTS)
             try:
                 meta = dict(make(work) or {})
+            except FileNotFoundError:  # a new owner has taken the folder: say so, and not which file is missing
+                lease.check()
+                raise
             finally:
                 clock.stop()
             if (out / RECORD).exists() or (out / MARK).exists():
@@ -220,7 +229,8 @@ class Store:
             publish_folder(out, final, replace=False, before_rename=lease.check)
         except FileNotFoundError as error:  # a new owner renamed our work folder: the other half of the fence
             lease.check()
-            raise LeaseLost(f"{work} is gone.") from error
+            if verify(final, full=False):  # else a file server renamed it, lost its answer, and was asked again
+                raise LeaseLost(f"{work} is gone.") from error
         except FileExistsError:
             _log.warning("%s was published by an earlier owner meanwhile", final)
         _protect(final)

@@ -32,6 +32,22 @@ def file_system(path: PathLike) -> str:
     return kinds[-1] if kinds else _by_place(os.path.realpath(path), lines)
 
 
+def see_anew(folder: PathLike) -> None:
+    """Has this machine forget that there was no such folder, if there is one now.
+
+    A network file system remembers for a while (NFS: up to a minute) which names there are not. Listing what is around
+    asks the server; making what is there already fails, and the failure is news that the system does not pass over.
+    """
+    folder = Path(folder)
+    if folder.is_dir() or folder.name not in os.listdir(folder.parent):
+        return
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return
+    os.rmdir(folder)  # it went in this instant
+
+
 def _by_place(path: str, lines: list[str]) -> str:
     """btrfs and the like number their parts: then the longest mount point above the path."""
     found = ("", "")
