@@ -70,8 +70,8 @@ def _measure(script: Path, jobs: int, is_array: bool) -> Row:
         None,
         f"the states of all {jobs:,} jobs",
         f"answer in {1000 * statistics.median(ours):.0f} ms (longest {1000 * max(ours):.0f}); slurmctld worked "
-        f"{(between[1] - before[1]) / QUESTIONS / 1000:.2f} ms on it; one job alone {1000 * statistics.median(single):.0f} "
-        f"ms; submitted in {submitted_s:.1f} s",
+        f"{(between[1] - before[1]) / QUESTIONS / 1000:.2f} ms on it; one job alone "
+        f"{1000 * statistics.median(single):.0f} ms; submitted in {submitted_s:.1f} s",
     )
 
 

@@ -13,9 +13,10 @@ from mgm_exp.errors import LeaseLost, UserError
 
 from .claims import TTL_S, utc_now
 from .collection import Collector, Dropped
-from .files import PathLike, encode_json, read_json, regular_files, write_json_atomic
+from .files import PathLike, encode_json, fsync_folder, read_json, regular_files, temporary_name, write_json_atomic
 from .layout import OUT, RECORD, beside, is_name, stored_folders
 from .lease import GRACE_S, Lease
+from .mirror import Mirror
 from .mounts import is_shared, see_anew
 from .sealed import MARK, publish_folder, remove_folder, verify
 from .work import ATTEMPTS, Clock, adopt_work
@@ -73,10 +74,13 @@ class Store:
         root: The store's folder, made as needed.
         ttl_s: See ``Lease``; the same for all who share the store.
         grace_s: See ``Lease``.
+        mirror: Where copies are kept for other machines: looked at before something is made, and filled after.
     """
 
-    def __init__(self, root: PathLike, *, ttl_s: float = TTL_S, grace_s: float = GRACE_S) -> None:
-        self.root = Path(root).absolute()
+    def __init__(
+        self, root: PathLike, *, ttl_s: float = TTL_S, grace_s: float = GRACE_S, mirror: Mirror | None = None
+    ) -> None:
+        self.root, self.mirror = Path(root).absolute(), mirror
         self.ttl_s, self.grace_s = ttl_s, grace_s
 
     def folder(self, stage: str, key: str) -> Path:
@@ -178,13 +182,37 @@ class Store:
             is_reused = entry is not None and self.touch(entry)
             if faults:
                 self._move_aside(final, faults)
+            if not is_reused and self._fetch(final, lease):
+                is_reused = True
             if not is_reused:
                 self._make(final, make, dict(inputs), lease, clock)
             output = _output(_read_entry(final), is_reused)
             is_done = True
         finally:
             lease.release(forget=is_done)
+        if self.mirror is not None and not is_reused:
+            self.mirror.push(stage, key, final)
         return output
+
+    def _fetch(self, final: Path, lease: Lease) -> bool:
+        """Publishes the mirror's copy, if it has a whole one."""
+        if self.mirror is None:
+            return False
+        # By this name the next collection deletes what a kill leaves of it.
+        fetched = beside(final, f"trash-{temporary_name().rpartition('-')[2]}")
+        if not self.mirror.fetch(final.parent.name, final.name, fetched):
+            return False
+        lease.check()
+        os.rename(fetched, final)
+        fsync_folder(final.parent)
+        try:
+            _read_entry(final)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._move_aside(final, [f"{RECORD}: not the record of this entry ({error})"])
+            return False
+        _protect(final)
+        remove_folder(beside(final, "work"))  # of an attempt that is not needed any more
+        return True
 
     def _move_aside(self, final: Path, faults: list[str]) -> None:
         number = 1
