@@ -1,10 +1,10 @@
 """A study of 10,000 trials and 64 workers: journal, SQLite, PostgreSQL, and SQLite behind ``mgm-exp study-server``.
 
-A study is filled with n finished trials. Then 64 worker processes, each with a storage of its own, go through trials
-that do nothing: ask, two parameters, three validation points with the pruner's answer, two attributes, tell. Between
-these steps a worker thinks for a random time, so that what is measured is the storage and not the queue for two cores.
-The latency of every step is noted; afterwards the study is read anew, and every trial that a worker told has to be in
-it once, with its value, its points and its attributes: anything else is a lost update.
+A study is filled with n finished trials. Then up to 64 worker processes, each with a storage of its own, go through
+trials that do nothing: ask, two parameters, three validation points with the pruner's answer, two attributes, tell.
+Between these steps a worker thinks for a random time, so that what is measured is the storage and not the queue for two
+cores. The latency of every step is noted; afterwards the study is read anew, and every trial that a worker told has to
+be in it once, with its value, its points and its attributes: anything else is a lost update.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 
 from benchmarks.measurement import Row
 
-WORKERS, WORKERS_QUICK = 64, 4
-SIZES, SIZES_QUICK = (0, 1_000, 10_000), (0, 50)
+# Trials in the study -> workers. To open a study of 10,000 trials takes seconds of processor time, in each worker: on a
+# small machine 64 of them would measure nothing else.
+SIZES, SIZES_QUICK = {0: 64, 1_000: 64, 10_000: 16}, {0: 4, 50: 4}
 TRIALS_EACH, TRIALS_EACH_QUICK = 5, 2
 THINK_S, THINK_S_QUICK = 16.0, 0.2  # of a trial, in all
 POINTS = 3
@@ -36,19 +37,23 @@ STEPS = ("ask", "report", "tell")
 def run(work: Path, quick: bool = False) -> list[Row]:
     """Measures every storage that this machine has, at every size."""
     sizes = SIZES_QUICK if quick else SIZES
+    if "SCALE_SIZES" in os.environ:  # 1000:64,10000:16
+        sizes = {int(size): int(n) for size, n in (item.split(":") for item in os.environ["SCALE_SIZES"].split(","))}
     rows = []
     for kind in os.environ.get("SCALE_STORAGES", ",".join(STORAGES)).split(","):
         with _storage(kind, work / kind) as place:
             if place is None:
                 print(f"{kind}: not here", flush=True)
                 continue
-            found = {size: measure(place, work / kind, size, quick=quick) for size in sizes}
-            print(json.dumps({kind: found}), flush=True)
-        rows += _rows(kind, found, WORKERS_QUICK if quick else WORKERS)
+            found = {}
+            for size, workers in sizes.items():
+                found[size] = measure(place, work / kind, size, workers, quick=quick)
+                print(json.dumps({kind: {size: found[size]}}), flush=True)
+        rows += _rows(kind, found)
     return rows
 
 
-def _rows(kind: str, found: dict[int, dict[str, Any]], workers: int) -> list[Row]:
+def _rows(kind: str, found: dict[int, dict[str, Any]]) -> list[Row]:
     small, large = min(found), max(found)
     rows = []
     for step in STEPS:
@@ -63,7 +68,7 @@ def _rows(kind: str, found: dict[int, dict[str, Any]], workers: int) -> list[Row
                 first["median"],
                 None,
                 f"0 of {told} trials lost" if lost == 0 else f"DIFFERENT: {lost} of {told} trials lost",
-                f"{workers} workers; medians; p99 {last['p99']:.0f} and {first['p99']:.0f} ms; "
+                f"{found[large]['workers']} and {found[small]['workers']} workers; medians; p99 {last['p99']:.0f} and {first['p99']:.0f} ms; "
                 f"{found[large]['rate']:.1f} trials/s; "
                 f"open and read all {found[large]['open_s']:.1f} s; {found[large]['mib']:.1f} MiB",
             )
@@ -71,15 +76,13 @@ def _rows(kind: str, found: dict[int, dict[str, Any]], workers: int) -> list[Row
     return rows
 
 
-def measure(place: str, folder: Path, size: int, *, quick: bool) -> dict[str, Any]:
-    """64 workers on a study of ``size`` finished trials: latencies in ms, and what was lost."""
+def measure(place: str, folder: Path, size: int, workers: int, *, quick: bool) -> dict[str, Any]:
+    """Workers on a study of ``size`` finished trials: latencies in ms, and what was lost."""
     import optuna
 
     from mgm_exp.search import open_storage
 
-    workers, each, think_s = (
-        (WORKERS_QUICK, TRIALS_EACH_QUICK, THINK_S_QUICK) if quick else (WORKERS, TRIALS_EACH, THINK_S)
-    )
+    each, think_s = (TRIALS_EACH_QUICK, THINK_S_QUICK) if quick else (TRIALS_EACH, THINK_S)
     name, where = f"s{size}", place.replace("SIZE", str(size))
     study = optuna.create_study(storage=open_storage(where), study_name=name, direction="maximize")
     filled_s = _fill(study, size)
@@ -104,6 +107,7 @@ def measure(place: str, folder: Path, size: int, *, quick: bool) -> dict[str, An
     study = optuna.load_study(storage=open_storage(where), study_name=name)
     told = [trial for note in notes for trial in note["told"]]
     found: dict[str, Any] = {
+        "workers": workers,
         "told": len(told),
         "lost": _lost(study, size, told),
         "filled_s": round(filled_s, 1),
