@@ -68,7 +68,8 @@ def _rows(kind: str, found: dict[int, dict[str, Any]]) -> list[Row]:
                 first["median"],
                 None,
                 f"0 of {told} trials lost" if lost == 0 else f"DIFFERENT: {lost} of {told} trials lost",
-                f"{found[large]['workers']} and {found[small]['workers']} workers; medians; p99 {last['p99']:.0f} and {first['p99']:.0f} ms; "
+                f"{found[large]['workers']} and {found[small]['workers']} workers; medians; p99 "
+                f"{last['p99']:.0f} and {first['p99']:.0f} ms; "
                 f"{found[large]['rate']:.1f} trials/s; "
                 f"open and read all {found[large]['open_s']:.1f} s; {found[large]['mib']:.1f} MiB",
             )

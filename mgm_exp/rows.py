@@ -5,7 +5,6 @@ The file is derived from what is on the disk already (the study, the trials' fol
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +39,8 @@ class Allowance:
 
 def encode_row(row: dict[str, Any]) -> str:
     """One trial as :func:`encode_rows` takes it; raises as ``encode_json``."""
-    return textwrap.indent(encode_json(row, "trial").decode("utf-8").rstrip("\n"), "    ")
+    text = encode_json(row, "trial").decode("utf-8").rstrip("\n")
+    return "    " + text.replace("\n", "\n    ")
 
 
 def encode_rows(content: dict[str, Any], name: str, rows: Sequence[str]) -> bytes:
