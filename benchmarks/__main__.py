@@ -30,6 +30,10 @@ BENCHMARKS = (
     "sweep_pruning",
     "sweep_kills",
     "compare_runs",
+    "scale_study",
+    "scale_sweep",
+    "scale_store",
+    "scale_slurm",
 )
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")

@@ -223,8 +223,16 @@ class Campaign:
             for work, ending in self.slots.ended(_POLL_S if busy else 0.0):
                 self._ended(work, ending)
             self.clock.tick(self._devices())
+            if self.books.is_behind:
+                self._write_books()
             if not busy and not self._again and not self._others_or_more():
                 return
+
+    def _write_books(self) -> None:
+        """``sweep.json``, or a little later where that would be most of what this process does."""
+        if self.books.may_write():
+            with self._desk():
+                self.books.write()
 
     def _devices(self) -> int:
         return sum(trial.config.devices for trial in self.mine.values())
@@ -428,8 +436,7 @@ class Campaign:
         run_dir = self._run_dir(trial, seed)
         of_seed = "" if seed is None else f" seed={seed}"
         self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}")
-        with self._desk():
-            self.books.write()
+        self._write_books()
         wait_until_free(run_dir, self._say)
         overrides = self._overrides(trial.number, trial.point, seed)
         self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
@@ -516,8 +523,7 @@ class Campaign:
             self._tell(trial.number, "COMPLETE", values)
         else:
             self._tell(trial.number, "FAIL" if verdict is Verdict.failed else "PRUNED")
-        with self._desk():
-            self.books.write()
+        self._write_books()
         trial.claim.release(forget=True)
         del self.mine[trial.number]
         self._report(trial, outcome, missed)

@@ -97,6 +97,18 @@ def _dashboard(arguments: list[str]) -> int:
     return EXIT_DONE
 
 
+def _study_server(arguments: list[str]) -> int:
+    parser = _parser("study-server", "Serves the studies of a database to many trials: sweep.storage=grpc://HOST:PORT.")
+    parser.add_argument("database", help="sqlite:///FILE, or postgresql+psycopg://HOST/DATABASE")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=13000, help="port (default: 13000)")
+    options = parser.parse_args(arguments)
+    from mgm_exp.study_server import serve
+
+    serve(options.database, host=options.host, port=options.port)
+    return EXIT_DONE
+
+
 def _report(arguments: list[str]) -> int:
     from mgm_exp.verbs.report import run
 
@@ -167,6 +179,9 @@ VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
+    "study-server": Verb(
+        "study-server DATABASE [--port N]", "one process between a database and many trials", _study_server
+    ),
     "report": Verb("report DIR... [--out FILE]", "compare runs or sweeps: page, JSON, Markdown, LaTeX, CSV", _report),
     "wandb-sync": Verb("wandb-sync DIR...", "send runs to W&B that were made offline or cut short", _wandb_sync),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),

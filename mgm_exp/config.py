@@ -777,6 +777,9 @@ class PathsConfig:
     # runs/, sweeps/ and store/ lie below it.
     root: str = "outputs"
     store: str = MISSING
+    # Copies of stage outputs for machines that share no disk: s3://BUCKET/FOLDER, gs://..., file:///FOLDER (fsspec).
+    # Fetched from there rather than made, and copied there when made; credentials belong into the environment.
+    mirror: str | None = None
 
 
 @dataclass
@@ -861,7 +864,8 @@ class SweepConfig:
     # Trials that may fail for an unknown reason before the sweep stops.
     max_failures: int = 5
     # Where the study is kept: null: study.journal in the sweep's folder; sqlite: study.db in it; a path; or a URL
-    # (sqlite:///..., postgresql+psycopg://...; passwords belong into the environment).
+    # (sqlite:///..., postgresql+psycopg://...; grpc://HOST:PORT for mgm-exp study-server; passwords belong into the
+    # environment).
     storage: str | None = None
     # Points that are tried first: what is swept and its value; what is left out is chosen by the sampler.
     enqueue: list[dict[str, Any]] = field(default_factory=list)

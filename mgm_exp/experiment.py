@@ -21,7 +21,7 @@ import yaml
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, plain
 from mgm_exp.errors import Interrupted, MgmError, Pruned
-from mgm_exp.folders import read_record
+from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
@@ -30,7 +30,6 @@ from mgm_exp.signals import stop_on_signals
 from mgm_exp.store import (
     Lease,
     StageOutput,
-    Store,
     fingerprint,
     hard_link_or_copy,
     link_tree,
@@ -84,7 +83,7 @@ class Experiment:
     ) -> None:
         self.config = config
         self.run_dir = run_dir
-        self.store = Store(Path(config.paths.store))
+        self.store = open_store(config.paths)
         self.started = time.time()
         self.demo: Path | None = None
         self.origins: dict[str, Any] = {}

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from mgm_exp.config import ExperimentConfig, from_plain
+from mgm_exp.config import ExperimentConfig, PathsConfig, from_plain
 from mgm_exp.errors import ConfigError
 from mgm_exp.stages import config_hash
-from mgm_exp.store import Lease
+from mgm_exp.store import Lease, Mirror, Store
 
 LEASE = ".lease"
 # A run that ended in one of these ways is done: the same command makes a new one.
@@ -45,6 +45,15 @@ def unfinished(parent: Path, wanted_hash: str) -> Path | None:
             continue
         return None if read_record(folder / "result.json").get("status") in DONE else folder
     return None
+
+
+def open_store(paths: PathsConfig) -> Store:
+    """The store that a configuration names, with its mirror.
+
+    Raises:
+        ConfigError, MissingDependencyError: there can be no such mirror.
+    """
+    return Store(Path(paths.store), mirror=None if paths.mirror is None else Mirror(paths.mirror))
 
 
 def wait_until_free(folder: Path, say: Callable[[str], None]) -> None:

@@ -2,13 +2,14 @@
 
 A trial's number is its folder and never changes: the same command finds it again by what is swept and by the hash of
 its configuration. What happened in a trial is read from the trial's own ``result.json``; the ledger only keeps books,
-and is rewritten whole after each trial.
+and is rewritten whole after each trial (of a very large sweep: every few seconds).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from mgm_exp.config import Direction
 from mgm_exp.errors import UserError
 from mgm_exp.folders import read_record
 from mgm_exp.grid import Cell
-from mgm_exp.store import write_json_atomic
+from mgm_exp.rows import Allowance, encode_row, encode_rows
+from mgm_exp.store import write_atomic
 
 SCHEMA_VERSION = 1
 FILE = "sweep.json"
@@ -51,11 +53,6 @@ class Trial:
     seconds: float | None = None
     error: dict[str, Any] | None = None
 
-    def same_as(self, cell: Cell, config_hash: str | None) -> bool:
-        """Whether this is the trial of ``cell``; one that did not compose is known by what is swept alone."""
-        is_same = self.config_hash == config_hash or self.config_hash is None
-        return is_same and _canonical(self.params) == _canonical(cell.params)
-
 
 class Ledger:
     """The books of one sweep, in its folder.
@@ -73,20 +70,32 @@ class Ledger:
         self.grid: list[int] = []
         self.command: list[str] = []
         self.status = "running"
+        self._rows: dict[int, tuple[Trial, dict[str, Any], str]] = {}
+        self._allowance, self._is_behind = Allowance(), False
         for entry in _entries(folder / FILE):
             self.trials[entry.number] = self.refreshed(entry)
 
     def enrol(self, cells: Sequence[tuple[Cell, str | None]]) -> list[Trial]:
         """The trials of these cells: known ones keep their number, new ones take the next free ones.
 
+        A trial is known by what is swept and by its configuration; one that did not compose by what is swept alone.
+
         Args:
             cells: Each with the hash of its configuration, None where it does not compose.
         """
         chosen = []
         taken: set[int] = set()
+        by_params: dict[str, list[Trial]] = {}
+        for trial in self.trials.values():
+            by_params.setdefault(_canonical(trial.params), []).append(trial)
+        free = self._next_number()
         for cell, config_hash in cells:
-            known = [t for t in self.trials.values() if t.same_as(cell, config_hash) and t.number not in taken]
-            number = max(known, key=lambda t: t.config_hash is not None).number if known else self._next_number()
+            alike = by_params.get(_canonical(cell.params), [])
+            known = [t for t in alike if t.config_hash in (config_hash, None) and t.number not in taken]
+            if known:
+                number = max(known, key=lambda t: t.config_hash is not None).number
+            else:
+                number, free = free, free + 1
             fresh = Trial(number, _lasting(cell.overrides), cell.params, config_hash, run_dir=str(number))
             old = self.trials.get(number)
             trial = replace(old, overrides=fresh.overrides, config_hash=config_hash) if old else fresh
@@ -124,10 +133,17 @@ class Ledger:
         return replace(trial, status=status, metrics=metrics, seconds=result.get("wall_s"), error=result.get("error"))
 
     def note(self, trial: Trial) -> Trial:
-        """Reads how the trial ended and rewrites ``sweep.json``. Returns the trial as it is now."""
+        """Reads how the trial ended and rewrites ``sweep.json``, or soon. Returns the trial as it is now."""
         self.trials[trial.number] = self.refreshed(trial)
-        self.write()
+        self.catch_up(is_news=True)
         return self.trials[trial.number]
+
+    def catch_up(self, *, is_news: bool = False) -> None:
+        """Rewrites ``sweep.json`` if it is behind (or there is news) and worth it now."""
+        if is_news or self._is_behind:
+            self._is_behind = not self._allowance.allows()
+            if not self._is_behind:
+                self.write()
 
     def value(self, trial: Trial) -> float | None:
         """The objective of a completed trial."""
@@ -139,12 +155,22 @@ class Ledger:
         sign = -1.0 if self.direction is Direction.maximize else 1.0
         return min(scored, key=lambda trial: (sign * (self.value(trial) or 0.0), trial.number), default=None)
 
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``sweep.json``. A trial whose folder is not there yet stands under ``pending``."""
-        ordered = [self.trials[number] for number in sorted(self.trials)]
-        ended = [trial for trial in ordered if trial.status is not None and self.run_dir(trial).is_dir()]
+    def _row(self, trial: Trial) -> tuple[Trial, dict[str, Any], str] | None:
+        """How a trial stands in ``sweep.json``, and as text; None where its folder is not there yet."""
+        known = self._rows.get(trial.number)
+        if known is not None and known[0] is trial:
+            return known
+        if trial.status is None or not self.run_dir(trial).is_dir():
+            return None
+        row = asdict(trial)
+        self._rows[trial.number] = (trial, row, encode_row(row))
+        return self._rows[trial.number]
+
+    def _content(self) -> tuple[dict[str, Any], list[tuple[Trial, dict[str, Any], str]]]:
+        """Everything but the trials that ended, and these. Whose folder is not there yet stands under ``pending``."""
+        shown = [(self.trials[number], self._row(self.trials[number])) for number in sorted(self.trials)]
         best = self.best()
-        return {
+        content = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "status": self.status,
@@ -152,20 +178,24 @@ class Ledger:
             "objective": self.objective,
             "command": self.command,
             "grid": self.grid,
-            "trials": [asdict(trial) for trial in ended],
+            "trials": [],
             "pending": [
                 {"number": t.number, "overrides": t.overrides, "params": t.params, "config_hash": t.config_hash}
-                for t in ordered
-                if t not in ended
+                for t, row in shown
+                if row is None
             ],
             "best": best and {"number": best.number, "value": self.value(best), "run_dir": best.run_dir},
         }
+        return content, [row for _, row in shown if row is not None]
 
     def write(self) -> dict[str, Any]:
         """Rewrites ``sweep.json`` whole and returns what was written."""
-        content = self.to_json()
-        write_json_atomic(self.folder / FILE, content)
-        return content
+        began = time.monotonic()
+        content, rows = self._content()
+        write_atomic(self.folder / FILE, encode_rows(content, FILE, [text for _, _, text in rows]))
+        self._allowance.spent(time.monotonic() - began)
+        self._is_behind = False
+        return {**content, "trials": [row for _, row, _ in rows]}
 
 
 def in_words(params: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ the study can write it. A trial's number is its folder.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import Direction
 from mgm_exp.folders import read_record
 from mgm_exp.ledger import FILE, SCHEMA_VERSION
+from mgm_exp.rows import Allowance, encode_row, encode_rows
 from mgm_exp.search.outcome import Verdict
-from mgm_exp.store import Lease, write_json_atomic
+from mgm_exp.store import Lease, write_atomic
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -76,6 +78,9 @@ class StudyBooks:
         self.status = "running"
         self.stopped_because = ""
         self._final: dict[int, Entry] = {}
+        self._rows: dict[int, tuple[dict[str, Any], str]] = {}  # of trials that are over, as they stand in the file
+        self._allowance = Allowance()
+        self.is_behind = False
 
     def claim(self, number: int) -> Lease:
         """The lease of a trial: whoever holds it works on the trial."""
@@ -143,23 +148,41 @@ class StudyBooks:
         """The completed, feasible trials that no other one beats in every objective."""
         signs = [-1.0 if direction is Direction.maximize else 1.0 for direction in self.directions]
         scored = [
-            (entry, [sign * value for sign, value in zip(signs, entry.values, strict=True)])
+            ([sign * value for sign, value in zip(signs, entry.values, strict=True)], entry.number, entry)
             for entry in entries
             if entry.values and entry.status == "completed" and entry.is_feasible
         ]
-        return [
-            entry
-            for entry, values in scored
+        front: list[tuple[list[float], int, Entry]] = []
+        for values, number, entry in sorted(scored, key=lambda item: item[:2]):  # no later one beats an earlier one
             if not any(
-                all(a <= b for a, b in zip(other, values, strict=True)) and other != values for _, other in scored
-            )
-        ]
+                all(a <= b for a, b in zip(other, values, strict=True)) and other != values for other, _, _ in front
+            ):
+                front.append((values, number, entry))
+        return [entry for _, _, entry in sorted(front, key=lambda item: item[1])]
+
+    def _row(self, entry: Entry) -> tuple[dict[str, Any], str] | None:
+        """How a trial stands in ``sweep.json``, and as text; None where its folder is not there yet."""
+        known = self._rows.get(entry.number)
+        if known is not None:
+            return known
+        if entry.status is None or not (self.folder / entry.run_dir).is_dir():
+            return None
+        row = entry.to_json()
+        found = (row, encode_row(row))
+        if entry.number in self._final:
+            self._rows[entry.number] = found
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``sweep.json``."""
+        content, rows = self._content()
+        return {**content, "trials": [row for row, _ in rows]}
+
+    def _content(self) -> tuple[dict[str, Any], list[tuple[dict[str, Any], str]]]:
+        """Everything but the trials that ended, and these."""
         entries, repeated = self.entries(), self.repeated()
-        shown = [entry for entry in entries if entry.verdict != REFUSED]
-        ended = [entry for entry in shown if entry.status is not None and (self.folder / entry.run_dir).is_dir()]
+        shown = [(entry, self._row(entry)) for entry in entries if entry.verdict != REFUSED]
+        ended = [entry for entry, row in shown if row is not None]
         best = self.best(ended)
         content: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -172,11 +195,11 @@ class StudyBooks:
             "objective": self.objectives[0],
             "command": self.command,
             "grid": [entry.number for entry in entries if entry.is_counted and entry.number not in repeated],
-            "trials": [entry.to_json() for entry in ended],
+            "trials": [],
             "pending": [
                 {key: getattr(entry, key) for key in ("number", "overrides", "params", "config_hash")}
-                for entry in shown
-                if entry not in ended
+                for entry, row in shown
+                if row is None
             ],
             "refused": [
                 {"number": entry.number, "params": entry.params, "reason": (entry.error or {}).get("message", "")}
@@ -192,13 +215,21 @@ class StudyBooks:
                 {"number": entry.number, "values": entry.values, "run_dir": entry.run_dir}
                 for entry in self.front(ended)
             ]
-        return content
+        return content, [row for _, row in shown if row is not None]
 
     def write(self) -> dict[str, Any]:
         """Rewrites ``sweep.json`` whole and returns what was written."""
-        content = self.to_json()
-        write_json_atomic(self.folder / FILE, content)
-        return content
+        began = time.monotonic()
+        content, rows = self._content()
+        write_atomic(self.folder / FILE, encode_rows(content, FILE, [text for _, text in rows]))
+        self._allowance.spent(time.monotonic() - began)
+        self.is_behind = False
+        return {**content, "trials": [row for row, _ in rows]}
+
+    def may_write(self) -> bool:
+        """Whether ``sweep.json`` is worth rewriting now; if not, it is behind until the next time."""
+        self.is_behind = not self._allowance.allows()
+        return not self.is_behind
 
 
 def run_dirs(folder: Path) -> list[Path]:

@@ -201,6 +201,7 @@ AFFECTS: dict[str, set[str]] = {
     "tracker.base_url": NOTHING,
     "paths.root": NOTHING,
     "paths.store": NOTHING,
+    "paths.mirror": NOTHING,
     "sweep.objectives": NOTHING,
     "sweep.directions": NOTHING,
     "sweep.n_trials": NOTHING,

@@ -125,16 +125,13 @@ def compare_runs(
     has_seeds = any(len(arm.runs) > 1 for arm in arms)
     ended = [run.config for run in runs if run.config and run.is_completed]
     ended = [_seedless(config) for config in ended] if has_seeds else ended
-    found = _intervals(runs, benchmarks)
+    found, differing = _intervals(runs, benchmarks), differing_keys(settings)
     arm_of = {run.name: arm for arm in arms for run in arm.runs}
     return {
         "schema_version": SCHEMA_VERSION,
         "baseline": first.id if first else None,
         "benchmarks": benchmarks,
-        "runs": [
-            _described(run, named[run.name], arm_of[run.name].id, differing_keys(settings), found[run.name])
-            for run in runs
-        ],
+        "runs": [_described(run, named[run.name], arm_of[run.name].id, differing, found[run.name]) for run in runs],
         "arms": arm_rows(arms, benchmarks, found, RESAMPLES, SEED),
         "pairs": pairs,
         "groups": tied_groups(found_panels, pairs, alpha=ALPHA, resamples=RESAMPLES, seed=SEED),

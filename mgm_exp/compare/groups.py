@@ -17,6 +17,8 @@ from mgm_exp.compare.pairs import Panel, question_p_values, student_p_values
 
 _MOST_EXACT = 200
 """Pairs that are tested as the verdicts are; more are tested by Student's t, as quickly for thousands."""
+MOST_ARMS = 500
+"""Of more arms not all pairs are tested (10,000 have 50 million), but each with the highest; there are no letters."""
 _MOST_GROUPS = 200
 """With more overlapping groups than these letters help nobody; the arms tied with the best are still named."""
 
@@ -34,12 +36,12 @@ def tied_groups(
 
     Returns:
         benchmark -> ``letters`` (arm's id -> ``"ab"``; empty where there are too many groups), ``best`` (ids of the
-        arms that the highest one is tied with, itself first), ``comparisons``.
+        arms that the highest one is tied with, itself first), ``comparisons`` (see ``MOST_ARMS``).
 
     Source: Piepho 2004, "An algorithm for a letter-based representation of all-pairwise comparisons".
     """
     panels = [panel for panel in panels if len(panel.arms) > 1]
-    places = [list(combinations(range(len(panel.arms)), 2)) for panel in panels]
+    places = [_tested(panel) for panel in panels]
     n = sum(map(len, places))
     known = {(pair["benchmark"], frozenset((pair["a"], pair["b"]))): _p(pair) for pair in pairs}
     p: list[float] = []
@@ -62,6 +64,15 @@ def tied_groups(
     return found
 
 
+def _tested(panel: Panel) -> list[tuple[int, int]]:
+    """The pairs of arms that are tested, the smaller number first."""
+    n = len(panel.arms)
+    if n <= MOST_ARMS:
+        return list(combinations(range(n), 2))
+    best = int(panel.means.mean(axis=0).argmax())
+    return [(min(best, arm), max(best, arm)) for arm in range(n) if arm != best]
+
+
 def _p(pair: Mapping[str, Any]) -> float:
     return max(pair["p_value"], 0.0 if pair["p_by_image"] is None else pair["p_by_image"])
 
@@ -72,7 +83,7 @@ def _described(panel: Panel, apart: set[tuple[int, int]], comparisons: int) -> d
     ids = [panel.arms[place].id for place in ranked]
     rank = {place: number for number, place in enumerate(ranked)}
     told_apart = {(min(rank[a], rank[b]), max(rank[a], rank[b])) for a, b in apart}
-    groups = letter_groups(len(ids), told_apart)
+    groups = letter_groups(len(ids), told_apart) if len(ids) <= MOST_ARMS else None
     letters = {} if groups is None else {name: _letters(number, groups) for number, name in enumerate(ids)}
     best = [name for number, name in enumerate(ids) if (0, number) not in told_apart]
     return {"letters": letters, "best": best, "comparisons": comparisons}

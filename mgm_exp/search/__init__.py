@@ -25,6 +25,7 @@ _HOMES = {
     "make_sampler": "samplers",
     "storage_place": "study",
     "trial_of": "study",
+    "open_database": "study",
     "open_storage": "study",
     "open_study": "study",
     "parse_space": "space",

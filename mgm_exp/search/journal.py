@@ -3,8 +3,9 @@
 Optuna's backend has two weak points, which this one does not have. A writer that is killed in the middle of a line
 leaves half of it; the next writer appends behind, and from then on nobody can read the file: here a torn line (which
 nobody was told of) is cut off before something is appended. A writer that is killed while it holds Optuna's lock file
-stops all others for 30 seconds; here the lock is ``flock``, which the kernel frees. Optuna's tools read the file as it
-is: ``JournalStorage(JournalFileBackend("study.journal"))``.
+stops all others for 30 seconds; here the lock is ``flock``, which the kernel frees. On a file system that other
+machines may write (NFS and the like) ``flock`` may be kept to each machine; there Optuna's lock file is held, too.
+Optuna's tools read the file as it is: ``JournalStorage(JournalFileBackend("study.journal"))``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
-from mgm_exp.store import disk_full_named
+from mgm_exp.store import disk_full_named, is_shared
 
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _BLOCK = 4096
@@ -35,19 +36,21 @@ class StudyJournal(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path).resolve()
-        self._offsets: dict[int, int] = {0: 0}  # record number -> where it begins
+        self._offsets = [0]  # where record 0, 1, ... begins
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        self._is_shared = is_shared(self.path)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """The whole records from a number on; what is being written, or was torn, is not one."""
-        start = max(number for number in self._offsets if number <= log_number_from)
+        start = min(log_number_from, len(self._offsets) - 1)
         with open(self.path, "rb") as file:
             file.seek(self._offsets[start])
             content = file.read()
         position = self._offsets[start]
         for number, line in enumerate(content.split(b"\n")[:-1], start):
             position += len(line) + 1
-            self._offsets[number + 1] = position
+            if number + 1 == len(self._offsets):
+                self._offsets.append(position)
             if number >= log_number_from:
                 yield json.loads(line)
 
@@ -72,19 +75,30 @@ class StudyJournal(BaseJournalBackend):
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
+        with _opened(self.path) as descriptor:
+            is_enough = not self._is_shared
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
                     raise
-                with _link_lock(self.path):  # a file system without flock: Optuna's own way
-                    yield descriptor
+                is_enough = False
+            if is_enough:
+                yield descriptor
                 return
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            # Optuna's own way, which holds between machines; opened under the lock: then a network file system asks its
+            # server how long the file is.
+            with _link_lock(self.path), _opened(self.path) as current:
+                yield current
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

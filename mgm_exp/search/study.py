@@ -1,4 +1,4 @@
-"""Where a study is kept, and how it is opened: a journal in the sweep's folder, SQLite, or a database by its URL."""
+"""Where a study is kept, and how it is opened: a journal, SQLite, a database, or a server in front of one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 JOURNAL = "study.journal"
 SQLITE = "study.db"
+# A study server (mgm_exp.study_server): Optuna's gRPC proxy in front of a database.
+GRPC = "grpc://"
 # A writer of SQLite waits so long for another one.
 _SQLITE_TIMEOUT_S = 60.0
+_SERVER_TIMEOUT_S = 10.0
 
 
 def storage_place(wanted: str | None, folder: Path) -> str:
@@ -60,10 +63,35 @@ def open_storage(place: str) -> BaseStorage:
             return JournalStorage(StudyJournal(path))
         except PermissionError as error:
             raise UserError(f"sweep.storage={path} cannot be written ({error.strerror}).") from error
-    return _database(place)
+    return _server(place) if place.startswith(GRPC) else open_database(place)
 
 
-def _database(url: str) -> BaseStorage:
+def _server(url: str) -> BaseStorage:
+    from optuna.storages import GrpcStorageProxy
+
+    host, _, port = url.removeprefix(GRPC).rstrip("/").rpartition(":")
+    if not host or not port.isdecimal() or "@" in host:
+        raise ConfigError(
+            f"sweep.storage={redact_text(url)} is no address of a study server: grpc://HOST:PORT is one.",
+            advice="mgm-exp study-server DATABASE starts one and says its address.",
+        )
+    try:
+        storage = GrpcStorageProxy(host=host, port=int(port))
+        storage.wait_server_ready(_SERVER_TIMEOUT_S)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"sweep.storage={url} needs the package grpcio, which is not installed.", advice="pip install grpcio"
+        ) from error
+    except ConnectionError as error:
+        raise UserError(
+            f"sweep.storage={url}: no study server answers there within {_SERVER_TIMEOUT_S:g} s.",
+            advice="Start it with mgm-exp study-server DATABASE --host ADDRESS; check name, port and firewall.",
+        ) from error
+    return storage
+
+
+def open_database(url: str) -> BaseStorage:
+    """The storage in a database; raises as :func:`open_storage`."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 

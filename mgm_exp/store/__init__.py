@@ -18,6 +18,8 @@ from .hash_cache import cached_tree_fingerprint
 from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
 from .layout import lease_of
 from .lease import Lease, LeaseHeld
+from .mirror import Mirror
+from .mounts import is_shared
 from .processes import Process, die_with_parent, start_pool_process
 from .sealed import MARK, newest_whole, prune, publish_folder, remove_folder, seal, verify
 from .workers import WorkerHold, hold_shared
@@ -30,6 +32,7 @@ __all__ = [
     "Lease",
     "LeaseHeld",
     "LeaseLost",
+    "Mirror",
     "Process",
     "StageOutput",
     "Store",
@@ -43,6 +46,7 @@ __all__ = [
     "fsync_folder",
     "hard_link_or_copy",
     "hold_shared",
+    "is_shared",
     "lease_of",
     "link_tree",
     "newest_whole",

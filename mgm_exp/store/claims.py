@@ -134,7 +134,9 @@ def read_claim(path: Path) -> Claim | None:
     try:
         heartbeat = path.stat().st_mtime
         content = read_json(path)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):  # ESTALE: NFS, deleted on another machine while we read
+            raise
         return None
     except ValueError:  # without hard links a claim is created and then written: this one is (or was) half-way
         content = {}
@@ -156,7 +158,7 @@ def create_once(path: Path, raw: bytes) -> bool:
     except FileNotFoundError:  # the folder was forgotten at this moment
         return False
     except FileExistsError:
-        return temporary.stat().st_nlink == 2  # a network file system may have done it and lost the answer
+        return _holds(path, raw)  # a network file system may have done it and lost the answer
     except OSError as error:
         if error.errno not in _NO_HARD_LINK:
             raise
@@ -168,6 +170,16 @@ def create_once(path: Path, raw: bytes) -> bool:
         unlink_if_there(temporary)
     fsync_folder(path.parent)
     return True
+
+
+def _holds(path: Path, raw: bytes) -> bool:
+    """Whether a file has this content: asks the server, while a remembered link count may be an old one."""
+    try:
+        return path.read_bytes() == raw
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise
+        return False
 
 
 def unlink_if_there(path: Path) -> None:

@@ -13,9 +13,11 @@ from mgm_exp.errors import LeaseLost, UserError
 
 from .claims import TTL_S, utc_now
 from .collection import Collector, Dropped
-from .files import PathLike, encode_json, read_json, regular_files, write_json_atomic
+from .files import PathLike, encode_json, fsync_folder, read_json, regular_files, temporary_name, write_json_atomic
 from .layout import OUT, RECORD, beside, is_name, stored_folders
 from .lease import GRACE_S, Lease
+from .mirror import Mirror
+from .mounts import is_shared, see_anew
 from .sealed import MARK, publish_folder, remove_folder, verify
 from .work import ATTEMPTS, Clock, adopt_work
 
@@ -72,10 +74,13 @@ class Store:
         root: The store's folder, made as needed.
         ttl_s: See ``Lease``; the same for all who share the store.
         grace_s: See ``Lease``.
+        mirror: Where copies are kept for other machines: looked at before something is made, and filled after.
     """
 
-    def __init__(self, root: PathLike, *, ttl_s: float = TTL_S, grace_s: float = GRACE_S) -> None:
-        self.root = Path(root).absolute()
+    def __init__(
+        self, root: PathLike, *, ttl_s: float = TTL_S, grace_s: float = GRACE_S, mirror: Mirror | None = None
+    ) -> None:
+        self.root, self.mirror = Path(root).absolute(), mirror
         self.ttl_s, self.grace_s = ttl_s, grace_s
 
     def folder(self, stage: str, key: str) -> Path:
@@ -171,23 +176,52 @@ class Store:
         lease.acquire(on_wait=on_wait)
         is_done = False
         try:
+            if is_shared(self.root):
+                see_anew(final)
             entry, faults = self._look_up(stage, key, full=verify)  # somebody may have made it while we waited
             is_reused = entry is not None and self.touch(entry)
             if faults:
                 self._move_aside(final, faults)
+            if not is_reused and self._fetch(final, lease):
+                is_reused = True
             if not is_reused:
                 self._make(final, make, dict(inputs), lease, clock)
             output = _output(_read_entry(final), is_reused)
             is_done = True
         finally:
             lease.release(forget=is_done)
+        if self.mirror is not None and not is_reused:
+            self.mirror.push(stage, key, final)
         return output
+
+    def _fetch(self, final: Path, lease: Lease) -> bool:
+        """Publishes the mirror's copy, if it has a whole one."""
+        if self.mirror is None:
+            return False
+        # By this name the next collection deletes what a kill leaves of it.
+        fetched = beside(final, f"trash-{temporary_name().rpartition('-')[2]}")
+        if not self.mirror.fetch(final.parent.name, final.name, fetched):
+            return False
+        lease.check()
+        os.rename(fetched, final)
+        fsync_folder(final.parent)
+        try:
+            _read_entry(final)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._move_aside(final, [f"{RECORD}: not the record of this entry ({error})"])
+            return False
+        _protect(final)
+        remove_folder(beside(final, "work"))  # of an attempt that is not needed any more
+        return True
 
     def _move_aside(self, final: Path, faults: list[str]) -> None:
         number = 1
         while (aside := beside(final, f"damaged-{number}")).exists():
             number += 1
-        os.rename(final, aside)
+        try:
+            os.rename(final, aside)
+        except FileNotFoundError:  # collected on another machine, and remembered by this one
+            return
         _log.warning("%s was damaged (%s): moved to %s, made again", final, "; ".join(faults), aside.name)
 
     def _make(
@@ -209,6 +243,9 @@ class Store:
             clock.start(work / ATTEMPTS)
             try:
                 meta = dict(make(work) or {})
+            except FileNotFoundError:  # a new owner has taken the folder: say so, and not which file is missing
+                lease.check()
+                raise
             finally:
                 clock.stop()
             if (out / RECORD).exists() or (out / MARK).exists():
@@ -220,7 +257,8 @@ class Store:
             publish_folder(out, final, replace=False, before_rename=lease.check)
         except FileNotFoundError as error:  # a new owner renamed our work folder: the other half of the fence
             lease.check()
-            raise LeaseLost(f"{work} is gone.") from error
+            if verify(final, full=False):  # else a file server renamed it, lost its answer, and was asked again
+                raise LeaseLost(f"{work} is gone.") from error
         except FileExistsError:
             _log.warning("%s was published by an earlier owner meanwhile", final)
         _protect(final)

@@ -20,6 +20,8 @@ PathLike = str | os.PathLike[str]
 
 # A kill may leave one of these behind; whoever owns the folder next may delete it.
 TEMPORARY = re.compile(r"^\.tmp-[0-9a-f]{16}$")
+# What an NFS client makes of a file that is deleted while it is open; it goes when it is closed.
+_STILL_OPEN = re.compile(r"^\.nfs[0-9a-f]{16,}$")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FOLDER_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}  # file systems that cannot fsync a folder say so
@@ -249,7 +251,7 @@ def _link_files(source: Path, target: Path) -> None:
 
 
 def regular_files(folder: PathLike) -> list[str]:
-    """Relative POSIX paths of all files below ``folder``, sorted.
+    """Relative POSIX paths of all files below ``folder``, sorted; without those that NFS keeps though they are deleted.
 
     Raises:
         ValueError: There is a symbolic link, or something that is neither a file nor a folder.
@@ -261,6 +263,8 @@ def regular_files(folder: PathLike) -> list[str]:
         with os.scandir(os.path.join(folder, prefix)) as listing:
             for item in listing:
                 relative = prefix + item.name
+                if _STILL_OPEN.match(item.name):
+                    continue
                 if item.is_dir(follow_symlinks=False):
                     pending.append(relative + "/")
                 elif item.is_file(follow_symlinks=False):

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,10 @@ def stored_folders(root: Path) -> Iterator[tuple[str, str, str, Path]]:
     for stage in sorted(root.iterdir()):
         if not _NAME.fullmatch(stage.name) or stage.is_symlink() or not stage.is_dir():
             continue
-        for path in sorted(stage.iterdir()):
-            match = _OURS.fullmatch(path.name)
-            key, kind = (match["key"], match["kind"]) if match else (path.name, "entry")
-            if _NAME.fullmatch(key) and not path.is_symlink() and path.is_dir():
-                yield stage.name, key, kind, path
+        with os.scandir(stage) as listing:
+            names = sorted(item.name for item in listing if item.is_dir(follow_symlinks=False))
+        for name in names:
+            match = _OURS.fullmatch(name)
+            key, kind = (match["key"], match["kind"]) if match else (name, "entry")
+            if _NAME.fullmatch(key):
+                yield stage.name, key, kind, stage / name

@@ -226,13 +226,17 @@ class Lease:
         """Beats once; None, or why the lease is lost."""
         successor = read_claim(self.path / f"claim-{claim.token + 1:06d}.json")
         if successor is None:
-            # Ours second: claims are removed in ascending order, so a successor that came and went took ours first.
-            with contextlib.suppress(FileNotFoundError):
+            # Ours second: claims are removed in ascending order, so a successor that came and went took ours first. The
+            # look above may be answered from what this machine remembers; changing a file's time asks the server.
+            try:
                 os.utime(claim.path)
                 current = read_claim(claim.path)
                 if current is not None and current.nonce == claim.nonce:
                     self._renewed_at = time.monotonic()
                     return None
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
             successor = newest_claim(self.path)
         who = f"was taken over by {successor.holder}" if successor and successor.holder else "was taken over or removed"
         return f"{self.path} {who} while this process held it (token {claim.token})."
@@ -273,15 +277,19 @@ class Lease:
             return
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        claim = self._claim
+        claim, is_forgotten = self._claim, False
         try:
             is_ours = claim is not None and self._lost is None and self._renew(claim) is None
-            if claim is not None and is_ours and not (forget and self._forget(claim)):
+            is_forgotten = claim is not None and is_ours and forget and self._forget(claim)
+            if claim is not None and is_ours and not is_forgotten:
                 write_json_atomic(claim.path, {**read_json(claim.path), "released_at": utc_now()})
         except (OSError, DiskFullError) as error:  # no reason to hide what the work itself ended with
             _log.warning("%s is given up without a note of it (%s)", self.path, error)
         finally:
             self._abandon()
+        if is_forgotten:  # after the lock was closed: NFS keeps what is open under another name in the folder
+            with contextlib.suppress(OSError):  # a successor is in it already
+                self.path.rmdir()
 
     def _forget(self, claim: Claim) -> bool:
         workers = FileLock.attempt(self.path / "workers", is_shared=False)
@@ -295,8 +303,6 @@ class Lease:
         # that waits on this machine finds a new lock free and this claim without one: it goes on as after a death.
         unlink_if_there(self.path / "lock")
         unlink_if_there(claim.path)
-        with contextlib.suppress(OSError):  # a successor is in it already
-            self.path.rmdir()
         return True
 
     def _abandon(self) -> None:

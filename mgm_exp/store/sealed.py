@@ -74,7 +74,7 @@ def verify(folder: PathLike, *, full: bool = True) -> list[str]:
     """
     folder = Path(folder)
     try:
-        files = _read_mark(folder)
+        files, _ = read_mark(folder)
     except FileNotFoundError:
         return [f"{MARK}: missing, so the folder was never completed"]
     except (OSError, ValueError) as error:
@@ -95,8 +95,17 @@ def verify(folder: PathLike, *, full: bool = True) -> list[str]:
     return faults
 
 
-def _read_mark(folder: Path) -> dict[str, dict[str, Any]]:
-    raw = (folder / MARK).read_bytes()
+def read_mark(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """``parse_mark`` of a folder's mark; OSError where it cannot be read."""
+    return parse_mark((folder / MARK).read_bytes())
+
+
+def parse_mark(raw: bytes) -> tuple[dict[str, dict[str, Any]], str]:
+    """What a mark says of each file (``sha256``, ``size``, ``mtime_ns``), and its digest over all of it.
+
+    Raises:
+        ValueError: it is no mark, was changed, or names a path outside of its folder.
+    """
     content = parse_json(raw)
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"schema_version {SCHEMA_VERSION} expected")
@@ -109,7 +118,7 @@ def _read_mark(folder: Path) -> dict[str, dict[str, Any]]:
     for name in files:
         if name != str(PurePosixPath(name)) or name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise ValueError(f"it names the path {name!r} outside the folder")
-    return files
+    return files, str(content["digest"])
 
 
 def _file_fault(path: Path, sealed: dict[str, Any], full: bool) -> str | None:

@@ -28,7 +28,10 @@ def adopt_work(final: Path, lease: Lease) -> Path:
     disk, so that what it has open is no longer part of it.
     """
     plain = beside(final, "work")
-    found = [path for path in final.parent.glob(f"{final.name}.work*") if path == plain or work_number(path)]
+    # A first owner's predecessors left nothing under another name, so there is no need to look through all entries.
+    names = [plain.name] if lease.token == 1 else os.listdir(final.parent)
+    paths = [final.with_name(name) for name in names if name.startswith(plain.name)]
+    found = [path for path in paths if (path == plain and path.is_dir()) or work_number(path)]
     work = max(found, key=work_number, default=plain)
     for older in found:
         if older != work:

@@ -34,15 +34,15 @@ def run(arguments: list[str]) -> int:
     """Curates what the overrides describe: exit code 0."""
     options = _options(arguments)
     from mgm_exp.compose import compose
+    from mgm_exp.folders import open_store
     from mgm_exp.preflight import check
     from mgm_exp.preparation import Preparation
-    from mgm_exp.store import Store
 
     config = compose(options.overrides)
     out = options.out or Path(config.paths.root) / "data"
     _check_out(out)
     found = check(config, is_data_only=True)
-    store = Store(Path(config.paths.store))
+    store = open_store(config.paths)
     with stop_on_signals(), progress_bar() as tell:
 
         def produce(stage: str, payload: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> StageOutput:

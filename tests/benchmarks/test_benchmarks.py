@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def test_every_benchmark_has_a_file_and_a_line_in_the_page() -> None:
 def test_a_benchmark_runs_and_finds_equal_results(name: str) -> None:
     if name in ("data_text_statistics", "data_recaptioning"):
         pytest.importorskip("data_juicer")
+    if name == "scale_slurm" and "SLURM_CONF" not in os.environ:
+        pytest.skip("no Slurm that may be filled (SLURM_CONF)")
     command = [sys.executable, "-m", "benchmarks", name, "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

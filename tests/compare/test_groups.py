@@ -98,3 +98,14 @@ def test_few_disagreements_never_look_much_surer_than_exactly(up, down):
     exact = mcnemar_exact(down, up)
     if exact > 0.05:
         assert quick > 0.03
+
+
+def test_of_very_many_arms_each_is_tested_with_the_highest_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    made = panel(np.stack([generator.random(60) < 0.3 + 0.1 * arm for arm in range(6)], axis=1).astype(float))
+    every = tied_groups([made], [], alpha=0.05, resamples=200, seed=0)["demo"]
+    monkeypatch.setattr("mgm_exp.compare.groups.MOST_ARMS", 5)
+    few = tied_groups([made], [], alpha=0.05, resamples=200, seed=0)["demo"]
+    assert (every["comparisons"], few["comparisons"]) == (15, 5)
+    assert few["letters"] == {} and few["best"][0] == every["best"][0]
+    assert set(few["best"]) <= set(every["best"])  # fewer comparisons tell more apart

@@ -219,11 +219,12 @@ class Round:
             for work, ending in self.slots.ended(0.5):
                 again = self._ended(self.running.pop(work.number), work, ending)
                 wanted[:0] = [again] if again else []
+            self.ledger.catch_up()
 
     def _pick(self, wanted: list[Trial]) -> Trial:
         """The next trial: rather one that does not wait for stages which a running one makes."""
-        making = [self._early(trial) for trial in self.running.values()]
-        made = [self._early(trial) for trial in self.ledger.trials.values() if trial.status == "completed"]
+        making = {self._early(trial) for trial in self.running.values()}
+        made = {self._early(trial) for trial in self.ledger.trials.values() if trial.status == "completed"}
         chosen = next((t for t in wanted if self._early(t) not in making or self._early(t) in made), wanted[0])
         wanted.remove(chosen)
         return chosen
