@@ -183,6 +183,20 @@ class SamplerName(Enum):
     grid = "grid"
 
 
+class Card(Enum):
+    """Which card a plan is for; ``auto``: this machine's GPU, or its memory where it has none."""
+
+    auto = "auto"
+    rtx3090 = "rtx3090"
+    rtx4090 = "rtx4090"
+    a10 = "a10"
+    a100_40 = "a100_40"
+    a100_80 = "a100_80"
+    h100 = "h100"
+    h200 = "h200"
+    l40s = "l40s"
+
+
 class PrunerName(Enum):
     """Who stops hopeless trials at their validation points.
 
@@ -665,6 +679,24 @@ class SweepConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What ``mgm-exp plan`` and a search's predicted_memory_gib, predicted_hours assume. No stage depends on it."""
+
+    device: Card = Card.auto
+    # Rows of the instruct stage and of the align stage, where neither max_steps nor the demo says how many.
+    rows: int | None = None
+    align_rows: int | None = None
+    # Mean tokens of a sample beside its image's, for time.
+    text_tokens: int = 124
+    # Most tokens of a sample beside its image's, for memory. null: as many as max_length allows, the safe side.
+    longest_text: int | None = None
+    # Share of the card's peak speed that training reaches, 0..1.
+    mfu: float = 0.4
+    # Money for an hour of one device. null: no cost is shown.
+    price: float | None = None
+
+
+@dataclass
 class ExperimentConfig:
     """One experiment: curate -> align -> instruct -> evaluate -> record."""
 
@@ -677,6 +709,7 @@ class ExperimentConfig:
     tracker: TrackerConfig = MISSING
     paths: PathsConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     # Seeds data order, dropout, new weights.
     seed: int = 0
     # Folder name below <paths.root>/runs.
@@ -877,6 +910,12 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "eval.demo.batch_size": config.eval.demo.batch_size,
         "eval.demo.max_new_tokens": config.eval.demo.max_new_tokens,
         "zero.reduce_bucket_size": config.zero.reduce_bucket_size,
+        "plan.rows": config.plan.rows,
+        "plan.align_rows": config.plan.align_rows,
+        "plan.text_tokens": config.plan.text_tokens,
+        "plan.longest_text": config.plan.longest_text,
+        "plan.mfu": config.plan.mfu,
+        "plan.price": config.plan.price,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
@@ -921,6 +960,8 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+    if config.plan.mfu > 1:
+        yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:
         yield f"train.validation.share={train.validation.share} must lie in (0, 1]"
 

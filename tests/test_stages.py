@@ -207,6 +207,9 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.objective": NOTHING,
     "sweep.direction": NOTHING,
     "sweep.rerun": NOTHING,
+    **dict.fromkeys("plan.device plan.rows plan.align_rows plan.text_tokens plan.longest_text".split(), NOTHING),
+    "plan.mfu": NOTHING,
+    "plan.price": NOTHING,
     "seed": TRAINED,
     "name": NOTHING,
     "devices": TRAINED,
@@ -266,6 +269,7 @@ OTHER = {
     "eval.benchmarks": ["textvqa"],
     "eval.demo.split": "val",
     "model.attn_implementation": "eager",
+    "plan.device": "a10",
     "sweep.constraints": ["adapter.rank <= 8"],
     "sweep.direction": "minimize",
     "sweep.directions": ["minimize"],
@@ -308,7 +312,7 @@ def changed(key: str, value: Any) -> Any:
 NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
-    *("population", "min_step", "hours", "trials"),
+    *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
 )
 
 
