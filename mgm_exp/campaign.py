@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # Points in a row that miss a constraint before the search gives up.
 MOST_REFUSED = 200
+# What a constraint may name that is known of a point before it runs; see mgm_exp.plan.
+PREDICTED = ("predicted_memory_gib", "predicted_hours")
 _POLL_S = 0.5
 _TAKE_UP_S = 2.0
 
@@ -411,6 +413,8 @@ class Campaign:
         def lookup(name: str) -> Any:
             if name in FIELDS:
                 return field_of(result, name)
+            if name in PREDICTED:
+                return _predicted(name, trial.config)
             if name in trial.point.params:
                 return trial.point.params[name]
             return self._config_value(name, trial.point.overrides)
@@ -551,6 +555,19 @@ class Campaign:
                 f"{outcome.reason}",
                 advice="sweep.rerun=failed runs them again once the cause is gone.",
             )
+
+
+def _predicted(name: str, config: ExperimentConfig) -> float:
+    """Raises ConfigError where time cannot be predicted."""
+    from mgm_exp.plan import predicted_hours, predicted_memory_gib
+
+    value = predicted_memory_gib(config) if name == "predicted_memory_gib" else predicted_hours(config)
+    if value is None:
+        raise ConfigError(
+            "sweep.constraints names predicted_hours, and the hours of a trial are not known.",
+            advice="Give plan.device=CARD, and plan.rows and plan.align_rows (or max_steps): `mgm-exp plan` says more.",
+        )
+    return value
 
 
 def _forget(lease: Lease) -> None:

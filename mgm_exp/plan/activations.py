@@ -197,8 +197,7 @@ def block_saved(sizes: Architecture, work: Work) -> float:
     layers, queries, keys, values and output of the attention, and ``3 s N f`` of the gated MLP (the gate before and
     after GELU, the other branch), with its product where ``down_proj`` needs it.
     """
-    n, s, t = work.tokens, work.bytes, work.residual_bytes
-    d, f = sizes.hidden, sizes.mlp
+    n, s, d, f = work.tokens, work.bytes, sizes.hidden, sizes.mlp
     query, key = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     norms = 2 * n * d * (8 if work.trains_llm else 4)
     # Keys and values are repeated for each head where a mask says what is padding.

@@ -262,7 +262,8 @@ def _advice(config: ExperimentConfig, device: Any) -> Iterator[str]:
         if len(found) == 3:
             break
     yield from found or [
-        f"no single change of the batch, checkpointing, offload or adapter makes it fit in {device.memory_gib:.0f} GiB: "
+        "no single change of the batch, checkpointing, offload or adapter makes it fit in "
+        f"{device.memory_gib:.0f} GiB: "
         "take a larger card, or more of them with zero=3"
     ]
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks.accounting import LiveMemory
 from benchmarks.plan_memory import cases, compared
 from mgm_exp.config import AdapterConfig, AdapterKind, ModelConfig
-from mgm_exp.model import apply_adapter, load_model, meta_model, mgm_2b_config, official_name, set_trainable
+from mgm_exp.model import apply_adapter, load_model, meta_model, official_name, set_trainable
 from mgm_exp.plan import Work, architecture_of, moments, parameters_of
 from mgm_exp.plan.activations import layers
 from mgm_exp.plan.architecture import part_of, targets_of
