@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import ExperimentConfig, PrunerName, Rerun, plain
 from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
 from mgm_exp.folders import read_record, wait_until_free
+from mgm_exp.repeats import seeds_of, subfolder
 from mgm_exp.search.budget import FOLDER as SWEEPERS
 from mgm_exp.search.budget import Budget, Clock
 from mgm_exp.search.expression import Expression
@@ -380,9 +381,7 @@ class Campaign:
         return None
 
     def _seeds(self, config: ExperimentConfig) -> list[int | None]:
-        if self.settings.seeds == 1:
-            return [None]
-        return [config.seed + number for number in range(self.settings.seeds)]
+        return [*seeds_of(config.seed, self.settings.seeds)] or [None]
 
     def _skip_what_is_done(self, trial: Trial) -> None:
         """Reads the results that a sweeper before us did not come to tell."""
@@ -425,7 +424,7 @@ class Campaign:
 
     def _run_dir(self, trial: Trial, seed: int | None) -> Path:
         folder = self.folder / str(trial.number)
-        return folder if seed is None else folder / f"seed_{seed}"
+        return folder if seed is None else folder / subfolder(seed)
 
     def _start(self, trial: Trial) -> None:
         seed = trial.seeds[0]
@@ -440,7 +439,7 @@ class Campaign:
 
     def _overrides(self, number: int, point: Point, seed: int | None) -> list[str]:
         """All that one run of a trial is given."""
-        subdir = str(number) if seed is None else f"{number}/seed_{seed}"
+        subdir = str(number) if seed is None else f"{number}/{subfolder(seed)}"
         of_seed = [] if seed is None else [f"seed={seed}"]
         return [*point.overrides, *of_seed, *in_sweep(number, self.books.name, subdir)]
 
