@@ -11,9 +11,13 @@ its own checkpoint. So several sweepers can work on one study, and a kill at any
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,10 +126,14 @@ class Campaign:
         try:
             self._begin()
             try:
-                self._work()
+                with self._deadline():
+                    self._work()
             except (KeyboardInterrupt, Interrupted):
-                self._break_off("interrupted", "a signal asked it to stop")
-                raise
+                if not self._is_time_up():
+                    self._break_off("interrupted", "a signal asked it to stop")
+                    raise
+                self._break_off("running", "")
+                self._end_of_time()
             except MgmError as error:
                 self._break_off("failed", error.message)
                 raise
@@ -137,6 +145,38 @@ class Campaign:
         finally:
             self.clock.tick(0, save=True)
             presence.release(forget=True)
+
+    @contextmanager
+    def _deadline(self) -> Iterator[None]:
+        """With ``sweep.budget.interrupt`` this process is asked to stop, as by a signal, when its hours are used up."""
+        hours = self.budget.hours
+        if hours is None or not self.settings.budget.interrupt or self._is_time_up():
+            yield
+            return
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError(
+                "sweep.budget.interrupt stops trials by a signal, which Python delivers to the main thread only.",
+                advice="Call sweep() from the main thread, or leave sweep.budget.interrupt=false.",
+            )
+        alarm = threading.Timer((hours - self.clock.hours) * 3600, os.kill, (os.getpid(), signal.SIGTERM))
+        alarm.daemon = True
+        alarm.start()
+        try:
+            yield
+        finally:
+            alarm.cancel()
+
+    def _is_time_up(self) -> bool:
+        """Whether nothing runs any more, not even what has begun."""
+        self.clock.tick(self._devices())
+        hours = self.budget.hours
+        return self.settings.budget.interrupt and hours is not None and self.clock.hours >= hours
+
+    def _end_of_time(self) -> None:
+        self._stop_reason = f"sweep.budget.hours={self.budget.hours:g} are used up"
+        left = len(self._running())
+        kept = f": {left} trial(s) kept their state; more hours continue them" if left else ""
+        self._say(f"{self._stop_reason}{kept}")
 
     def _come(self) -> Lease:
         """Says that somebody works here, for ``mgm-exp status``; clears away who was killed."""
@@ -213,6 +253,9 @@ class Campaign:
                 self.study.enqueue_trial(dict(drawn), user_attrs={AGAIN_FOR: entry.number})
 
     def _work(self) -> None:
+        if self._is_time_up():
+            self._end_of_time()
+            return
         while True:
             while self.slots.busy < self.slots.size:
                 trial = self._next()
@@ -264,10 +307,9 @@ class Campaign:
         """A trial to run now: one of ours that was lost, one that somebody left behind, or a new one."""
         if self._again:
             return self._again.pop(0)
-        if self._stop_reason:
-            return None
         while True:
-            number, claim = self._left_behind() or self._draw() or (None, None)
+            # What has begun is ended, also where nothing new is started any more.
+            number, claim = self._left_behind() or (None if self._stop_reason else self._draw()) or (None, None)
             if number is None or claim is None:
                 return None
             trial = self._prepared(number, claim)

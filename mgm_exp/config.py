@@ -618,7 +618,7 @@ class PrunerConfig:
 
 @dataclass
 class BudgetConfig:
-    """When a search starts no more trials; those that run end first. All calls of the same sweep count together."""
+    """When a search starts no more trials. All calls of the same sweep count together."""
 
     # Hours in which sweepers worked on it.
     hours: float | None = None
@@ -626,6 +626,9 @@ class BudgetConfig:
     trials: int | None = None
     # Hours x devices in use.
     gpu_hours: float | None = None
+    # What becomes of running trials when the hours are used up. false: they end first, so that none is half done;
+    # true: they save their state and stop, for an allocation that ends then; more hours continue them.
+    interrupt: bool = False
 
 
 @dataclass
@@ -854,6 +857,8 @@ def _validation_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"sweep.objective={sweep.objective} and sweep.objectives={sweep.objectives} are both given; give one"
     if len(set(sweep.objectives)) < len(sweep.objectives):
         yield f"sweep.objectives={sweep.objectives} has one twice"
+    if sweep.budget.interrupt and sweep.budget.hours is None:
+        yield "sweep.budget.interrupt=true needs sweep.budget.hours: it says when running trials stop"
     if sweep.pruner.reduction_factor < 2:
         yield f"sweep.pruner.reduction_factor={sweep.pruner.reduction_factor} must be 2 or above"
 

@@ -201,6 +201,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.budget.hours": NOTHING,
     "sweep.budget.trials": NOTHING,
     "sweep.budget.gpu_hours": NOTHING,
+    "sweep.budget.interrupt": NOTHING,
     "sweep.plateau.trials": NOTHING,
     "sweep.plateau.min_delta": NOTHING,
     "sweep.name": NOTHING,

@@ -264,6 +264,26 @@ def test_a_plateau_and_a_budget_end_the_search(app: Any, capsys: pytest.CaptureF
     assert "budget.hours" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_hours_can_end_running_trials_with_their_state_kept(app: Any, slots: int) -> None:
+    """An allocation that ends: the command is over in time with 0, and more hours continue what was running."""
+    arguments = (
+        *SEARCH, "adapter.rank=4,8", "sweep.enqueue=[{adapter.rank: 4}, {adapter.rank: 8}]", "sweep.n_trials=2",
+        f"sweep.slots={slots}", "sweep.budget.interrupt=true",
+    )  # fmt: skip
+    hours = f"sweep.budget.hours={(10 if slots == 1 else 30) / 3600}"
+    process = app.start(*arguments, hours, stop="4,8")  # both would wait for ever
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    sweep = app.sweep()
+    assert states(sweep) == ["interrupted"] * slots and "budget.hours" in sweep["stopped_because"], output
+    assert app(*arguments, hours) == 0
+    assert app.calls(0) == 1, "its hours are over: nothing is taken up"
+    assert app(*arguments, "sweep.budget.hours=1") == 0
+    assert states(app.sweep()) == ["completed", "completed"]
+    assert (app.calls(0), app.calls(1)) == (2, slots)
+
+
 def test_the_settings_of_a_study_stay(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = (*SEARCH, RANKS, "sweep.n_trials=1", "sweep.name=mine")
     assert app(*arguments) == 0
