@@ -26,6 +26,7 @@ BENCHMARKS = (
     "data_recaptioning",
     "data_validation",
     "data_memory",
+    "plan_memory",
     "sweep_overhead",
     "sweep_pruning",
     "sweep_kills",

@@ -11,9 +11,13 @@ its own checkpoint. So several sweepers can work on one study, and a kill at any
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import ExperimentConfig, PrunerName, Rerun, plain
 from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
 from mgm_exp.folders import read_record, wait_until_free
+from mgm_exp.repeats import seeds_of, subfolder
 from mgm_exp.search.budget import FOLDER as SWEEPERS
 from mgm_exp.search.budget import Budget, Clock
 from mgm_exp.search.expression import Expression
@@ -41,6 +46,8 @@ if TYPE_CHECKING:
 
 # Points in a row that miss a constraint before the search gives up.
 MOST_REFUSED = 200
+# What a constraint may name that is known of a point before it runs; see mgm_exp.plan.
+PREDICTED = ("predicted_memory_gib", "predicted_hours")
 _POLL_S = 0.5
 _TAKE_UP_S = 2.0
 
@@ -119,10 +126,14 @@ class Campaign:
         try:
             self._begin()
             try:
-                self._work()
+                with self._deadline():
+                    self._work()
             except (KeyboardInterrupt, Interrupted):
-                self._break_off("interrupted", "a signal asked it to stop")
-                raise
+                if not self._is_time_up():
+                    self._break_off("interrupted", "a signal asked it to stop")
+                    raise
+                self._break_off("running", "")
+                self._end_of_time()
             except MgmError as error:
                 self._break_off("failed", error.message)
                 raise
@@ -134,6 +145,38 @@ class Campaign:
         finally:
             self.clock.tick(0, save=True)
             presence.release(forget=True)
+
+    @contextmanager
+    def _deadline(self) -> Iterator[None]:
+        """With ``sweep.budget.interrupt`` this process is asked to stop, as by a signal, when its hours are used up."""
+        hours = self.budget.hours
+        if hours is None or not self.settings.budget.interrupt or self._is_time_up():
+            yield
+            return
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError(
+                "sweep.budget.interrupt stops trials by a signal, which Python delivers to the main thread only.",
+                advice="Call sweep() from the main thread, or leave sweep.budget.interrupt=false.",
+            )
+        alarm = threading.Timer((hours - self.clock.hours) * 3600, os.kill, (os.getpid(), signal.SIGTERM))
+        alarm.daemon = True
+        alarm.start()
+        try:
+            yield
+        finally:
+            alarm.cancel()
+
+    def _is_time_up(self) -> bool:
+        """Whether nothing runs any more, not even what has begun."""
+        self.clock.tick(self._devices())
+        hours = self.budget.hours
+        return self.settings.budget.interrupt and hours is not None and self.clock.hours >= hours
+
+    def _end_of_time(self) -> None:
+        self._stop_reason = f"sweep.budget.hours={self.budget.hours:g} are used up"
+        left = len(self._running())
+        kept = f": {left} trial(s) kept their state; more hours continue them" if left else ""
+        self._say(f"{self._stop_reason}{kept}")
 
     def _come(self) -> Lease:
         """Says that somebody works here, for ``mgm-exp status``; clears away who was killed."""
@@ -210,6 +253,9 @@ class Campaign:
                 self.study.enqueue_trial(dict(drawn), user_attrs={AGAIN_FOR: entry.number})
 
     def _work(self) -> None:
+        if self._is_time_up():
+            self._end_of_time()
+            return
         while True:
             while self.slots.busy < self.slots.size:
                 trial = self._next()
@@ -269,10 +315,9 @@ class Campaign:
         """A trial to run now: one of ours that was lost, one that somebody left behind, or a new one."""
         if self._again:
             return self._again.pop(0)
-        if self._stop_reason:
-            return None
         while True:
-            number, claim = self._left_behind() or self._draw() or (None, None)
+            # What has begun is ended, also where nothing new is started any more.
+            number, claim = self._left_behind() or (None if self._stop_reason else self._draw()) or (None, None)
             if number is None or claim is None:
                 return None
             trial = self._prepared(number, claim)
@@ -386,9 +431,7 @@ class Campaign:
         return None
 
     def _seeds(self, config: ExperimentConfig) -> list[int | None]:
-        if self.settings.seeds == 1:
-            return [None]
-        return [config.seed + number for number in range(self.settings.seeds)]
+        return [*seeds_of(config.seed, self.settings.seeds)] or [None]
 
     def _skip_what_is_done(self, trial: Trial) -> None:
         """Reads the results that a sweeper before us did not come to tell."""
@@ -419,6 +462,8 @@ class Campaign:
         def lookup(name: str) -> Any:
             if name in FIELDS:
                 return field_of(result, name)
+            if name in PREDICTED:
+                return _predicted(name, trial.config)
             if name in trial.point.params:
                 return trial.point.params[name]
             return self._config_value(name, trial.point.overrides)
@@ -429,7 +474,7 @@ class Campaign:
 
     def _run_dir(self, trial: Trial, seed: int | None) -> Path:
         folder = self.folder / str(trial.number)
-        return folder if seed is None else folder / f"seed_{seed}"
+        return folder if seed is None else folder / subfolder(seed)
 
     def _start(self, trial: Trial) -> None:
         seed = trial.seeds[0]
@@ -443,7 +488,7 @@ class Campaign:
 
     def _overrides(self, number: int, point: Point, seed: int | None) -> list[str]:
         """All that one run of a trial is given."""
-        subdir = str(number) if seed is None else f"{number}/seed_{seed}"
+        subdir = str(number) if seed is None else f"{number}/{subfolder(seed)}"
         of_seed = [] if seed is None else [f"seed={seed}"]
         return [*point.overrides, *of_seed, *in_sweep(number, self.books.name, subdir)]
 
@@ -557,6 +602,19 @@ class Campaign:
                 f"{outcome.reason}",
                 advice="sweep.rerun=failed runs them again once the cause is gone.",
             )
+
+
+def _predicted(name: str, config: ExperimentConfig) -> float:
+    """Raises ConfigError where time cannot be predicted."""
+    from mgm_exp.plan import predicted_hours, predicted_memory_gib
+
+    value = predicted_memory_gib(config) if name == "predicted_memory_gib" else predicted_hours(config)
+    if value is None:
+        raise ConfigError(
+            "sweep.constraints names predicted_hours, and the hours of a trial are not known.",
+            advice="Give plan.device=CARD, and plan.rows and plan.align_rows (or max_steps): `mgm-exp plan` says more.",
+        )
+    return value
 
 
 def _forget(lease: Lease) -> None:

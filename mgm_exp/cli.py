@@ -169,6 +169,12 @@ def _parser(verb: str, says: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"mgm-exp {verb}", description=says)
 
 
+def _plan(arguments: list[str]) -> int:
+    from mgm_exp.verbs.plan import run
+
+    return run(arguments)
+
+
 def _curate(arguments: list[str]) -> int:
     from mgm_exp.verbs.curate import run
 
@@ -177,6 +183,7 @@ def _curate(arguments: list[str]) -> int:
 
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
+    "plan": Verb("plan [OVERRIDES] [--explain]", "what it will need and cost, and whether it fits", _plan),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "study-server": Verb(

@@ -183,6 +183,20 @@ class SamplerName(Enum):
     grid = "grid"
 
 
+class Card(Enum):
+    """Which card a plan is for; ``auto``: this machine's GPU, or its memory where it has none."""
+
+    auto = "auto"
+    rtx3090 = "rtx3090"
+    rtx4090 = "rtx4090"
+    a10 = "a10"
+    a100_40 = "a100_40"
+    a100_80 = "a100_80"
+    h100 = "h100"
+    h200 = "h200"
+    l40s = "l40s"
+
+
 class PrunerName(Enum):
     """Who stops hopeless trials at their validation points.
 
@@ -816,7 +830,7 @@ class PrunerConfig:
 
 @dataclass
 class BudgetConfig:
-    """When a search starts no more trials; those that run end first. All calls of the same sweep count together."""
+    """When a search starts no more trials. All calls of the same sweep count together."""
 
     # Hours in which sweepers worked on it.
     hours: float | None = None
@@ -824,6 +838,9 @@ class BudgetConfig:
     trials: int | None = None
     # Hours x devices in use.
     gpu_hours: float | None = None
+    # What becomes of running trials when the hours are used up. false: they end first, so that none is half done;
+    # true: they save their state and stop, for an allocation that ends then; more hours continue them.
+    interrupt: bool = False
 
 
 @dataclass
@@ -878,6 +895,24 @@ class SweepConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What ``mgm-exp plan`` and a search's predicted_memory_gib, predicted_hours assume. No stage depends on it."""
+
+    device: Card = Card.auto
+    # Rows of the instruct stage and of the align stage, where neither max_steps nor the demo says how many.
+    rows: int | None = None
+    align_rows: int | None = None
+    # Mean tokens of a sample beside its image's, for time.
+    text_tokens: int = 124
+    # Most tokens of a sample beside its image's, for memory. null: as many as max_length allows, the safe side.
+    longest_text: int | None = None
+    # Share of the card's peak speed that training reaches, 0..1.
+    mfu: float = 0.4
+    # Money for an hour of one device. null: no cost is shown.
+    price: float | None = None
+
+
+@dataclass
 class ExperimentConfig:
     """One experiment: curate -> align -> instruct -> evaluate -> record."""
 
@@ -890,6 +925,7 @@ class ExperimentConfig:
     tracker: TrackerConfig = MISSING
     paths: PathsConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     # Seeds data order, dropout, new weights.
     seed: int = 0
     # Folder name below <paths.root>/runs.
@@ -1075,6 +1111,8 @@ def _validation_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"sweep.objective={sweep.objective} and sweep.objectives={sweep.objectives} are both given; give one"
     if len(set(sweep.objectives)) < len(sweep.objectives):
         yield f"sweep.objectives={sweep.objectives} has one twice"
+    if sweep.budget.interrupt and sweep.budget.hours is None:
+        yield "sweep.budget.interrupt=true needs sweep.budget.hours: it says when running trials stop"
     if sweep.pruner.reduction_factor < 2:
         yield f"sweep.pruner.reduction_factor={sweep.pruner.reduction_factor} must be 2 or above"
 
@@ -1135,6 +1173,12 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "eval.judge.timeout_s": config.eval.judge.timeout_s,
         "eval.captions.bertscore_layer": config.eval.captions.bertscore_layer,
         "zero.reduce_bucket_size": config.zero.reduce_bucket_size,
+        "plan.rows": config.plan.rows,
+        "plan.align_rows": config.plan.align_rows,
+        "plan.text_tokens": config.plan.text_tokens,
+        "plan.longest_text": config.plan.longest_text,
+        "plan.mfu": config.plan.mfu,
+        "plan.price": config.plan.price,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
@@ -1179,6 +1223,8 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+    if config.plan.mfu > 1:
+        yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:
         yield f"train.validation.share={train.validation.share} must lie in (0, 1]"
 

@@ -37,7 +37,7 @@ _SLOWEST_FIRST = tuple(
 # They say where and how a sweep runs, so that every cell must have the same.
 NOT_SWEPT = re.compile(r"(?:paths|sweep|hydra|trial|sweeps|device)(?:[./@].*)?")
 # What a sweep's name leaves out, as a run's configuration hash does.
-_NOT_HASHED = ("name", "paths", "tracker", "sweep", "trial", "hydra")
+_NOT_HASHED = ("name", "paths", "tracker", "sweep", "plan", "trial", "hydra")
 _LONGEST_NAME = 100
 
 
@@ -85,14 +85,17 @@ class Grid:
         """The axes that decide the early stages: cells that agree in them share these stages."""
         return [axis.key.lstrip("+") for axis in self.axes if _rank(axis.key) < len(_SLOWEST_FIRST)]
 
-    def name(self, fixed: DictConfig) -> str:
+    def name(self, fixed: DictConfig, seeds: int = 1) -> str:
         """The default name of the sweep: what is swept, and a short hash of the rest of the configuration.
 
         Args:
             fixed: The composed tree of the fixed overrides.
+            seeds: Runs of each cell: whether there are several is part of the hash, since folders then differ.
         """
         swept = "+".join(f"{plain_name(axis.key)}={','.join(map(plain_name, axis.values))}" for axis in self.axes)
         rest: dict[str, Any] = {"config": without(fixed, [axis.key for axis in self.axes])}
+        if seeds > 1:
+            rest["has_seeds"] = True
         if len(swept) > _LONGEST_NAME:
             rest["axes"] = [[axis.key, *axis.values] for axis in self.axes]
             swept = "+".join(plain_name(axis.key) for axis in self.axes)[:_LONGEST_NAME].rstrip(".+=,-")

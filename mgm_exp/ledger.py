@@ -8,9 +8,8 @@ and is rewritten whole after each trial (of a very large sweep: every few second
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mgm_exp.config import Direction
 from mgm_exp.errors import UserError
 from mgm_exp.folders import read_record
 from mgm_exp.grid import Cell
+from mgm_exp.repeats import mean_metrics, subfolder
 from mgm_exp.rows import Allowance, encode_row, encode_rows
 from mgm_exp.store import write_atomic
 
@@ -39,8 +39,9 @@ class Trial:
         status: None while it has not ended.
         metrics: Of ``result.json``.
         run_dir: Relative to the sweep's folder.
-        seconds: Wall time of its last run.
+        seconds: Wall time of its last run; of all its seeds where it has several.
         error: Of ``result.json``.
+        seeds: It runs once for each of these, and its metrics are their means; empty: it runs once.
     """
 
     number: int
@@ -52,6 +53,26 @@ class Trial:
     run_dir: str = ""
     seconds: float | None = None
     error: dict[str, Any] | None = None
+    seeds: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a trial: the only one, or that of a seed.
+
+    Args:
+        folder: Where it writes.
+        seed: None where the trial runs once.
+        status: As :attr:`Trial.status`.
+    """
+
+    trial: Trial
+    folder: Path
+    seed: int | None
+    status: str | None
+
+    def __str__(self) -> str:
+        return f"{self.trial.number}" if self.seed is None else f"{self.trial.number} seed={self.seed}"
 
 
 class Ledger:
@@ -75,13 +96,14 @@ class Ledger:
         for entry in _entries(folder / FILE):
             self.trials[entry.number] = self.refreshed(entry)
 
-    def enrol(self, cells: Sequence[tuple[Cell, str | None]]) -> list[Trial]:
+    def enrol(self, cells: Sequence[tuple[Cell, str | None]], seeds: Sequence[list[int]] | None = None) -> list[Trial]:
         """The trials of these cells: known ones keep their number, new ones take the next free ones.
 
         A trial is known by what is swept and by its configuration; one that did not compose by what is swept alone.
 
         Args:
             cells: Each with the hash of its configuration, None where it does not compose.
+            seeds: Of each cell; None: every cell runs once.
         """
         chosen = []
         taken: set[int] = set()
@@ -89,7 +111,7 @@ class Ledger:
         for trial in self.trials.values():
             by_params.setdefault(_canonical(trial.params), []).append(trial)
         free = self._next_number()
-        for cell, config_hash in cells:
+        for (cell, config_hash), of_cell in zip(cells, seeds or [[]] * len(cells), strict=True):
             alike = by_params.get(_canonical(cell.params), [])
             known = [t for t in alike if t.config_hash in (config_hash, None) and t.number not in taken]
             if known:
@@ -99,6 +121,8 @@ class Ledger:
             fresh = Trial(number, _lasting(cell.overrides), cell.params, config_hash, run_dir=str(number))
             old = self.trials.get(number)
             trial = replace(old, overrides=fresh.overrides, config_hash=config_hash) if old else fresh
+            if trial.seeds != of_cell:
+                trial = self.refreshed(replace(trial, seeds=of_cell))
             self.trials[number] = trial
             taken.add(number)
             chosen.append(trial)
@@ -118,19 +142,38 @@ class Ledger:
         """The trial's folder."""
         return self.folder / trial.run_dir
 
+    def runs(self, trials: Iterable[Trial]) -> Iterator[Run]:
+        """The runs of some trials: all of the first seed before the second, since seeds decide the early stages."""
+        listed = list(trials)
+        for place in range(max((len(trial.seeds) for trial in listed), default=0) or 1):
+            for trial in listed:
+                if place < max(1, len(trial.seeds)):
+                    yield self._run(trial, place)
+
+    def _run(self, trial: Trial, place: int) -> Run:
+        if not trial.seeds:
+            return Run(trial, self.run_dir(trial), None, trial.status)
+        seed = trial.seeds[place]
+        folder = self.run_dir(trial) / subfolder(seed)
+        return Run(trial, folder, seed, state_of(folder))
+
     def refreshed(self, trial: Trial) -> Trial:
         """The trial with what its folder says now."""
-        result = read_record(self.run_dir(trial) / "result.json")
-        status = result.get("status")
-        if status not in STATUSES:
-            began = any((self.run_dir(trial) / name).exists() for name in ("config.yaml", "manifest.json"))
-            return replace(trial, status="interrupted" if began else None)
-        metrics = {
-            str(name): value
-            for name, value in (result.get("metrics") or {}).items()
-            if isinstance(value, (int, float)) and math.isfinite(value)
-        }
-        return replace(trial, status=status, metrics=metrics, seconds=result.get("wall_s"), error=result.get("error"))
+        folders = [self.run_dir(trial) / subfolder(seed) for seed in trial.seeds]
+        if not any(folder.is_dir() for folder in folders):
+            folders = [self.run_dir(trial)]
+        status = _status_of([state_of(folder) for folder in folders])
+        if status is None:
+            return replace(trial, status=None)
+        results = [read_record(folder / "result.json") for folder in folders]
+        seconds = [result["wall_s"] for result in results if result.get("wall_s") is not None]
+        return replace(
+            trial,
+            status=status,
+            metrics=mean_metrics(results) if status == "completed" or len(results) == 1 else {},
+            seconds=sum(seconds) if seconds else None,
+            error=next((result["error"] for result in results if result.get("error")), None),
+        )
 
     def note(self, trial: Trial) -> Trial:
         """Reads how the trial ended and rewrites ``sweep.json``, or soon. Returns the trial as it is now."""
@@ -178,9 +221,10 @@ class Ledger:
             "objective": self.objective,
             "command": self.command,
             "grid": self.grid,
+            "seeds": max((len(trial.seeds) or 1 for trial in self.trials.values()), default=1),
             "trials": [],
             "pending": [
-                {"number": t.number, "overrides": t.overrides, "params": t.params, "config_hash": t.config_hash}
+                {key: getattr(t, key) for key in ("number", "overrides", "params", "config_hash", "seeds")}
                 for t, row in shown
                 if row is None
             ],
@@ -196,6 +240,24 @@ class Ledger:
         self._allowance.spent(time.monotonic() - began)
         self._is_behind = False
         return {**content, "trials": [row for _, row, _ in rows]}
+
+
+def state_of(folder: Path) -> str | None:
+    """How a run ended; ``interrupted`` where it began and did not, None where it did not begin."""
+    status = read_record(folder / "result.json").get("status")
+    if status in STATUSES:
+        return str(status)
+    return "interrupted" if any((folder / name).exists() for name in ("config.yaml", "manifest.json")) else None
+
+
+def _status_of(states: Sequence[str | None]) -> str | None:
+    """How a trial stands, from how its runs do."""
+    for state in ("failed", "pruned"):
+        if state in states:
+            return state
+    if all(state == "completed" for state in states):
+        return "completed"
+    return None if all(state is None for state in states) else "interrupted"
 
 
 def in_words(params: dict[str, Any]) -> str:
@@ -223,6 +285,7 @@ def _entries(path: Path) -> list[Trial]:
                 dict(row["params"]),
                 row.get("config_hash"),
                 run_dir=str(int(row["number"])),
+                seeds=[int(seed) for seed in row.get("seeds") or []],
             )
             for row in rows
         ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mgm_exp.errors import UserError
 from mgm_exp.folders import LEASE, read_record
 from mgm_exp.ledger import in_words
+from mgm_exp.repeats import run_dirs
 from mgm_exp.search.budget import FOLDER as SWEEPERS
 from mgm_exp.store import Lease
 from mgm_exp.study_table import headline, print_search, table_of
@@ -109,10 +110,13 @@ def sweep_lines(folder: Path) -> list[Line]:
     record = read_record(folder / "sweep.json")
     objective = str(record.get("objective"))
     trials = [*record.get("trials", []), *record.get("pending", [])]
-    return [
-        run_line(folder / str(trial["number"]), f"{trial['number']}  {in_words(trial['params'])}", objective)
-        for trial in sorted(trials, key=lambda trial: int(trial["number"]))
-    ]
+    lines = []
+    for trial in sorted(trials, key=lambda trial: int(trial["number"])):
+        what = f"{trial['number']}  {in_words(trial['params'])}"
+        for run_dir in run_dirs(folder / str(trial["number"])):
+            of_seed = f" seed={run_dir.name.removeprefix('seed_')}" if run_dir.name.startswith("seed_") else ""
+            lines.append(run_line(run_dir, what + of_seed, objective))
+    return lines
 
 
 def sweep_state(folder: Path) -> str:

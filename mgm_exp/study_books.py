@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import Direction
 from mgm_exp.folders import read_record
 from mgm_exp.ledger import FILE, SCHEMA_VERSION
+from mgm_exp.repeats import mean_metrics, run_dirs
 from mgm_exp.rows import Allowance, encode_row, encode_rows
 from mgm_exp.search.outcome import Verdict
 from mgm_exp.store import Lease, write_atomic
@@ -230,24 +231,3 @@ class StudyBooks:
         """Whether ``sweep.json`` is worth rewriting now; if not, it is behind until the next time."""
         self.is_behind = not self._allowance.allows()
         return not self.is_behind
-
-
-def run_dirs(folder: Path) -> list[Path]:
-    """The run folders of a trial: one for each seed, or the trial's own."""
-    return sorted(folder.glob("seed_*"), key=lambda path: int(path.name.removeprefix("seed_"))) or [folder]
-
-
-def mean_metrics(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Metrics that all runs of a trial have, averaged."""
-    rows = [
-        {
-            str(name): float(value)
-            for name, value in (result.get("metrics") or {}).items()
-            if isinstance(value, (int, float)) and math.isfinite(value)
-        }
-        for result in results
-    ]
-    if not rows:
-        return {}
-    names = [name for name in rows[0] if all(name in row for row in rows)]
-    return {name: math.fsum(row[name] for row in rows) / len(rows) for name in names}

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.folders import LEASE, read_record
+from mgm_exp.repeats import run_dirs
 from mgm_exp.search.reports import read_reports
 from mgm_exp.store import Lease
-from mgm_exp.study_books import run_dirs
 
 if TYPE_CHECKING:
     from rich.table import Table

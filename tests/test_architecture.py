@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},
+    "plan": {"config", "model"},
 }
 # Folders of the package's faces.
 FACES = {"verbs"}
@@ -152,7 +153,7 @@ def loaded_after(program: list[str]) -> set[str]:
 
 
 MODULES = "mgm_exp mgm_exp.config mgm_exp.store mgm_exp.cli mgm_exp.record mgm_exp.compare mgm_exp.command".split()
-PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data mgm_exp.search".split()
+PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data mgm_exp.search mgm_exp.plan".split()
 
 
 @pytest.mark.parametrize(

@@ -227,12 +227,16 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.budget.hours": NOTHING,
     "sweep.budget.trials": NOTHING,
     "sweep.budget.gpu_hours": NOTHING,
+    "sweep.budget.interrupt": NOTHING,
     "sweep.plateau.trials": NOTHING,
     "sweep.plateau.min_delta": NOTHING,
     "sweep.name": NOTHING,
     "sweep.objective": NOTHING,
     "sweep.direction": NOTHING,
     "sweep.rerun": NOTHING,
+    **dict.fromkeys("plan.device plan.rows plan.align_rows plan.text_tokens plan.longest_text".split(), NOTHING),
+    "plan.mfu": NOTHING,
+    "plan.price": NOTHING,
     "seed": TRAINED,
     "name": NOTHING,
     "devices": TRAINED,
@@ -297,6 +301,7 @@ OTHER = {
     "eval.robustness.corruptions": ["blur"],
     "eval.robustness.severities": [2],
     "model.attn_implementation": "eager",
+    "plan.device": "a10",
     "sweep.constraints": ["adapter.rank <= 8"],
     "sweep.direction": "minimize",
     "sweep.directions": ["minimize"],
@@ -339,7 +344,7 @@ def changed(key: str, value: Any) -> Any:
 NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
-    *("population", "min_step", "hours", "trials"),
+    *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
 )
 
 

@@ -20,7 +20,7 @@ from mgm_exp.compare.predictions import PairingError, Predictions, Progress, rea
 from mgm_exp.errors import UserError
 from mgm_exp.store import Lease
 
-_NOT_COMPARED = ("name", "paths", "tracker", "sweep", "trial", "hydra")
+_NOT_COMPARED = ("name", "paths", "tracker", "sweep", "plan", "trial", "hydra")
 """Parts of a configuration that say where a run went, not what it is."""
 _NAMED = 3
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, ten times as fast where libyaml is

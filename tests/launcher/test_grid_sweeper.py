@@ -296,6 +296,69 @@ def test_cells_that_share_no_early_stage_are_begun_first(app: Any) -> None:
     assert states(app.sweep()) == ["completed"] * 4
 
 
-def test_repeats_of_a_grid_are_an_axis(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app("-m", "adapter.rank=4,8", "sweep.seeds=3") == 2
-    assert "seed=0,1,2" in capsys.readouterr().err
+def seed_calls(app: Any, number: int) -> dict[str, int]:
+    """How often the task was called for each seed of a trial."""
+    files = sorted((app.sweep_dir / str(number)).glob("seed_*/calls.txt"))
+    return {file.parent.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+
+
+def test_repeats_are_one_trial_with_their_mean_and_one_arm(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("-m", "adapter.rank=4,8", "sweep.seeds=2", "seed=5")
+    assert app(*arguments) == 0
+    sweep = app.sweep()
+    assert (sweep["seeds"], states(sweep)) == (2, ["completed", "completed"])
+    assert [trial["metrics"]["demo/accuracy"] for trial in sweep["trials"]] == [pytest.approx(0.2), pytest.approx(0.4)]
+    assert [trial["seconds"] for trial in sweep["trials"]] == [1.0, 1.0]
+    assert sweep["best"] == {"number": 1, "value": pytest.approx(0.4), "run_dir": "1"}
+    assert seed_calls(app, 0) == seed_calls(app, 1) == {"seed_5": 1, "seed_6": 1}
+    called = (app.sweep_dir / "1" / "seed_6" / "calls.txt").read_text(encoding="utf-8")
+    assert called.split()[:2] == [sweep["name"], "1"] and "seed=6" in called
+    comparison = json.loads((app.sweep_dir / "comparison.json").read_text(encoding="utf-8"))
+    assert [len(arm["seeds"]) for arm in comparison["arms"]] == [2, 2]
+    output = capsys.readouterr().out
+    order = [output.index(f"adapter.rank={rank} seed={seed}") for seed in (5, 6) for rank in (4, 8)]
+    assert order == sorted(order), "seeds decide the early stages, so that cells of one seed follow each other"
+    assert "trial 1 completed demo/accuracy 0.4000 (mean of 2 seeds)" in output
+    assert app(*arguments) == 0
+    assert seed_calls(app, 0) == {"seed_5": 1, "seed_6": 1}, "repeated, it repeats nothing"
+    from mgm_exp.cli import main
+
+    assert main(["status", sweep["name"], "--root", str(app.root)]) == 0
+    assert capsys.readouterr().out.count("seed=6") == 2
+
+
+def test_more_seeds_are_added_and_one_run_a_trial_is_another_sweep(
+    app: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A seed that fails ends its trial: a mean of fewer would be another number."""
+    arguments = ("-m", "adapter.rank=4", "sweep.name=mine")
+    assert app(*arguments, "sweep.seeds=2", fail="4") == 1
+    assert seed_calls(app, 0) == {"seed_0": 1}
+    assert "told to fail" in app.sweep()["trials"][0]["error"]["message"]
+    assert app(*arguments, "sweep.seeds=3", "sweep.rerun=failed") == 0
+    assert seed_calls(app, 0) == {"seed_0": 2, "seed_1": 1, "seed_2": 1}
+    assert app(*arguments) == 2
+    assert "sweep.seeds=3" in capsys.readouterr().err
+    assert app("-m", "adapter.rank=4", "seed=0,1", "sweep.seeds=2") == 2
+    assert "seed is swept" in capsys.readouterr().err
+    assert app("-m", "adapter.rank=4", "sweep.constraints=['adapter.rank <= 4']") == 2
+    assert "mgm_optuna" in capsys.readouterr().err
+
+
+def test_a_kill_continues_with_the_seeds_that_are_missing(app: Any) -> None:
+    arguments = ("-m", "adapter.rank=4,8", "sweep.seeds=2")
+    process = app.start(*arguments, stop="8")
+    app.waits_in("sweeps/*/1/seed_0", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert app(*arguments) == 0
+    assert states(app.sweep()) == ["completed", "completed"]
+    assert seed_calls(app, 0) == {"seed_0": 1, "seed_1": 1}
+    assert seed_calls(app, 1) == {"seed_0": 2, "seed_1": 1}
+
+
+@pytest.mark.slow
+def test_seeds_of_a_grid_take_the_slots_there_are(app: Any) -> None:
+    assert app("-m", "adapter.rank=4", "sweep.seeds=3", "sweep.slots=2", "sweep.retries=0", fail="") == 0
+    assert app.sweep()["trials"][0]["metrics"]["demo/accuracy"] == pytest.approx(0.2)
+    assert seed_calls(app, 0) == {"seed_0": 1, "seed_1": 1, "seed_2": 1}

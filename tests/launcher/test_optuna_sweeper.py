@@ -228,6 +228,29 @@ def test_constraints_that_are_known_after_keep_a_trial_from_being_the_best(app: 
     assert sweep["best"]["number"] == 0
 
 
+def test_points_that_are_predicted_to_need_too_much_are_not_run(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known from the configuration alone, before any weights are read; the sampler learns by how much it was missed."""
+    from mgm_exp.compose import compose
+    from mgm_exp.plan import predicted_memory_gib
+
+    batches = (1, 2, 4, 8, 16, 32)
+    fixed = ["model=mgm_2b", "model.path=/nowhere", "eval=demo", "train.global_batch_size=32"]
+    needs = {b: predicted_memory_gib(compose([*fixed, f"train.micro_batch_size={b}"])) for b in batches}
+    limit = (needs[4] + needs[8]) / 2
+    arguments = (*SEARCH, *fixed, f"train.micro_batch_size={','.join(map(str, batches))}", "sweep.sampler.name=random")
+    assert app(*arguments, "sweep.n_trials=3", f"sweep.constraints=['predicted_memory_gib <= {limit}']") == 0
+    sweep = app.sweep()
+    assert len(sweep["trials"]) == 3 == len(sweep["grid"])
+    assert all(point["train.micro_batch_size"] <= 4 for point in drawn(app))
+    assert sweep["refused"] and all(row["params"]["train.micro_batch_size"] >= 8 for row in sweep["refused"])
+    row = sweep["refused"][0]
+    missed = study_of(app).trials[row["number"]].user_attrs["violations"][1]
+    assert missed == pytest.approx(needs[row["params"]["train.micro_batch_size"]] - limit)
+    assert "not run, misses predicted_memory_gib" in capsys.readouterr().out
+    assert app(*arguments, "sweep.name=b", "sweep.constraints=['predicted_hours <= 1']") == 2
+    assert "plan.device" in capsys.readouterr().err
+
+
 def test_a_plateau_and_a_budget_end_the_search(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
     points = "[{adapter.rank: 16}, {adapter.rank: 8}, {adapter.rank: 4}]"
     arguments = (*SEARCH, "adapter.rank=4,8,16", f"sweep.enqueue={points}", "sweep.n_trials=9")
@@ -239,6 +262,26 @@ def test_a_plateau_and_a_budget_end_the_search(app: Any, capsys: pytest.CaptureF
     assert app(*arguments, "sweep.budget.hours=0.000001") == 0
     assert len(app.sweep()["trials"]) == 4
     assert "budget.hours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_hours_can_end_running_trials_with_their_state_kept(app: Any, slots: int) -> None:
+    """An allocation that ends: the command is over in time with 0, and more hours continue what was running."""
+    arguments = (
+        *SEARCH, "adapter.rank=4,8", "sweep.enqueue=[{adapter.rank: 4}, {adapter.rank: 8}]", "sweep.n_trials=2",
+        f"sweep.slots={slots}", "sweep.budget.interrupt=true",
+    )  # fmt: skip
+    hours = f"sweep.budget.hours={(10 if slots == 1 else 30) / 3600}"
+    process = app.start(*arguments, hours, stop="4,8")  # both would wait for ever
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    sweep = app.sweep()
+    assert states(sweep) == ["interrupted"] * slots and "budget.hours" in sweep["stopped_because"], output
+    assert app(*arguments, hours) == 0
+    assert app.calls(0) == 1, "its hours are over: nothing is taken up"
+    assert app(*arguments, "sweep.budget.hours=1") == 0
+    assert states(app.sweep()) == ["completed", "completed"]
+    assert (app.calls(0), app.calls(1)) == (2, slots)
 
 
 def test_the_settings_of_a_study_stay(app: Any, capsys: pytest.CaptureFixture[str]) -> None:

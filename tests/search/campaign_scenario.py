@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.campaign import Campaign
-from mgm_exp.config import Direction, ExperimentConfig, PrunerConfig, PrunerName, SamplerConfig, SweepConfig
+from mgm_exp.config import (
+    Direction,
+    ExperimentConfig,
+    PlateauConfig,
+    PrunerConfig,
+    PrunerName,
+    SamplerConfig,
+    SweepConfig,
+)
 from mgm_exp.search.outcome import Ending
 from mgm_exp.search.pruners import make_pruner
 from mgm_exp.search.reports import reporter_for, study_name
@@ -106,6 +114,7 @@ def search(
     *,
     step_s: float = 0.0,
     pruner: PrunerName = PrunerName.median,
+    plateau: int | None = None,
     say: Any = None,
 ) -> dict[str, Any]:
     """One call of the command: continues what is there."""
@@ -117,6 +126,7 @@ def search(
         enqueue=[{"adapter.rank": 8, "seed": 0}],
         sampler=SamplerConfig(startup=2),
         pruner=PrunerConfig(pruner, startup=1),
+        plateau=PlateauConfig(plateau),
     )
     with Lease(folder / ".desk"):
         study = open_study(

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from optuna import load_study
 
-from mgm_exp.config import BudgetConfig, Direction, PlateauConfig, SweepConfig
+from mgm_exp.config import BudgetConfig, Direction, PlateauConfig, PrunerName, SweepConfig
 from mgm_exp.search.budget import Budget, Clock, since_better
+from mgm_exp.search.reports import study_name
+from mgm_exp.search.study import open_storage, storage_place
+from tests.search.campaign_scenario import calls, search
 
 UP, DOWN = Direction.maximize, Direction.minimize
 
@@ -56,3 +60,17 @@ def test_a_plateau_ends_a_search(tmp_path: Path) -> None:
     clock = Clock(tmp_path)
     assert budget.is_spent(clock, [0.5, 0.4], UP) == ""
     assert "nothing better" in budget.is_spent(clock, [0.5, 0.4, 0.3], UP)
+
+
+def test_a_search_that_starts_nothing_new_still_ends_what_another_sweeper_left_behind(tmp_path: Path) -> None:
+    """Else it would wait for ever for a trial that nobody works on."""
+    folder = tmp_path / "s"
+
+    def say(text: str) -> None:
+        if "no further trial is started" in text:  # another sweeper asks for a trial at this moment, and is killed
+            load_study(study_name=study_name(folder), storage=open_storage(storage_place(None, folder))).ask()
+
+    content = search(folder, 9, pruner=PrunerName.none, plateau=1, say=say)
+    assert len(content["trials"]) < 9 and "nothing better" in content["stopped_because"]
+    assert [trial["status"] for trial in content["trials"]] == ["completed"] * len(content["trials"])
+    assert calls(folder, content["trials"][-1]["number"]) == 1

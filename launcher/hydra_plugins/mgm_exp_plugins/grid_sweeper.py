@@ -10,43 +10,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra.plugins.sweeper import Sweeper
+from hydra_plugins.mgm_exp_plugins.composing import ComposingSweeper
 
 if TYPE_CHECKING:
-    from hydra.core.utils import JobReturn
-    from hydra.plugins.launcher import Launcher
-    from hydra.types import HydraContext, TaskFunction
-    from omegaconf import DictConfig
+    from pathlib import Path
 
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.grid import Cell, Grid
-    from mgm_exp.ledger import Ledger, Trial
+    from mgm_exp.ledger import Ledger, Run, Trial
     from mgm_exp.search import Ending
-    from mgm_exp.slots import Slots, Work
+    from mgm_exp.slots import Work
 
 
-class MgmGridSweeper(Sweeper):
+class MgmGridSweeper(ComposingSweeper):
     """See the module.
 
     Args:
         params: What a sweep file sweeps: key -> values as on the command line.
     """
-
-    def __init__(self, params: dict[str, Any]) -> None:
-        super().__init__()
-        self.params = {str(key): str(value) for key, value in params.items()}
-        self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
-        self.hydra_context: HydraContext | None = None
-        self.task_function: Any = None
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from hydra.core.plugins import Plugins
-
-        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
         """Runs the grid.
@@ -62,26 +43,33 @@ class MgmGridSweeper(Sweeper):
             LeaseHeld: the same sweep is running already.
             Interrupted: a signal stopped it; everything that ended is in ``sweep.json``.
         """
-        from mgm_exp.errors import ConfigError, UserError
-        from mgm_exp.folders import read_record
+        from mgm_exp.errors import ConfigError
         from mgm_exp.grid import parse_grid
         from mgm_exp.ledger import Ledger
         from mgm_exp.sweep_folder import open_sweep
 
         assert self.config is not None and self.hydra_context is not None
-        grid = parse_grid(arguments, self.params, self.hydra_context.config_loader)
+        params = {str(key): str(value) for key, value in self.params.items()}
+        grid = parse_grid(arguments, params, self.hydra_context.config_loader)
         cells = self._check(grid)
         some_config = next(config for _, config in cells if not isinstance(config, Exception))
-        if some_config.sweep.seeds != 1:
+        sweep = some_config.sweep
+        if sweep.constraints:
             raise ConfigError(
-                f"sweep.seeds={some_config.sweep.seeds} repeats the trials of a search; a grid has an axis for it.",
-                advice="Give seed=0,1,2 in its place.",
+                f"sweep.constraints={sweep.constraints} is for searches (hydra/sweeper=mgm_optuna); a grid runs every "
+                "cell.",
+                advice="Leave the cells out of the grid; `mgm-exp plan` shows which do not fit.",
             )
-        objective = some_config.sweep.objective or f"{some_config.eval.benchmarks[0]}/accuracy"
-        with open_sweep(self.config, grid.name) as (folder, name):
-            if read_record(folder / "sweep.json").get("sweeper") == "mgm_optuna":
-                raise UserError(f"{folder} holds a search, not a grid.", advice="Give sweep.name=ANOTHER.")
-            ledger = Ledger(folder, name, objective, some_config.sweep.direction)
+        if sweep.seeds > 1 and any(axis.key == "seed" for axis in grid.axes):
+            raise ConfigError(
+                f"seed is swept, and sweep.seeds={sweep.seeds} repeats each cell with seeds of its own; give one of "
+                "the two."
+            )
+        objective = sweep.objective or f"{some_config.eval.benchmarks[0]}/accuracy"
+        with open_sweep(self.config, lambda tree: grid.name(tree, sweep.seeds)) as (folder, name):
+            _refuse_other_sweep(folder, sweep.seeds)
+            self.write_into(folder)
+            ledger = Ledger(folder, name, objective, sweep.direction)
             ledger.command = list(arguments)
             return Round(self, ledger, some_config, grid.early_keys()).run(cells)
 
@@ -98,20 +86,29 @@ class MgmGridSweeper(Sweeper):
         return checked
 
     def _config_of(self, cell: Cell) -> ExperimentConfig | Exception:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
-        from mgm_exp.compose import checked, explained
         from mgm_exp.errors import ConfigError
 
-        assert self.config is not None and self.hydra_context is not None
         try:
-            tree = self.hydra_context.config_loader.load_sweep_config(self.config, list(cell.overrides))
-            return checked(tree, cell.overrides)
+            return self.config_of(cell.overrides)
         except ConfigError as error:
             return error
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            return explained(error, cell.overrides)
+
+
+def _refuse_other_sweep(folder: Path, seeds: int) -> None:
+    """A folder keeps its kind: a search or a grid, with one run a trial or with a run for each seed."""
+    from mgm_exp.errors import UserError
+    from mgm_exp.folders import read_record
+
+    record = read_record(folder / "sweep.json")
+    if record.get("sweeper") == "mgm_optuna":
+        raise UserError(f"{folder} holds a search, not a grid.", advice="Give sweep.name=ANOTHER.")
+    before = record.get("seeds", 1)
+    if record and (before > 1) != (seeds > 1):
+        raise UserError(
+            f"{folder} holds a grid with sweep.seeds={before}, and now sweep.seeds={seeds} was given: its trials are "
+            f"{'folders of several runs' if before > 1 else 'single runs'}.",
+            advice="Give sweep.name=ANOTHER: what the trials have in common is taken from the store.",
+        )
 
 
 class Round:
@@ -129,16 +126,11 @@ class Round:
     ) -> None:
         self.sweeper, self.ledger, self.settings, self.early_keys = sweeper, ledger, config.sweep, early_keys
         self.rerun = config.sweep.rerun
-        self.slots = self._make_slots(config)
-        self.running: dict[int, Trial] = {}
-        self.losses: dict[int, int] = {}
-
-    def _make_slots(self, config: ExperimentConfig) -> Slots:
-        from mgm_exp.slots import make_slots
-        from mgm_exp.sweep_folder import record_failure
-
-        sweeper = self.sweeper
-        return make_slots(sweeper.launcher, config, sweeper.task_function.program, self._launch, record_failure)
+        self.slots = sweeper.make_slots(config)
+        self.running: dict[Path, Run] = {}
+        self.losses: dict[Path, int] = {}
+        # Early stages that a completed run has made.
+        self.made_early: set[tuple[str, ...]] = set()
 
     def run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
         """Runs what is not done, and leaves ``sweep.json`` and the comparison."""
@@ -148,23 +140,27 @@ class Round:
             return self._run(cells)
         except (KeyboardInterrupt, Interrupted) as stop:
             self.slots.stop()
-            for trial in self.running.values():
-                self.ledger.note(trial)
+            for run in self.running.values():
+                self.ledger.note(run.trial)
             self.ledger.status = "interrupted"
             self.ledger.write()
             if isinstance(stop, KeyboardInterrupt):
                 raise
-            where = ", ".join(str(number) for number in self.running) or "no trial"
+            where = ", ".join(str(run) for run in self.running.values()) or "no trial"
             raise Interrupted(
                 f"Stopped in trial {where} of sweep {self.ledger.name}; {_counts(self.ledger)}.",
                 advice="The same command continues.",
             ) from stop
 
     def _run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
+        from mgm_exp.repeats import seeds_of
         from mgm_exp.stages import config_hash
 
         hashes = [None if isinstance(config, Exception) else config_hash(config) for _, config in cells]
-        trials = self.ledger.enrol([(cell, key) for (cell, _), key in zip(cells, hashes, strict=True)])
+        trials = self.ledger.enrol(
+            [(cell, key) for (cell, _), key in zip(cells, hashes, strict=True)],
+            [[] if isinstance(config, Exception) else seeds_of(config.seed, config.sweep.seeds) for _, config in cells],
+        )
         self._announce(trials)
         self.ledger.write()
         wanted = []
@@ -173,19 +169,19 @@ class Round:
                 self._refuse(trial, config)
             elif self._is_wanted(trial):
                 wanted.append(trial)
-        self._work(wanted)
+        self._work([run for run in self.ledger.runs(wanted) if self._is_wanted(run)])
         ended = [self.ledger.trials[trial.number].status for trial in trials]
         self.ledger.status = "completed" if all(status in ("completed", "pruned") for status in ended) else "failed"
         content = self.ledger.write()
         self._compare()
         return content
 
-    def _is_wanted(self, trial: Trial) -> bool:
+    def _is_wanted(self, what: Trial | Run) -> bool:
         from mgm_exp.config import Rerun
 
-        if trial.status in ("completed", "pruned"):
+        if what.status in ("completed", "pruned"):
             return bool(self.rerun is Rerun.all)
-        return trial.status != "failed" or self.rerun is not Rerun.none
+        return what.status != "failed" or self.rerun is not Rerun.none
 
     def _announce(self, trials: Sequence[Trial]) -> None:
         print(f"sweep {self.ledger.name}: {len(trials)} trial(s) in {self.ledger.folder}", flush=True)
@@ -206,76 +202,89 @@ class Round:
         record_failure(self.ledger.run_dir(trial), error, trial.overrides)
         self.ledger.note(trial)
 
-    def _work(self, wanted: list[Trial]) -> None:
+    def _work(self, wanted: list[Run]) -> None:
         """Keeps every slot busy until nothing is left."""
         total, begun = len(wanted), 0
+        done = (run for run in self.ledger.runs(self.ledger.trials.values()) if run.status == "completed")
+        self.made_early = {self._early(run) for run in done}
         while wanted or self.slots.busy:
             while wanted and self.slots.busy < self.slots.size:
-                trial = self._pick(wanted)
-                begun += trial.number not in self.losses
-                self._start(trial, f"{begun}/{total}")
+                run = self._pick(wanted)
+                begun += run.folder not in self.losses
+                self._start(run, f"{begun}/{total}")
                 if self.slots.size == 1:
                     break
             for work, ending in self.slots.ended(0.5):
-                again = self._ended(self.running.pop(work.number), work, ending)
-                wanted[:0] = [again] if again else []
+                run = self.running.pop(work.run_dir)
+                if self._is_lost(run, work, ending):
+                    wanted.insert(0, run)
+                else:
+                    self._ended(run, wanted)
             self.ledger.catch_up()
 
-    def _pick(self, wanted: list[Trial]) -> Trial:
-        """The next trial: rather one that does not wait for stages which a running one makes."""
-        making = {self._early(trial) for trial in self.running.values()}
-        made = {self._early(trial) for trial in self.ledger.trials.values() if trial.status == "completed"}
-        chosen = next((t for t in wanted if self._early(t) not in making or self._early(t) in made), wanted[0])
+    def _pick(self, wanted: list[Run]) -> Run:
+        """The next run: rather one that does not wait for stages which a running one makes."""
+        making = {self._early(run) for run in self.running.values()}
+        chosen = next(
+            (r for r in wanted if self._early(r) not in making or self._early(r) in self.made_early), wanted[0]
+        )
         wanted.remove(chosen)
         return chosen
 
-    def _early(self, trial: Trial) -> tuple[str, ...]:
-        return tuple(str(trial.params.get(key)) for key in self.early_keys)
+    def _early(self, run: Run) -> tuple[str, ...]:
+        return (str(run.seed), *(str(run.trial.params.get(key)) for key in self.early_keys))
 
-    def _start(self, trial: Trial, position: str) -> None:
+    def _start(self, run: Run, position: str) -> None:
         from mgm_exp.folders import wait_until_free
         from mgm_exp.slots import Work, in_sweep
 
-        print(f"\ntrial {trial.number} ({position}): {_words(trial)}", flush=True)
-        run_dir = self.ledger.run_dir(trial)
-        overrides = [*trial.overrides, *in_sweep(trial.number, self.ledger.name, str(trial.number))]
-        wait_until_free(run_dir, print)
-        self.running[trial.number] = trial
-        self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
+        trial = run.trial
+        of_seed = [] if run.seed is None else [f"seed={run.seed}"]
+        print(f"\ntrial {trial.number} ({position}): {' '.join([_words(trial), *of_seed])}", flush=True)
+        subdir = run.folder.relative_to(self.ledger.folder).as_posix()
+        overrides = [*trial.overrides, *of_seed, *in_sweep(trial.number, self.ledger.name, subdir)]
+        wait_until_free(run.folder, print)
+        self.running[run.folder] = run
+        self.slots.start(Work(trial.number, run.folder, tuple(overrides)))
 
-    def _ended(self, trial: Trial, work: Work, ending: Ending) -> Trial | None:
-        """Notes how a trial ended; the trial, if it was lost and goes on from its checkpoint."""
+    def _is_lost(self, run: Run, work: Work, ending: Ending) -> bool:
+        """Whether it was killed from outside and goes on from its checkpoint; leaves a record where it does not."""
         from mgm_exp.errors import ProcessKilled
         from mgm_exp.folders import read_record
         from mgm_exp.search.outcome import Verdict, judge
         from mgm_exp.sweep_folder import record_failure
 
-        if ending.exit_code not in (None, 0):
-            outcome = judge(read_record(work.run_dir / "result.json"), (), ending)
-            lost = self.losses.get(trial.number, 0) + 1
-            if outcome.verdict is Verdict.lost and lost <= self.settings.retries:
-                self.losses[trial.number] = lost
-                print(f"trial {trial.number}: {outcome.reason}; it goes on from its checkpoint", flush=True)
-                return trial
-            if not outcome.result or outcome.result.get("status") == "interrupted":
-                record_failure(work.run_dir, ProcessKilled(outcome.reason), trial.overrides)
-        now = self.ledger.note(trial)
-        if self.slots.size > 1 or now.status != "completed":
+        if ending.exit_code in (None, 0):
+            return False
+        outcome = judge(read_record(work.run_dir / "result.json"), (), ending)
+        lost = self.losses.get(run.folder, 0) + 1
+        if outcome.verdict is Verdict.lost and lost <= self.settings.retries:
+            self.losses[run.folder] = lost
+            print(f"trial {run}: {outcome.reason}; it goes on from its checkpoint", flush=True)
+            return True
+        if not outcome.result or outcome.result.get("status") == "interrupted":
+            record_failure(work.run_dir, ProcessKilled(outcome.reason), run.trial.overrides)
+        return False
+
+    def _ended(self, run: Run, wanted: list[Run]) -> None:
+        """Notes how a run ended. A trial of which one seed did not complete runs no further one."""
+        from mgm_exp.ledger import state_of
+
+        now = self.ledger.note(run.trial)
+        number = run.trial.number
+        if state_of(run.folder) == "completed":
+            self.made_early.add(self._early(run))
+        else:
+            wanted[:] = [other for other in wanted if other.trial.number != number]
+        if any(other.trial.number == number for other in (*wanted, *self.running.values())):
+            return
+        if self.slots.size > 1 or now.seeds or now.status != "completed":
             value = self.ledger.value(now)
             error = now.error or {}
             words = f"{error.get('message', '')} {error.get('advice', '')}".strip()
-            score = "" if value is None else f" {self.ledger.objective} {value:.4f}"
-            print(f"trial {trial.number} {now.status}{score}{f': {words}' if words else ''}", flush=True)
-        return None
-
-    def _launch(self, overrides: list[str], number: int) -> JobReturn:
-        from omegaconf import read_write
-
-        sweeper = self.sweeper
-        assert sweeper.config is not None and sweeper.launcher is not None
-        with read_write(sweeper.config.hydra.sweep):
-            sweeper.config.hydra.sweep.dir = str(self.ledger.folder)
-        return sweeper.launcher.launch([overrides], initial_job_idx=number)[0]
+            of_all = f" (mean of {len(now.seeds)} seeds)" if now.seeds else ""
+            score = "" if value is None else f" {self.ledger.objective} {value:.4f}{of_all}"
+            print(f"trial {number} {now.status}{score}{f': {words}' if words else ''}", flush=True)
 
     def _compare(self) -> None:
         from mgm_exp.verbs.report import report

@@ -9,50 +9,27 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hydra.plugins.sweeper import Sweeper
+from hydra_plugins.mgm_exp_plugins.composing import ComposingSweeper
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hydra.core.utils import JobReturn
-    from hydra.plugins.launcher import Launcher
-    from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
-    from mgm_exp.config import Direction, ExperimentConfig
+    from mgm_exp.config import Direction
     from mgm_exp.search import Space
-    from mgm_exp.slots import Slots
 
 SETTINGS = "settings"
 
 
-class MgmOptunaSweeper(Sweeper):
+class MgmOptunaSweeper(ComposingSweeper):
     """See the module.
 
     Args:
         params: What a sweep file searches: key -> values as on the command line, or ``{space, value, when}``.
     """
-
-    def __init__(self, params: dict[str, Any]) -> None:
-        super().__init__()
-        self.params = params
-        self.config: DictConfig | None = None
-        self.launcher: Launcher | None = None
-        self.hydra_context: HydraContext | None = None
-        self.task_function: Any = None
-        self._trees: dict[tuple[str, ...], DictConfig] = {}
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from hydra.core.plugins import Plugins
-
-        self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
-        remembering = replace(hydra_context, config_loader=_Remembering(hydra_context.config_loader, self._trees))
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=remembering, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> dict[str, Any]:
         """Works on the search until it is over.
@@ -76,7 +53,7 @@ class MgmOptunaSweeper(Sweeper):
 
         assert self.config is not None
         space = self._space(arguments)
-        base = self._config_of(space.fixed)
+        base = self.config_of(space.fixed)
         sweep = base.sweep
         objectives = sweep.objectives or [sweep.objective or f"{base.eval.benchmarks[0]}/accuracy"]
         directions = sweep.directions or [sweep.direction]
@@ -86,7 +63,7 @@ class MgmOptunaSweeper(Sweeper):
         settings = self._settings(space, objectives, directions, sweep.seeds)
         folder, name = make_folder(self.config, lambda tree: self._name(space, settings, arguments))
         self._refuse_other_sweep(folder)
-        self._write_into(folder)
+        self.write_into(folder)
         from mgm_exp.store import Lease
 
         with Lease(folder / ".desk"):  # two sweepers that begin at once make one database
@@ -100,8 +77,8 @@ class MgmOptunaSweeper(Sweeper):
             _refuse_other_study(study, settings, name)
         books = StudyBooks(folder, name, objectives, directions, study)
         books.command = list(arguments)
-        slots = self._slots(base)
-        campaign = Campaign(study, space, books, base, slots, self._config_value, self._config_of, _say)
+        slots = self.make_slots(base)
+        campaign = Campaign(study, space, books, base, slots, self._config_value, self.config_of, _say)
         try:
             return campaign.run()
         finally:
@@ -135,28 +112,6 @@ class MgmOptunaSweeper(Sweeper):
                 raise ConfigError(f"{key} says where or how the sweep runs and has one value.")
         return space
 
-    def _tree(self, overrides: Sequence[str]) -> DictConfig:
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
-        from mgm_exp.compose import explained
-
-        assert self.config is not None and self.hydra_context is not None
-        key = tuple(overrides)
-        if key not in self._trees:
-            try:
-                self._trees[key] = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise explained(error, overrides) from error
-            while len(self._trees) > 8:
-                del self._trees[next(iter(self._trees))]
-        return self._trees[key]
-
-    def _config_of(self, overrides: Sequence[str]) -> ExperimentConfig:
-        from mgm_exp.compose import checked
-
-        return checked(self._tree(overrides), list(overrides))
-
     def _config_value(self, name: str, overrides: Sequence[str]) -> Any:
         """What a formula's name stands for: a key's value, or the choice of a group."""
         from omegaconf import OmegaConf
@@ -165,7 +120,7 @@ class MgmOptunaSweeper(Sweeper):
         from mgm_exp.compose import explained
         from mgm_exp.spelling import unknown_key
 
-        tree = self._tree(overrides)
+        tree = self.tree_of(overrides)
         if name in tree.hydra.runtime.choices:
             return tree.hydra.runtime.choices[name]
         try:
@@ -186,7 +141,7 @@ class MgmOptunaSweeper(Sweeper):
         from mgm_exp.grid import without
         from mgm_exp.store import fingerprint
 
-        rest = without(self._tree(space.fixed), space.keys)
+        rest = without(self.tree_of(space.fixed), space.keys)
         return {
             "config": fingerprint({"config": rest})[:16],
             "objectives": list(objectives),
@@ -214,25 +169,6 @@ class MgmOptunaSweeper(Sweeper):
         if record and record.get("sweeper") != "mgm_optuna":
             raise UserError(f"{folder} holds a grid, not a search.", advice="Give sweep.name=ANOTHER.")
 
-    def _slots(self, base: ExperimentConfig) -> Slots:
-        from mgm_exp.slots import make_slots
-        from mgm_exp.sweep_folder import record_failure
-
-        return make_slots(self.launcher, base, self.task_function.program, self._launch, record_failure)
-
-    def _write_into(self, folder: Path) -> None:
-        """Trials that run in this process find their folders below the sweep's."""
-        from omegaconf import read_write
-
-        assert self.config is not None
-        with read_write(self.config.hydra.sweep):
-            self.config.hydra.sweep.dir = str(folder)
-        self._trees.clear()
-
-    def _launch(self, overrides: list[str], number: int) -> JobReturn:
-        assert self.launcher is not None
-        return self.launcher.launch([overrides], initial_job_idx=number)[0]
-
     def _show(self, folder: Path, study: Any, books: Any) -> None:
         """The table of the trials, their comparison and the charts as files."""
         from mgm_exp.compare import compare, write_comparison, write_markdown
@@ -252,20 +188,6 @@ class MgmOptunaSweeper(Sweeper):
             if drawn
             else f"Runs lie in {folder}"
         )
-
-
-class _Remembering:
-    """Hydra's config loader, for a launcher: what was composed to be checked is not composed again to run."""
-
-    def __init__(self, loader: Any, trees: dict[tuple[str, ...], DictConfig]) -> None:
-        self._loader, self._trees = loader, trees
-
-    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        known = self._trees.pop(tuple(sweep_overrides), None)
-        return self._loader.load_sweep_config(master_config, sweep_overrides) if known is None else known
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
 
 
 def _refuse_other_study(study: Any, settings: dict[str, Any], name: str) -> None:

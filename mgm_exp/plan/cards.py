@@ -1,0 +1,68 @@
+"""Cards and what fits on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mgm_exp.config import Card
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run would be.
+
+    Args:
+        name: For people.
+        memory_gib: What one process can allocate at most, as ``torch.cuda.get_device_properties`` reports it.
+        tflops: Dense bf16 matrix work with fp32 sums, 10^12 operations a second, from the maker's data sheet; None: not
+            known.
+        reserve_gib: Held beside tensors: CUDA's context and workspaces; on the CPU Python and its packages.
+    """
+
+    name: str
+    memory_gib: float
+    tflops: float | None
+    reserve_gib: float = 0.8
+
+
+# Memory is some percent below the number on the box: error correction and the driver keep a part.
+CARDS: dict[Card, Device] = {
+    Card.rtx3090: Device("RTX 3090", 23.6, 71.0),
+    Card.rtx4090: Device("RTX 4090", 23.5, 165.2),
+    Card.a10: Device("A10", 22.0, 125.0),
+    Card.a100_40: Device("A100 40 GB", 39.4, 312.0),
+    Card.a100_80: Device("A100 80 GB", 79.1, 312.0),
+    Card.h100: Device("H100 80 GB", 79.1, 989.0),
+    Card.h200: Device("H200", 139.8, 989.0),
+    Card.l40s: Device("L40S", 44.3, 362.0),
+}
+
+
+def device_of(card: Card, *, is_cpu: bool) -> Device:
+    """The card that ``plan.device`` names; ``auto``: this machine's GPU, or its memory where it has none.
+
+    Args:
+        is_cpu: Whether the run is to be on the CPU (``device=cpu``).
+    """
+    if card is not Card.auto:
+        return CARDS[card]
+    import torch
+
+    if torch.cuda.is_available() and not is_cpu:
+        properties = torch.cuda.get_device_properties(0)
+        known = next((c for c in CARDS.values() if c.name.split()[0] in properties.name.replace("-", " ")), None)
+        return Device(properties.name, properties.total_memory / GIB, known.tflops if known else None)
+    import os
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return Device("this machine's memory (no GPU)", memory, None, reserve_gib=1.0)
+
+
+def verdict(peak_gib: float, device: Device) -> str:
+    """``fits``, ``tight`` (it should, with less than a tenth to spare for fragments and longer samples), or not."""
+    room = device.memory_gib - device.reserve_gib
+    if peak_gib > room:
+        return "does not fit"
+    return "fits" if peak_gib * 1.1 <= room else "tight"

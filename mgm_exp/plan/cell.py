@@ -1,0 +1,313 @@
+"""One cell of a plan: what a configuration needs and costs, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgm_exp.config import (
+    AdapterConfig,
+    AdapterKind,
+    Attention,
+    Device,
+    ExperimentConfig,
+    Offload,
+    Precision,
+)
+from mgm_exp.plan.activations import Work
+from mgm_exp.plan.architecture import Architecture, Parameters, architecture_of, parameters_of, targets_of
+from mgm_exp.plan.cards import device_of, verdict
+from mgm_exp.plan.cost import disk_of, flops_of_mining, flops_of_sample, flops_of_towers, rows_of, steps_of
+from mgm_exp.plan.memory import GIB, Moment, moments, peak
+
+_COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
+# The demo's longest conversation has so many tokens of text.
+_DEMO_TEXT = 160
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a cell.
+
+    Args:
+        moments: Where memory can be largest.
+        steps, tokens, flops: Of the whole stage, all processes together; None where nothing says how many rows.
+    """
+
+    name: str
+    parameters: Parameters
+    work: Work
+    moments: list[Moment]
+    steps: int | None
+    tokens: float | None
+    flops: float | None
+
+    @property
+    def peak(self) -> Moment:
+        return peak(self.moments)
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """What one configuration needs; :meth:`to_json` is its entry in ``mgm-exp plan --json``."""
+
+    overrides: list[str]
+    sizes: Architecture = field(repr=False)
+    stages: list[StagePlan]
+    hours: float | None
+    cost: float | None
+    disk_gib: float
+    device: str
+    verdict: str
+    advice: list[str]
+    notes: list[str]
+
+    @property
+    def largest(self) -> StagePlan:
+        """The stage with the highest peak."""
+        return max(self.stages, key=lambda stage: stage.peak.total)
+
+    @property
+    def peak_gib(self) -> float:
+        return self.largest.peak.total / GIB
+
+    def to_json(self) -> dict[str, Any]:
+        """Sizes in GiB (1024^3 bytes), time in hours; null where it cannot be said, and ``notes`` says why."""
+        return {
+            "overrides": self.overrides,
+            "parameters": self.stages[-1].parameters.to_json(),
+            "memory_gib": _in_gib(self.largest.peak),
+            "stage": self.largest.name,
+            "moment": self.largest.peak.name,
+            "steps": _sum(stage.steps for stage in self.stages),
+            "tokens": _sum(stage.tokens for stage in self.stages),
+            "flops": _sum(stage.flops for stage in self.stages),
+            "hours": self.hours,
+            "cost": self.cost,
+            "disk_gib": round(self.disk_gib, 4),
+            "device": self.device,
+            "verdict": self.verdict,
+            "advice": self.advice,
+            "notes": self.notes,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "steps": stage.steps,
+                    "tokens": stage.tokens,
+                    "flops": stage.flops,
+                    "trainable": stage.parameters.trainable,
+                    "moments": [{"name": moment.name, **_in_gib(moment)} for moment in stage.moments],
+                }
+                for stage in self.stages
+            ],
+        }
+
+
+def plan_cell(config: ExperimentConfig, overrides: Sequence[str] = (), *, with_advice: bool = True) -> CellPlan:
+    """What a configuration needs, costs, and whether it fits; from the configuration alone.
+
+    Raises:
+        ModelError: the model's sizes are not known.
+    """
+    sizes = architecture_of(config.model)
+    stages = [_stage(config, sizes, name) for name in _stages(config)]
+    device = device_of(config.plan.device, is_cpu=config.device is Device.cpu)
+    highest = max(stage.peak.total for stage in stages) / GIB
+    found = verdict(highest, device)
+    flops = _sum(stage.flops for stage in stages)
+    hours = None
+    if flops is not None and device.tflops is not None:
+        hours = flops / (config.devices * device.tflops * 1e12 * config.plan.mfu) / 3600
+    price = config.plan.price
+    return CellPlan(
+        overrides=list(overrides),
+        sizes=sizes,
+        stages=stages,
+        hours=None if hours is None else round(hours, 4),
+        cost=None if hours is None or price is None else round(hours * config.devices * price, 2),
+        disk_gib=disk_of(config, stages[-1].parameters, sizes, rows_of(config, "instruct")) / GIB,
+        device=device.name,
+        verdict=found,
+        advice=list(_advice(config, device)) if with_advice and found == "does not fit" else [],
+        notes=list(_notes(config, sizes, stages, device.tflops)),
+    )
+
+
+def predicted_memory_gib(config: ExperimentConfig) -> float:
+    """Peak memory of one process, over all stages; milliseconds after the first call for a model."""
+    sizes = architecture_of(config.model)
+    return max(_stage(config, sizes, name).peak.total for name in _stages(config)) / GIB
+
+
+def predicted_hours(config: ExperimentConfig) -> float | None:
+    """Training hours on ``plan.device``; None where the card's speed or the number of steps is not known."""
+    return plan_cell(config, with_advice=False).hours
+
+
+def _stages(config: ExperimentConfig) -> list[str]:
+    names = [] if config.train.align.max_steps == 0 else ["align"]
+    if config.train.cache_visual_tokens:
+        names.append("features")
+    return [*names, "instruct"]
+
+
+def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePlan:
+    train = config.train
+    section = train.align if name == "align" else train
+    is_frozen = name == "features" or (name == "instruct" and train.freeze_connector)
+    parameters = parameters_of(sizes, name, config.adapter, is_connector_frozen=is_frozen)
+    work = _work(config, sizes, name, parameters)
+    rows = rows_of(config, name)
+    steps = rows if name == "features" else steps_of(section, rows)
+    length = min(sizes.visual_tokens + config.plan.text_tokens, section.max_length)
+    learnt = max(1.0, (length - sizes.visual_tokens) / 2)
+    if name == "features":
+        tokens = 0.0
+        flops = None if steps is None else steps * (flops_of_towers(sizes) + flops_of_mining(sizes))
+        return StagePlan(name, parameters, work, moments(sizes, parameters, work), 0, tokens, flops)
+    samples = None if steps is None else steps * section.global_batch_size
+    return StagePlan(
+        name,
+        parameters,
+        work,
+        moments(sizes, parameters, work),
+        steps,
+        None if samples is None else float(samples * length),
+        None if samples is None else samples * flops_of_sample(sizes, parameters, work, length, learnt),
+    )
+
+
+def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters: Parameters) -> Work:
+    train, zero = config.train, config.zero
+    section = train.align if stage == "align" else train
+    is_half = train.precision is not Precision.fp32
+    # Images are encoded in the compute dtype, by one process, without autocast.
+    stage_zero = 0 if stage == "features" else zero.stage
+    length = _longest(config, sizes, section.max_length)
+    in_pass = section.micro_batch_size * config.devices
+    return Work(
+        stage=stage,
+        batch=section.micro_batch_size,
+        length=length,
+        supervised=max(1, length - sizes.visual_tokens),
+        bytes=2 if is_half else 4,
+        autocast=is_half and stage_zero == 0 and stage != "features",
+        checkpointing=config.model.gradient_checkpointing and stage != "features",
+        trains_connector=parameters.trained_connector > 0,
+        trains_llm=parameters.trained_llm > 0,
+        targets=targets_of(config.adapter) if stage == "instruct" else (),
+        rank=config.adapter.rank if stage == "instruct" else 0,
+        has_dropout=config.adapter.dropout > 0,
+        encodes_images=stage != "instruct" or not train.cache_visual_tokens,
+        is_eager=config.model.attn_implementation is Attention.eager,
+        devices=1 if stage == "features" else config.devices,
+        zero_stage=stage_zero,
+        offload=stage_zero > 0 and zero.offload_optimizer is Offload.cpu,
+        overlap=zero.overlap_comm,
+        reduce_bucket=zero.reduce_bucket_size if stage_zero else 0,
+        accumulation=max(1, section.global_batch_size // in_pass),
+        is_cpu=config.device is Device.cpu,
+        pixel_bytes=4.0 * 3 * ((sizes.map_side * 4) ** 2 + sizes.clip_tokens * 14**2),
+    )
+
+
+def _longest(config: ExperimentConfig, sizes: Architecture, max_length: int) -> int:
+    """The longest merged sequence that memory must do for: as long as it may be, unless the data is known."""
+    text = config.plan.longest_text
+    if text is None and config.data.path is None and config.data.instruct.path is None and config.model.name == "tiny":
+        text = _DEMO_TEXT
+    return max_length if text is None else min(max_length, sizes.visual_tokens + text)
+
+
+def _notes(
+    config: ExperimentConfig, sizes: Architecture, stages: Sequence[StagePlan], tflops: float | None
+) -> Iterator[str]:
+    if sizes.note:
+        yield sizes.note
+    longest = max(stage.work.length for stage in stages)
+    yield f"memory for samples of {longest} tokens (plan.longest_text, or what max_length allows)"
+    unknown = [stage.name for stage in stages if stage.flops is None]
+    if unknown:
+        keys = {"align": "plan.align_rows", "instruct": "plan.rows", "features": "plan.rows"}
+        given = " and ".join(dict.fromkeys(keys[name] for name in unknown))
+        yield f"steps and hours need the number of rows: give {given} (or max_steps)"
+    elif tflops is None:
+        yield "hours need plan.device=CARD: the speed of this machine is not known"
+    else:
+        yield (
+            f"hours of training at {config.plan.mfu:g} of the card's peak (plan.mfu), with "
+            f"{config.plan.text_tokens} tokens of text a sample (plan.text_tokens); no evaluation, no captioning"
+        )
+
+
+# -- what would make it fit ------------------------------------------------------------------------------------------
+
+Change = Callable[[ExperimentConfig], str]
+
+
+def _advice(config: ExperimentConfig, device: Any) -> Iterator[str]:
+    """The cheapest changes first: what costs nothing of the result, then time, then what changes the experiment."""
+    found = []
+    for changes in ((_batch,), (_checkpointing,), (_checkpointing, _batch), (_offload,), (_lora,), (_lora, _batch)):
+        other = copy.deepcopy(config)
+        words = [change(other) for change in changes]
+        if not all(words):
+            continue
+        gib = predicted_memory_gib(other)
+        state = verdict(gib, device)
+        if state != "does not fit":
+            found.append(f"{' '.join(words)}: {gib:.1f} GiB, {state}")
+        if len(found) == 3:
+            break
+    yield from found or [
+        "no single change of the batch, checkpointing, offload or adapter makes it fit in "
+        f"{device.memory_gib:.0f} GiB: "
+        "take a larger card, or more of them with zero=3"
+    ]
+
+
+def _batch(config: ExperimentConfig) -> str:
+    train = config.train
+    if train.micro_batch_size == 1 and train.align.micro_batch_size == 1:
+        return ""
+    changed = []
+    for key, section in (("train", train), ("train.align", train.align)):
+        if section.micro_batch_size > 1:
+            section.micro_batch_size = 1
+            changed.append(f"{key}.micro_batch_size=1")
+    return " ".join(changed)
+
+
+def _checkpointing(config: ExperimentConfig) -> str:
+    if config.model.gradient_checkpointing:
+        return ""
+    config.model.gradient_checkpointing = True
+    return "model.gradient_checkpointing=true"
+
+
+def _offload(config: ExperimentConfig) -> str:
+    if config.zero.offload_optimizer is Offload.cpu:
+        return ""
+    config.zero.offload_optimizer = Offload.cpu
+    config.zero.stage = config.zero.stage or 2
+    return f"zero={config.zero.stage} zero.offload_optimizer=cpu"
+
+
+def _lora(config: ExperimentConfig) -> str:
+    if config.adapter.kind is AdapterKind.lora:
+        return ""
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config.adapter = AdapterConfig("lora_r16", AdapterKind.lora, 16, 32, 0.0, modules)
+    return "adapter=lora_r16"
+
+
+def _in_gib(moment: Moment) -> dict[str, float]:
+    found = {name: round(getattr(moment, name) / GIB, 4) for name in _COMPONENTS}
+    return {**found, "peak": round(moment.total / GIB, 4)}
+
+
+def _sum(values: Any) -> Any:
+    listed = list(values)
+    return None if any(value is None for value in listed) else sum(listed)

@@ -1,0 +1,97 @@
+"""What a stage costs: steps, tokens, floating-point operations, hours, disk. Estimates, with their formulas.
+
+A multiplication with its addition counts as two operations. n, D, f: tokens, width and MLP width of a tower.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mgm_exp.config import AlignConfig, ExperimentConfig, TrainConfig
+from mgm_exp.plan.activations import Work
+from mgm_exp.plan.architecture import Architecture, Parameters
+
+GIB = 1024**3
+
+
+def rows_of(config: ExperimentConfig, stage: str) -> int | None:
+    """Rows that a stage reads; None where nothing says it (no file is opened)."""
+    data, plan = config.data, config.plan
+    given = plan.align_rows if stage == "align" else plan.rows
+    if given is None and data.path is None and (stage == "align" or data.instruct.path is None):
+        given = data.demo_images  # one caption and one conversation an image
+    if data.max_samples is not None:
+        given = data.max_samples if given is None else min(given, data.max_samples)
+    return given
+
+
+def steps_of(section: TrainConfig | AlignConfig, rows: int | None) -> int | None:
+    """Optimizer steps; None where they depend on a number of rows that is not known."""
+    if section.max_steps is not None:
+        return section.max_steps
+    return None if rows is None else max(1, math.ceil(rows * section.epochs / section.global_batch_size))
+
+
+def flops_of_sample(sizes: Architecture, parameters: Parameters, work: Work, tokens: float, learnt: float) -> float:
+    """Operations for one sample: forward, backward, and forward once more where it is computed again.
+
+    Blocks ``L (2 T w + 4 T^2 h)`` with w weights in their linear layers and h the width of all heads (attention is not
+    halved for its mask): forward, gradient of the input, gradient of weights that are trained. Head ``2 n d V`` at n
+    learnt positions, computed again in the backward pass. LoRA ``6 T p``.
+
+    Args:
+        tokens: T: mean length of a merged sequence.
+        learnt: Mean number of learnt tokens.
+    """
+    again = 1 if work.checkpointing else 0
+    linear = sum(math.prod(shape) for name, shape in sizes.shapes.items() if _is_block_linear(name))
+    blocks = 2 * tokens * linear + 4 * tokens**2 * sizes.heads * sizes.head_dim * sizes.layers
+    head = 2 * learnt * sizes.hidden * sizes.vocabulary
+    vision = flops_of_towers(sizes) if work.encodes_images else 0.0
+    mining = flops_of_mining(sizes) if work.encodes_images else 0.0
+    trains = 1 if work.trains_llm else 0
+    reaches = 1 if work.trains_connector or work.trains_llm or work.targets else 0
+    total = vision + mining * (1 + work.trains_connector * (1 + again))
+    total += blocks * (1 + again + reaches + trains) + head * (3 + trains)
+    return total + tokens * parameters.lora * (6 + 2 * again)
+
+
+def _is_block_linear(name: str) -> bool:
+    return name.startswith("model.layers.") and name.endswith("_proj.weight")
+
+
+def flops_of_towers(sizes: Architecture) -> float:
+    """One sample through both towers.
+
+    CLIP ``layers (8 n D^2 + 4 n D f + 4 n^2 D)``; ConvNeXt, for each stage at side r with width D: ``depth (98 r^2 D +
+    16 r^2 D^2)`` (7x7 depthwise convolution, two linear layers of four times the width) and its 2x2 downsampling.
+    """
+    n, width, mlp = sizes.clip_tokens, sizes.clip_width, sizes.clip_mlp
+    clip = sizes.clip_layers * (8 * n * width**2 + 4 * n * width * mlp + 4 * n**2 * width)
+    convnext = 2.0 * sizes.map_side**2 * 48 * sizes.map_widths[0]
+    before = 0
+    for stage, (wide, depth) in enumerate(zip(sizes.map_widths, sizes.map_depths, strict=True)):
+        area = (sizes.map_side >> stage) ** 2
+        convnext += depth * (98 * area * wide + 16 * area * wide**2) + 2 * area * 4 * before * wide
+        before = wide
+    return clip * sizes.views + convnext
+
+
+def flops_of_mining(sizes: Architecture) -> float:
+    """Keys and values of every position of the map (``4 P D' D``), queries, attention over regions, the projector."""
+    width, tokens = sizes.clip_width, sizes.visual_tokens
+    keys = 4.0 * sizes.positions * sizes.map_width * width
+    rest = 2 * tokens * width**2 + 4 * sizes.positions * width
+    return keys + rest + 2 * tokens * (width * sizes.hidden + sizes.hidden**2)
+
+
+def disk_of(config: ExperimentConfig, parameters: Parameters, sizes: Architecture, images: int | None) -> float:
+    """Bytes that a run leaves at most: checkpoints (12 bytes a trained parameter each), its result, cached tokens."""
+    half = 4 if config.train.precision.value == "fp32" else 2
+    kept = config.train.checkpoint.keep * 12 * parameters.trainable
+    connector = parameters.mining + parameters.projector
+    result = (
+        half * (parameters.total - parameters.lora) if parameters.trained_llm else 4 * (parameters.lora + connector)
+    )
+    cached = (images or 0) * sizes.visual_tokens * sizes.hidden * half if config.train.cache_visual_tokens else 0
+    return float(kept + result + cached)

@@ -1,0 +1,88 @@
+"""``mgm-exp plan``: every cell before anything starts, and 3 where one does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgm_exp.cli import main
+from mgm_exp.compose import compose
+from mgm_exp.plan import plan_cell, predicted_hours, predicted_memory_gib
+
+KEYS = "overrides parameters memory_gib steps tokens flops hours cost disk_gib verdict advice".split()
+PARTS = "llm vision_tower vision_tower_aux mining projector lora total trainable".split()
+MEMORY = "weights gradients optimizer activations logits buffers peak".split()
+MGM = ("model=mgm_2b", "plan.device=rtx4090", "plan.rows=17500", "plan.align_rows=17500")
+
+
+def planned(tmp_path: Path, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    file = tmp_path / "plan.json"
+    code = main(["plan", *arguments, "--json", str(file)])
+    return code, json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+
+def test_on_24_gb_lora_fits_and_full_fine_tuning_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, cells = planned(tmp_path, *MGM, "adapter=full,lora_r16", "plan.price=0.5", "--explain")
+    assert code == 3
+    full, lora = cells
+    for cell in cells:
+        assert [key for key in KEYS if key not in cell] == []
+        assert set(cell["parameters"]) == set(PARTS) and set(cell["memory_gib"]) == set(MEMORY)
+        parts = [value for name, value in cell["memory_gib"].items() if name != "peak"]
+        assert sum(parts) == pytest.approx(cell["memory_gib"]["peak"], abs=1e-3), "what is alive at the peak adds up"
+    state = sum(full["memory_gib"][part] for part in ("weights", "gradients", "optimizer"))
+    assert full["verdict"] == "does not fit" and state * 1024**3 / 1e9 == pytest.approx(41.3, abs=0.1)
+    assert any("adapter=lora_r16" in line for line in full["advice"])
+    assert lora["verdict"] == "fits" and lora["advice"] == []
+    assert lora["parameters"]["lora"] == 19_611_648
+    assert lora["steps"] == 69 + 137 and lora["tokens"] == (69 * 256 + 137 * 128) * 700
+    assert lora["cost"] == pytest.approx(lora["hours"] * 0.5, abs=0.01)
+    output = capsys.readouterr().out
+    assert "backward of mining" in output and "16" in output and "note: the sizes of MGM-2B" in output
+
+
+def test_a_single_run_that_fits_ends_with_0(tmp_path: Path) -> None:
+    code, cells = planned(tmp_path, "plan.device=a10")
+    assert code == 0
+    assert cells[0]["verdict"] == "fits" and cells[0]["memory_gib"]["peak"] < 1
+    assert cells[0]["steps"] == 80 + 60
+
+
+def test_what_is_not_known_is_null_with_its_reason(tmp_path: Path) -> None:
+    _, cells = planned(tmp_path, "model=mgm_2b", "data.path=nowhere.json", "plan.device=h200")
+    cell = cells[0]
+    assert (cell["steps"], cell["tokens"], cell["flops"], cell["hours"], cell["cost"]) == (None,) * 5
+    assert any("plan.rows" in note for note in cell["notes"])
+    assert cell["memory_gib"]["peak"] > 5, "memory does not need the data"
+
+
+def test_a_model_without_sizes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "model.name=other", "model.path=/nowhere"]) == 2
+    assert "model.path=/nowhere holds no config.json" in capsys.readouterr().err
+    assert main(["plan", "train.lrr=1"]) == 2
+    assert "Did you mean train.lr?" in capsys.readouterr().err
+
+
+def test_micro_batch_and_checkpointing_are_advised_before_another_adapter() -> None:
+    config = compose([*MGM, "adapter=lora_r16", "model.gradient_checkpointing=false", "train.micro_batch_size=16"])
+    found = plan_cell(config)
+    assert found.verdict == "does not fit"
+    assert found.advice and found.advice[0].startswith("train.micro_batch_size=1")
+
+
+def test_sharding_over_more_cards_needs_less_on_each() -> None:
+    def needs(*overrides: str) -> float:
+        return predicted_memory_gib(compose([*MGM, "adapter=full", *overrides]))
+
+    assert needs() > needs("zero=2", "devices=2") > needs("zero=2", "devices=8") > needs("zero=3", "devices=8")
+    assert needs("zero=2", "zero.offload_optimizer=cpu") < needs("zero=2")
+
+
+def test_hours_need_a_card_whose_speed_is_known() -> None:
+    assert predicted_hours(compose(["model=mgm_2b", "plan.rows=100", "plan.align_rows=100"])) is None
+    assert predicted_hours(compose([*MGM])) == pytest.approx(
+        2 * predicted_hours(compose([*MGM, "devices=2"])), rel=0.01
+    )  # type: ignore[operator]
