@@ -19,7 +19,8 @@ from mgm_exp.config import Offload, Precision
 from mgm_exp.errors import DataError, Interrupted, MissingDependencyError, TrainingFailed
 from mgm_exp.store import Store
 from mgm_exp.train import TrainJob, run_stage
-from mgm_exp.train.launch import LaunchFolder, threads_each
+from mgm_exp.train.launch import threads_each
+from mgm_exp.train.launch_folder import LaunchFolder
 from mgm_exp.train.metrics_file import read_rows
 
 from .conftest import experiment, full, job_in, lora
@@ -34,6 +35,7 @@ def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from mgm_exp.train.launch import _environment, worker_environment
+    from mgm_exp.train.machines import cluster_of
 
     # ZeRO-3 replaces torch's linear for the rest of the process, which may change last bits: it comes last
     in_order = sorted(jobs, key=lambda name: jobs[name].config["zero"]["stage"])
@@ -53,7 +55,8 @@ def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, 
     )
     script = str(Path(__file__).with_name("group_worker.py"))
     # In a thread: in the main one the launcher would install signal handlers for good
-    with _environment(worker_environment(experiment(devices=2))), ThreadPoolExecutor(1) as pool:
+    variables = worker_environment(experiment(devices=2), cluster_of(experiment(devices=2)))
+    with _environment(variables), ThreadPoolExecutor(1) as pool:
         pool.submit(elastic_launch(settings, sys.executable), script, str(folder)).result()
 
 
@@ -187,11 +190,11 @@ def at_step(step: int, action: Callable[[], None]) -> Callable[[dict[str, Any]],
 
 
 def kill_worker(job: TrainJob, rank: int) -> None:
-    os.kill(int(LaunchFolder(job.work / "launch").pid(rank).read_text()), signal.SIGKILL)
+    os.kill(int(LaunchFolder.newest(job.work).pid(rank).read_text()), signal.SIGKILL)
 
 
 def assert_no_worker_is_left(job: TrainJob, within_s: float = 0.0) -> None:
-    pids = [int(LaunchFolder(job.work / "launch").pid(rank).read_text()) for rank in range(2)]
+    pids = [int(LaunchFolder.newest(job.work).pid(rank).read_text()) for rank in range(2)]
     deadline = time.monotonic() + within_s
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
