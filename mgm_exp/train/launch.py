@@ -227,8 +227,8 @@ def _end(agents: Agents, wait_for_stacks: bool = False) -> None:
     Args:
         wait_for_stacks: Leave the processes the time to write down where they are.
     """
-    agents.launch.ask_to_end("no process makes progress" if wait_for_stacks else "a process failed")
     if wait_for_stacks:
+        write_atomic(agents.launch.stacks, "no process makes progress")
         time.sleep(1.5 * beat_s(agents.facts.timeout_s))
     agents.end()
     deadline = time.monotonic() + 4 * SHUTDOWN_S

@@ -3,7 +3,8 @@
 launch/attempt-0/                     one for each start of the processes
     job.json, launch.json             from the starter: the job; where everything runs
     alive                             the start's name and a number that grows while the starter lives
-    stop, abort                       asks the processes to save and end; the agents to end them at once
+    stop, stacks                      asks the processes to save and end; to write down where they are
+    abort                             asks the agents to end them at once
     events.jsonl, answer-<step>       of the first process; the answers to its validation points
     pid-<rank>, pulse-<rank>.json     of each process: where it is in the work
     outcome-<rank>.json               how a process ended, with its traceback
@@ -78,6 +79,7 @@ class LaunchFolder:
         self.alive = folder / "alive"
         self.stop = folder / "stop"
         self.abort = folder / "abort"
+        self.stacks = folder / "stacks"
         self.events = folder / "events.jsonl"
         self.logs = folder / "logs"
 

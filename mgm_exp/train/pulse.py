@@ -24,6 +24,10 @@ import mgm_exp
 _PACKAGE = str(Path(mgm_exp.__file__).resolve().parent)
 # From here on a process also writes down where it stands.
 _STILL_S = 1.0
+# A process that used this share of a core since its last beat is loading, not waiting.
+_COMPUTES = 0.1
+# Starting agents and processes on all machines may take this long, however short a step is.
+BEGIN_S = 300.0
 
 
 class Marks:
@@ -62,20 +66,24 @@ class Pulse(threading.Thread):
         path: The file.
         marks: Of this process.
         interval_s: Between two beats.
-        abort: When this file appears, the stacks of all threads are written to stderr, once.
+        stacks: When this file appears, the stacks of all threads are written to stderr, once.
     """
 
-    def __init__(self, path: Path, marks: Marks, interval_s: float, abort: Path) -> None:
+    def __init__(self, path: Path, marks: Marks, interval_s: float, stacks: Path) -> None:
         super().__init__(name="pulse", daemon=True)
-        self._path, self._marks, self._interval_s, self._abort = path, marks, interval_s, abort
+        self._path, self._marks, self._interval_s, self._stacks = path, marks, interval_s, stacks
         self._ended = threading.Event()
         self._beat = 0
 
     def run(self) -> None:
         """The thread's work."""
-        done, since = (-1, -1), time.monotonic()
+        done, since, computed_s = (-1, -1), time.monotonic(), time.process_time()
         while True:
             marks, now = self._marks, time.monotonic()
+            # Before the first exchange a process loads libraries and weights: that it computes is progress enough.
+            if marks.passed == 0 and time.process_time() - computed_s > _COMPUTES * self._interval_s:
+                computed_s = time.process_time()
+                marks.works()
             if (marks.passed, marks.worked) != done:
                 done, since = (marks.passed, marks.worked), now
             self._beat += 1
@@ -88,7 +96,7 @@ class Pulse(threading.Thread):
                 os.replace(temporary, self._path)
             if self._ended.wait(self._interval_s):
                 return
-            if self._abort.exists():
+            if self._stacks.exists():
                 faulthandler.dump_traceback(all_threads=True)
                 return
 
@@ -123,9 +131,11 @@ class PulseWatch:
         paths: Rank -> the file of its pulse.
         timeout_s: So long nothing may move.
         interval_s: Between two beats of a process.
+        begin_s: So long it may take until all have begun.
     """
 
-    def __init__(self, paths: dict[int, Path], timeout_s: float, interval_s: float) -> None:
+    def __init__(self, paths: dict[int, Path], timeout_s: float, interval_s: float, begin_s: float = BEGIN_S) -> None:
+        self._begin_s = begin_s
         self._paths, self._timeout_s, self._interval_s = paths, timeout_s, interval_s
         self._seen: dict[int, _Seen] = {}
         self._moved_at = self._looked_at = time.monotonic()
@@ -151,11 +161,13 @@ class PulseWatch:
                 self._moved_at = now
             elif before.row["beat"] != row["beat"]:
                 before.row, before.beat_at = row, now
-        if now - self._moved_at < self._timeout_s:
+        have_begun = len(self._seen) == len(self._paths)
+        limit_s = self._timeout_s if have_begun else max(self._timeout_s, self._begin_s)
+        if now - self._moved_at < limit_s:
             return None
         silent_s = {rank: now - seen.beat_at for rank, seen in self._seen.items()}
         rows = {rank: seen.row for rank, seen in self._seen.items()}
-        return laggards(rows, silent_s, len(self._paths), self._timeout_s, 4 * self._interval_s)
+        return laggards(rows, silent_s, len(self._paths), limit_s, 4 * self._interval_s)
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,7 @@ def laggards(
     step = max((int(row["step"]) + 1 for row in rows.values() if row["passed"]), default=None)
     missing = tuple(rank for rank in range(devices) if rank not in rows)
     if missing:
-        return Hang(missing, f"has not begun {timeout_s:g} s after the others", step)
+        return Hang(missing, f"has not begun after {timeout_s:g} s", step)
     silent = tuple(rank for rank in sorted(rows) if silent_s[rank] > silence_s)
     if silent and len(silent) < devices:
         longest = max(silent_s[rank] for rank in silent)

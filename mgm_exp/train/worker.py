@@ -42,7 +42,7 @@ def main(folder: Path) -> int:
     rank = int(os.environ["RANK"])
     launch.pid(rank).write_text(str(os.getpid()), encoding="ascii")
     marks = Marks()
-    pulse = Pulse(launch.pulse(rank), marks, beat_s(facts.timeout_s), launch.abort)
+    pulse = Pulse(launch.pulse(rank), marks, beat_s(facts.timeout_s), launch.stacks)
     pulse.start()
     outcome, code = _train(job, launch, rank, facts.timeout_s, marks)
     pulse.end()
