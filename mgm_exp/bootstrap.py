@@ -23,6 +23,8 @@ SWEEPS = ROOT / "sweeps"
 LAUNCHER = ROOT / "launcher"
 # Environment variable by which a trial knows which process started it: it ends with it.
 PARENT = "MGM_EXP_PARENT"
+# Set in jobs of a batch system: a run waits until the processes of the job before it have left its folder.
+WAIT = "MGM_EXP_WAIT"
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<group>[A-Za-z_][\w/]*)(?:@[\w.:]*)?)=(?P<value>.+)", re.DOTALL)
 _NUMBERS = re.compile(r"\s*\d+\s*(?:,\s*\d+\s*)*")

@@ -108,6 +108,8 @@ def run_once(
         wanted = _given(overrides, "hydra.run.dir")
         while True:
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
+            if wanted and os.environ.get(bootstrap.WAIT) == "1":
+                wait_until_free(folder, print)
             arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
             try:
                 return _one_job(hydra, arguments, Job(task, tuple(command)))
