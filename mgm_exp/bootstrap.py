@@ -59,9 +59,12 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     from mgm_exp.config import ExperimentConfig
+    from mgm_exp.slurm.settings import SlurmConfig
 
-    if "base_schema.yaml" not in ConfigStore.instance().repo:
-        ConfigStore.instance().store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+    store = ConfigStore.instance()
+    if "base_schema.yaml" not in store.repo:
+        store.store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="slurm_schema", node=SlurmConfig, provider="mgm_exp")
 
 
 @contextmanager

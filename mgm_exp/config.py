@@ -562,6 +562,14 @@ class TrackerConfig:
 
 
 @dataclass
+class LaunchConfig:
+    """How the trials of a sweep are sent elsewhere (hydra/launcher=slurm)."""
+
+    # false: the command submits what can run now, and ends; the same command picks the sweep up later.
+    wait: bool = True
+
+
+@dataclass
 class PathsConfig:
     """Where results go."""
 
@@ -684,6 +692,7 @@ class ExperimentConfig:
     # Processes on this machine: one for each GPU, or CPU processes.
     devices: int = 1
     device: Device = Device.auto
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     # Set by the sweeper: the number of this trial, which is also its folder.
     trial: int | None = None
 

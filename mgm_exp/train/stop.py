@@ -18,7 +18,8 @@ class StopRequest:
     """Remembers that somebody wants this stage to stop.
 
     The first of SIGINT, SIGTERM, SIGUSR1, SIGUSR2 is remembered; the second ends the process at once (children die with
-    it), unless this is a job of a batch system (:data:`mgm_exp.signals.ONCE`). Outside the main thread Python cannot install handlers: there only the callback and the file count.
+    it), but not in a job of a batch system (:data:`mgm_exp.signals.ONCE`). Outside the main thread Python cannot
+    install handlers: there only the callback and the file count.
 
     Args:
         should_stop: Asked once a step.
