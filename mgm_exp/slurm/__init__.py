@@ -6,6 +6,7 @@ Knows jobs and run folders, not experiments: :mod:`mgm_exp.slurm_slots` brings t
 from __future__ import annotations
 
 from .commands import JobState, Slurm, SlurmAway, check_commands
+from .listing import living_jobs
 from .script import render_script
 from .settings import ContainerConfig, ContainerRuntime, SlurmConfig, settings_of
 from .snapshot import copy_presets, snapshot
@@ -24,6 +25,7 @@ __all__ = [
     "check_commands",
     "copy_presets",
     "latest_of",
+    "living_jobs",
     "render_script",
     "settings_of",
     "snapshot",
