@@ -105,9 +105,16 @@ def run_once(
             raise ConfigError("These overrides describe a sweep (hydra.mode=MULTIRUN), not one run; use -m or sweep().")
         config = checked(tree, overrides)
         refuse_hydra_settings(tree)
+        if config.trial is None and not str(tree.hydra.launcher._target_).endswith(".BasicLauncher"):
+            raise ConfigError(
+                "A launcher (hydra/launcher=...) is for sweeps: one run would stay on this machine.",
+                advice="Give -m with it: a sweep of one trial is a run that is launched.",
+            )
         wanted = _given(overrides, "hydra.run.dir")
         while True:
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
+            if wanted and os.environ.get(bootstrap.WAIT) == "1":
+                wait_until_free(folder, print)
             arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
             try:
                 return _one_job(hydra, arguments, Job(task, tuple(command)))
@@ -343,6 +350,8 @@ def _describes_sweep(overrides: list[str], config_dir: str | None) -> bool:
 
 def _exit_code(record: dict[str, Any]) -> int:
     """1 if a trial of this command failed."""
+    if record.get("status") == "submitted":
+        return EXIT_DONE
     mine = record.get("grid", [trial["number"] for trial in record["trials"]])
     states = [trial["status"] for trial in record["trials"] if trial["number"] in mine]
     return EXIT_DONE if all(state in ("completed", "pruned") for state in states) else EXIT_FAILED

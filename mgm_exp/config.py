@@ -570,7 +570,7 @@ class TrackerConfig:
 
 @dataclass
 class LaunchConfig:
-    """The processes of one run (``devices``): on which machines, and what happens when one of them fails."""
+    """The processes of one run (``devices``): where they are, what happens when one fails; how a sweep is sent away."""
 
     machines: Machines = Machines.auto
     # A file with a line "host slots=N" for each machine; the first one is this machine. null: none.
@@ -583,6 +583,9 @@ class LaunchConfig:
     # Seconds without progress of any process before those that lag behind are named and ended. It must be longer than
     # the slowest step, and than loading the model; lower notices a hang sooner.
     timeout_s: float = 1800.0
+    # false: with hydra/launcher=slurm the command submits what can run now, and ends; the same command picks the sweep
+    # up later.
+    wait: bool = True
 
 
 @dataclass

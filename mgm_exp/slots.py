@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.bootstrap import PARENT
-from mgm_exp.errors import Interrupted
+from mgm_exp.errors import ConfigError, Interrupted
 from mgm_exp.search.outcome import Ending, oom_kills
 from mgm_exp.store import LeaseHeld
 
@@ -57,6 +57,8 @@ class Slots(ABC):
     """Places for trials."""
 
     size: int
+    # Whether runs are processes of this machine, and end with this one.
+    are_here = True
 
     @property
     @abstractmethod
@@ -74,6 +76,10 @@ class Slots(ABC):
     @abstractmethod
     def stop(self) -> list[tuple[Work, Ending]]:
         """Asks all runs to save their state and to end; returns when they have."""
+
+    def may_leave(self) -> bool:
+        """Whether the sweep may end now and its runs go on without it (``launch.wait=false``)."""
+        return False
 
 
 class InProcess(Slots):
@@ -178,7 +184,7 @@ class ChildProcesses(Slots):
             del self._running[slot]
             kills = oom_kills()
             memory = kills is not None and kills_before is not None and kills > kills_before
-            found.append((work, Ending(code, memory, _tail(work.run_dir / OUTPUT))))
+            found.append((work, Ending(code, memory, last_words(work.run_dir / OUTPUT))))
         return found
 
     def _wait(self, timeout_s: float) -> None:
@@ -224,6 +230,11 @@ def make_slots(
     if hasattr(launcher, "make_slots"):
         slots: Slots = launcher.make_slots(config, list(program))
         return slots
+    if not config.launch.wait:
+        raise ConfigError(
+            "launch.wait=false needs somebody else who runs the trials: hydra/launcher=slurm.",
+            advice="Leave it away: trials of this machine end with the command that started them.",
+        )
     if config.sweep.slots == 1 and not config.sweep.isolate:
         return InProcess(launch, record)
     return ChildProcesses(config.sweep.slots, program, config.devices)
@@ -259,8 +270,8 @@ def _stamp(run_dir: Path) -> int | None:
         return None
 
 
-def _tail(path: Path) -> str:
-    """The last lines that a child printed, for a run that left no record."""
+def last_words(path: Path) -> str:
+    """The error, or the last lines, that a child printed, for a run that left no record."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -268,7 +279,8 @@ def _tail(path: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return ""
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Lines with dashes are those of the job that started it.
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("--- ")]
     errors = [line for line in lines if line.startswith("error:")]
     return errors[-1].removeprefix("error:").strip() if errors else " ".join(lines[-3:])
 

@@ -97,6 +97,16 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError | No
 def unknown_key(key: str, override: str = "") -> ConfigError:
     """A key that the schema does not have."""
     given = override or key
+    if key.startswith("hydra.launcher."):
+        from mgm_exp.slurm import SlurmConfig
+
+        name, names = key.split(".")[2], [field.name for field in fields(SlurmConfig) if field.name != "_target_"]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return ConfigError(
+            f"{given}: the launcher has no key {name!r}.{hint}",
+            advice=f"hydra/launcher=slurm has {', '.join(names)}; that of this machine (basic) has none.",
+        )
     if key.split(".")[0] == "hydra":
         return ConfigError(f"{given}: Hydra has no key {key}.", advice="`--hydra-help` says more.")
     parent, _, name = key.rpartition(".")

@@ -179,6 +179,7 @@ AFFECTS: dict[str, set[str]] = {
     "launch.remote_shell": NOTHING,
     "launch.max_restarts": NOTHING,
     "launch.timeout_s": NOTHING,
+    "launch.wait": NOTHING,
     "paths.root": NOTHING,
     "paths.store": NOTHING,
     "sweep.objectives": NOTHING,

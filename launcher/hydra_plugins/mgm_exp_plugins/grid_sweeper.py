@@ -131,6 +131,7 @@ class Round:
         self.rerun = config.sweep.rerun
         self.slots = self._make_slots(config)
         self.running: dict[int, Trial] = {}
+        self.is_left = False
         self.losses: dict[int, int] = {}
 
     def _make_slots(self, config: ExperimentConfig) -> Slots:
@@ -174,6 +175,8 @@ class Round:
             elif self._is_wanted(trial):
                 wanted.append(trial)
         self._work(wanted)
+        if self.is_left:
+            return self._submitted()
         ended = [self.ledger.trials[trial.number].status for trial in trials]
         self.ledger.status = "completed" if all(status in ("completed", "pruned") for status in ended) else "failed"
         content = self.ledger.write()
@@ -216,9 +219,23 @@ class Round:
                 self._start(trial, f"{begun}/{total}")
                 if self.slots.size == 1:
                     break
-            for work, ending in self.slots.ended(0.5):
+            ended = self.slots.ended(0.5)
+            for work, ending in ended:
                 again = self._ended(self.running.pop(work.number), work, ending)
                 wanted[:0] = [again] if again else []
+            if self.slots.busy and not ended and not wanted and self.slots.may_leave():
+                self.is_left = True
+                return
+
+    def _submitted(self) -> dict[str, Any]:
+        """The trials are with somebody else, and this command ends (``launch.wait=false``)."""
+        name, count = self.ledger.name, len(self.running)
+        self.ledger.status = "submitted"
+        content = self.ledger.write()
+        print(
+            f"sweep {name}: {count} trial(s) submitted. `mgm-exp status {name}` shows them; the same command goes on."
+        )
+        return content
 
     def _pick(self, wanted: list[Trial]) -> Trial:
         """The next trial: rather one that does not wait for stages which a running one makes."""
@@ -238,7 +255,8 @@ class Round:
         print(f"\ntrial {trial.number} ({position}): {_words(trial)}", flush=True)
         run_dir = self.ledger.run_dir(trial)
         overrides = [*trial.overrides, *in_sweep(trial.number, self.ledger.name, str(trial.number))]
-        wait_until_free(run_dir, print)
+        if self.slots.are_here:
+            wait_until_free(run_dir, print)
         self.running[trial.number] = trial
         self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
 
@@ -247,7 +265,7 @@ class Round:
         from mgm_exp.errors import ProcessKilled
         from mgm_exp.folders import read_record
         from mgm_exp.search.outcome import Verdict, judge
-        from mgm_exp.sweep_folder import record_failure
+        from mgm_exp.sweep_folder import record_failure, record_stop
 
         if ending.exit_code not in (None, 0):
             outcome = judge(read_record(work.run_dir / "result.json"), (), ending)
@@ -256,7 +274,9 @@ class Round:
                 self.losses[trial.number] = lost
                 print(f"trial {trial.number}: {outcome.reason}; it goes on from its checkpoint", flush=True)
                 return trial
-            if not outcome.result or outcome.result.get("status") == "interrupted":
+            if outcome.verdict is Verdict.interrupted and ending.set_aside:
+                record_stop(work.run_dir, outcome.reason, trial.overrides)
+            elif not outcome.result or outcome.result.get("status") == "interrupted":
                 record_failure(work.run_dir, ProcessKilled(outcome.reason), trial.overrides)
         now = self.ledger.note(trial)
         if self.slots.size > 1 or now.status != "completed":
