@@ -93,7 +93,7 @@ class Campaign:
         self.settings, self.base = base.sweep, base
         self._config_value, self._config_of, self._say = config_value, config_of, say
         self.folder = books.folder
-        books.plan = {"n_trials": base.sweep.n_trials, "slots": base.sweep.slots}
+        books.plan = {"n_trials": base.sweep.n_trials, "slots": slots.size}
         self.budget = Budget.of(base.sweep)
         self.clock = Clock(self.folder)
         self.constraints = [Expression(text, "sweep.constraints") for text in base.sweep.constraints]

@@ -670,8 +670,9 @@ class SweepConfig:
     n_trials: int = 20
     # Runs of each trial, with seeds seed, seed+1, ...: its value is their mean.
     seeds: int = 1
-    # Trials at the same time on this machine. 1: in this process; more: each in a process of its own.
-    slots: int = 1
+    # Trials at the same time. On this machine 1 is in this process, and more are processes of their own, each with
+    # GPUs of its own. null: 1; with hydra/launcher=local one for each set of `devices` GPUs.
+    slots: int | None = None
     # A process for each trial even with one slot: a crash (out of memory) then ends the trial and not the sweep.
     isolate: bool = False
     # How often a trial that was lost (a killed process, a lost machine) is continued before it counts as failed.

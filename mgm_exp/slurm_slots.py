@@ -428,7 +428,7 @@ def slots_of(
             advice="Ask for more nodes or GPUs, or set devices to what there is.",
         )
     check_commands()
-    size = 10**6 if is_grid else config.sweep.slots
+    size = 10**6 if is_grid else config.sweep.slots or 1
     return SlurmSlots(settings, program, size, is_grid=is_grid, waits=config.launch.wait, say=say or _say)
 
 

@@ -62,6 +62,7 @@ class Ending:
         out_of_memory: Whether the kernel killed a process for memory meanwhile.
         output: The last lines that it printed.
         how: In words, where nobody saw an exit code: a job that a cluster lost.
+        over_limit: Why it was ended for the memory that it used; empty if it was not.
         set_aside: Why somebody else (a cancelled job) stopped it, so that this command does not continue it.
     """
 
@@ -69,6 +70,7 @@ class Ending:
     out_of_memory: bool = False
     output: str = ""
     how: str = ""
+    over_limit: str = ""
     set_aside: str = ""
 
 
@@ -110,6 +112,8 @@ def judge(result: Mapping[str, Any], objectives: Sequence[str], ending: Ending |
         return Outcome(Verdict.pruned, (), _message(result) or "stopped at a validation point", result)
     if status == "failed":
         return _failed(result, ending)
+    if ending.over_limit:
+        return Outcome(Verdict.infeasible, (), f"out of memory: {ending.over_limit}", result)
     if ending.out_of_memory and ending.exit_code not in (None, 0):
         where = f" ({ending.how})" if ending.how else ""
         return Outcome(Verdict.infeasible, (), f"the machine's memory is full: the kernel killed it{where}", result)
