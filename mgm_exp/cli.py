@@ -157,8 +157,17 @@ def _curate(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _launch(arguments: list[str]) -> int:
+    from mgm_exp.verbs.launch import run
+
+    return run(arguments)
+
+
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
+    "launch": Verb(
+        "launch [--dry-run] [OVERRIDES]", "a sweep on a cluster; --dry-run shows scripts, manifests", _launch
+    ),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "report": Verb("report DIR... [--out FILE]", "compare runs or sweeps: page, JSON, Markdown, LaTeX, CSV", _report),

@@ -325,6 +325,13 @@ def run_arguments(
         return _shown(arguments)
     command = [*program.split(), *arguments]
     chosen: dict[str, Any] = {"config_dir": options.config_dir, "command": command, "task": task}
+    from mgm_exp.train.board import board_of_experiment
+
+    with board_of_experiment():
+        return _run_or_sweep(options, chosen, child)
+
+
+def _run_or_sweep(options: Any, chosen: dict[str, Any], child: Sequence[str] | None) -> int:
     if options.multirun or _describes_sweep(options.overrides, options.config_dir):
         return _exit_code(run_sweep(options.overrides, **chosen, program=child))
     try:

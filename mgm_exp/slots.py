@@ -60,6 +60,11 @@ def in_sweep(number: int, name: str, subdir: str) -> list[str]:
     return [f"trial={number}", f"sweep.name={_quoted(name)}", f"hydra.sweep.subdir='{subdir}'"]
 
 
+def run_arguments_of(work: Work) -> list[str]:
+    """The arguments with which a run is started in a process of its own."""
+    return [*work.overrides, f"hydra.run.dir={_quoted(str(work.run_dir))}", "hydra.mode=RUN"]
+
+
 class Slots(ABC):
     """Places for trials."""
 
@@ -160,7 +165,7 @@ class ChildProcesses(Slots):
     def start(self, work: Work) -> None:
         slot = next(number for number in range(self.size) if number not in self._running)
         work.run_dir.mkdir(parents=True, exist_ok=True)
-        arguments = [*work.overrides, f"hydra.run.dir={_quoted(str(work.run_dir))}", "hydra.mode=RUN"]
+        arguments = run_arguments_of(work)
         if self.size > 1:  # a slot is a place on this machine, also in a job that has several
             arguments.append(ONE_MACHINE)
         with open(work.run_dir / OUTPUT, "ab") as output:

@@ -108,7 +108,9 @@ def main(arguments: list[str]) -> int:
     """The exit code: 0 whenever the starter can read how it ended."""
     parser = argparse.ArgumentParser(prog="python -m mgm_exp.train.agent")
     parser.add_argument("folder", type=Path, help="launch folder; with --wait the board that work is posted on")
-    parser.add_argument("machine", type=int, nargs="?", help="number of this machine (in a Slurm step: its own)")
+    parser.add_argument(
+        "machine", type=int, nargs="?", help="number of this machine (in a Slurm step or a Volcano job: its own)"
+    )
     parser.add_argument("--wait", action="store_true", help="wait for work until the experiment is over")
     parser.add_argument("--parent", type=int, help="process id of the parent that this agent ends with")
     parser.add_argument("--stdin", action="store_true", help="end when stdin is closed: a remote shell was lost")
@@ -117,7 +119,7 @@ def main(arguments: list[str]) -> int:
         die_with_parent(parent_pid=options.parent)
     if options.stdin:
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
-    machine = int(os.environ["SLURM_NODEID"]) if options.machine is None else options.machine
+    machine = _own_number() if options.machine is None else options.machine
     if options.wait:
         from mgm_exp.train.board import wait_for_work
 
@@ -133,6 +135,13 @@ def main(arguments: list[str]) -> int:
     agent.start()
     agent.join()
     return 0
+
+
+def _own_number() -> int:
+    """Of this machine, in a Slurm step or among the pods of a Volcano job (where the first one runs the experiment)."""
+    if "SLURM_NODEID" in os.environ:
+        return int(os.environ["SLURM_NODEID"])
+    return int(os.environ["VC_TASK_INDEX"]) + 1
 
 
 def _end_with_stdin() -> None:
