@@ -12,13 +12,18 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+from mgm_exp.errors import EXIT_INTERRUPTED
 from mgm_exp.store import Heartbeat, write_atomic
 from mgm_exp.train.launch_folder import POLL_S, LaunchFolder
 from mgm_exp.train.machines import VOLCANO_BOARD, VOLCANO_OTHERS
@@ -83,37 +88,67 @@ def post(launch: LaunchFolder) -> None:
 def wait_for_work(folder: Path, machine: int, *, comes_s: float = COMES_S, gone_s: float = GONE_S) -> int:
     """The agent's side: takes part in everything that is posted.
 
+    SIGTERM (its machine is wanted back) asks the stage at hand to save its state, on all machines.
+
     Returns:
-        0 when the experiment is over, 1 when it is not heard of any more (the job's policies start it again).
+        0 when the experiment is over, 1 when it is not heard of any more (the job's policies start it again), 130 after
+        SIGTERM.
     """
     last, heard_at, done, session = _read(folder), time.monotonic(), 0, ""
-    while True:
-        now = _read(folder)
-        if now != last:
-            last, heard_at = now, time.monotonic()
-            if now.split(" ")[0] != session:
-                session, done = now.split(" ")[0], 0
-                print(f"machine {machine}: the experiment is there ({session})", flush=True)
-        if session and (folder / session / str(done)).exists():
-            work = (folder / session / str(done)).read_text(encoding="utf-8")
-            _take_part(Path(work), machine)
-            done += 1
-            heard_at = time.monotonic()
-            continue
-        if session and (folder / session / "done").exists():
-            return 0
-        if time.monotonic() - heard_at > (gone_s if session else comes_s):
-            sys.stderr.write(f"machine {machine}: no sign of life of the experiment in {folder}\n")
-            return 1
-        time.sleep(POLL_S * 5)
+    with _Eviction() as eviction:
+        while not eviction.is_asked:
+            now = _read(folder)
+            if now != last:
+                last, heard_at = now, time.monotonic()
+                if now.split(" ")[0] != session:
+                    session, done = now.split(" ")[0], 0
+                    print(f"machine {machine}: the experiment is there ({session})", flush=True)
+            if session and (folder / session / str(done)).exists():
+                launch = LaunchFolder(Path((folder / session / str(done)).read_text(encoding="utf-8")))
+                _take_part(launch, machine, eviction)
+                done += 1
+                heard_at = time.monotonic()
+            elif session and (folder / session / "done").exists():
+                return 0
+            elif time.monotonic() - heard_at > (gone_s if session else comes_s):
+                sys.stderr.write(f"machine {machine}: no sign of life of the experiment in {folder}\n")
+                return 1
+            else:
+                time.sleep(POLL_S * 5)
+    return EXIT_INTERRUPTED
 
 
-def _take_part(launch: Path, machine: int) -> None:
+class _Eviction:
+    """Hears of SIGTERM while it is open; in the main thread, where Python can."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Eviction:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._asked)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+
+
+def _take_part(launch: LaunchFolder, machine: int, eviction: _Eviction) -> None:
     """In a process of its own: what a stage leaves behind in one does not reach the next."""
-    command = [sys.executable, "-m", "mgm_exp.train.agent", str(launch), str(machine), "--parent", str(os.getpid())]
-    code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-    if code:
-        sys.stderr.write(f"machine {machine}: its agent for {launch} ended with {code}\n")
+    command = [sys.executable, "-m", "mgm_exp.train.agent", str(launch.folder), str(machine), "--parent"]
+    agent = subprocess.Popen([*command, str(os.getpid())], stdin=subprocess.DEVNULL)
+    while agent.poll() is None:
+        if eviction.is_asked and not launch.stop.exists():
+            write_atomic(launch.stop, f"SIGTERM on machine {machine}")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            agent.wait(POLL_S * 5)
+    if agent.returncode:
+        sys.stderr.write(f"machine {machine}: its agent for {launch.folder} ended with {agent.returncode}\n")
 
 
 def _read(folder: Path) -> str:
