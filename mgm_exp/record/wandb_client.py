@@ -145,11 +145,15 @@ class WandbRun:
         )
 
     def stage_started(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the rows that hold already; those that the server has from before a resume are not sent twice."""
-        if stage != self._stage:
+        """Sends the rows that hold already; those that the server has from before a resume are not sent twice.
+
+        A stage begins again in the same run where one of its processes had to be replaced.
+        """
+        begins_again = stage == self._stage
+        if not begins_again:
             self._stage, self._before = stage, self._newest
         self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        there = int(self.run.summary.get(f"{stage}/step") or 0) if self.run.resumed else 0
+        there = int(self.run.summary.get(f"{stage}/step") or 0) if self.run.resumed or begins_again else 0
         for row in rows:
             if row["step"] > there:
                 self.row(row)
