@@ -158,7 +158,7 @@ class SlurmSlots(Slots):
             "container": self.settings.container.runtime is not ContainerRuntime.none,
         }
         tasks = [Task(work.run_dir.resolve(), tuple(_arguments(work))) for work in works]
-        submission = Submission.begin(sweep, sweep.name, tasks, is_array=self._is_grid, facts=facts)
+        submission = Submission.begin(sweep, sweep.name, tasks, is_array=len(tasks) > 1, facts=facts)
         program = self._program
         if self.settings.snapshot:
             self._code = self._code or snapshot(sweep / FOLDER / "code")
