@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},
+    "slurm": {"config", "store", "record", "bootstrap"},
 }
 # Folders of the package's faces.
 FACES = {"verbs"}

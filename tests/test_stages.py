@@ -211,6 +211,7 @@ AFFECTS: dict[str, set[str]] = {
     "name": NOTHING,
     "devices": TRAINED,
     "device": NOTHING,
+    "launch.wait": NOTHING,
     "trial": NOTHING,
 }
 
