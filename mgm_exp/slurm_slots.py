@@ -353,7 +353,7 @@ class SlurmSlots(Slots):
         how = f"its job ended as {state} and left no result"
         if state == "TIMEOUT":
             limit = f"hydra.launcher.timeout_min={self.settings.timeout_min}"
-            how = f"its time was up ({limit}) before it had saved its state"
+            how = f"its time was up ({limit}) before it could go back into the queue"
         return Ending(1, how=f"{how} ({active.place})")
 
     def _collect(self, active: _Active, ending: Ending) -> tuple[Work, Ending]:
