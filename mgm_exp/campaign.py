@@ -246,7 +246,7 @@ class Campaign:
         )
 
     def _devices(self) -> int:
-        return sum(trial.config.devices for trial in self.mine.values())
+        return sum(trial.config.devices for trial in self.mine.values() if self.slots.has_begun(trial.number))
 
     def _others_or_more(self) -> bool:
         """Whether there is something to wait for: trials of other sweepers, which may be left behind."""

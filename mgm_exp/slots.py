@@ -77,6 +77,10 @@ class Slots(ABC):
     def busy(self) -> int:
         """Runs that are under way, or have ended without being collected."""
 
+    def has_begun(self, number: int) -> bool:
+        """Whether a trial that was started computes already, rather than waiting for its turn elsewhere."""
+        return True
+
     @abstractmethod
     def start(self, work: Work) -> None:
         """Begins a run; a slot must be free."""

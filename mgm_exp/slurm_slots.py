@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgm_exp.errors import UserError
 from mgm_exp.search.outcome import Ending
 from mgm_exp.search.reports import sweep_folder
 from mgm_exp.slots import Slots, Work, last_words
@@ -57,6 +58,7 @@ class _Active:
     state: JobState | None = None
     unknown_since: float | None = None
     over_since: float | None = None
+    is_held: bool = False
 
     @property
     def job(self) -> str:
@@ -110,6 +112,12 @@ class SlurmSlots(Slots):
         """Takes a run; it is submitted, with the others of this moment, when :meth:`ended` is called next."""
         self._new.append(work)
 
+    def has_begun(self, number: int) -> bool:
+        return any(
+            active.work.number == number and active.state is not None and active.state.state == "RUNNING"
+            for active in self._active
+        )
+
     def may_leave(self) -> bool:
         return not self._waits and not self._new and not self._unsent
 
@@ -158,11 +166,12 @@ class SlurmSlots(Slots):
             "container": self.settings.container.runtime is not ContainerRuntime.none,
         }
         tasks = [Task(work.run_dir.resolve(), tuple(_arguments(work))) for work in works]
-        submission = Submission.begin(sweep, sweep.name, tasks, is_array=self._is_grid, facts=facts)
+        submission = Submission.begin(sweep, sweep.name, tasks, is_array=len(tasks) > 1, facts=facts)
         program = self._program
         if self.settings.snapshot:
             self._code = self._code or snapshot(sweep / FOLDER / "code")
             program = self._with_presets(sweep)
+            self._refuse_shadowed_code()
         script = render_script(
             self.settings,
             name=submission.name,
@@ -174,6 +183,15 @@ class SlurmSlots(Slots):
         )
         submission.write(script)
         return submission, works
+
+    def _refuse_shadowed_code(self) -> None:
+        """Before Python 3.11 nothing keeps ``python -m`` from importing what lies in the folder where it starts."""
+        if sys.version_info < (3, 11) and Path("mgm_exp").is_dir():
+            raise UserError(
+                f"With Python {sys.version_info[0]}.{sys.version_info[1]}, jobs that start in {Path.cwd()} would run "
+                "the package that lies there, and not the copy that was made for them.",
+                advice="Start the sweep in another folder, take Python 3.11, or give hydra.launcher.snapshot=false.",
+            )
 
     def _with_presets(self, sweep: Path) -> list[str]:
         """The program, with a copy of the user's own presets in their place."""
@@ -210,12 +228,19 @@ class SlurmSlots(Slots):
     def _adopt(self, works: Sequence[Work]) -> list[Work]:
         """Takes over jobs that an earlier command submitted for these runs; gives the runs that have none."""
         fresh, known = [], []
+        numbers: dict[str, str | None] = {}
         for work in works:
             found = latest_of(sweep_folder(work.run_dir).resolve(), work.run_dir)
-            if found is None or found[0].is_marked("collected", found[1]) or found[0].find(self._slurm) is None:
+            if found is None or found[0].is_marked("collected", found[1]):
+                fresh.append(work)
+                continue
+            submission, index = found
+            if submission.id not in numbers:
+                numbers[submission.id] = submission.find(self._slurm)
+            if numbers[submission.id] is None:
                 fresh.append(work)
             else:
-                known.append(_Active(work, *found))
+                known.append(_Active(work, submission, index))
         silent = [active for active in known if active.index not in active.submission.ended()]
         states = self._slurm.states(active.job for active in silent)
         for active in known:
@@ -264,14 +289,20 @@ class SlurmSlots(Slots):
                 if state.is_over and active.over_since is None:
                     active.over_since = now
                 is_quiet = is_quiet and active.state is not None and active.state.state == state.state
-                self._say_if_requeued(active, state)
+                self._say_what_changed(active, state)
                 active.state = state
         is_quiet = is_quiet and not any(active.unknown_since or active.over_since for active in self._active)
         self._ask_every = min(self._ask_every * 1.5, ASK_S[1]) if is_quiet else ASK_S[0]
         self._ask_at = time.monotonic() + self._ask_every
 
-    def _say_if_requeued(self, active: _Active, state: JobState) -> None:
+    def _say_what_changed(self, active: _Active, state: JobState) -> None:
         before = active.state.state if active.state else ""
+        if ("held" in state.reason.lower() or "HOLD" in state.state) and not active.is_held:
+            active.is_held = True
+            self._say(
+                f"trial {active.work.number}: its job {active.job} is held ({state.reason}); "
+                f"`scontrol release {active.job}` lets it go on, `scancel {active.job}` ends it"
+            )
         if before in ("RUNNING", "COMPLETING") and state.state == "PENDING":
             self._say(f"trial {active.work.number}: its job {active.job} is back in the queue ({state.reason})")
 
@@ -322,7 +353,7 @@ class SlurmSlots(Slots):
         how = f"its job ended as {state} and left no result"
         if state == "TIMEOUT":
             limit = f"hydra.launcher.timeout_min={self.settings.timeout_min}"
-            how = f"its time was up ({limit}) before it had saved its state"
+            how = f"its time was up ({limit}) before it could go back into the queue"
         return Ending(1, how=f"{how} ({active.place})")
 
     def _collect(self, active: _Active, ending: Ending) -> tuple[Work, Ending]:

@@ -141,15 +141,17 @@ class Job:
             return INTERRUPTED
         counter = os.path.join(self.folder, "requeued", str(self.index))
         before = int(_text(counter) or 0)
+        is_counted = self.heard != "SIGTERM"  # a preemption is nobody's fault; a time that does not suffice may be
         most = int(self.submission["max_requeues"])
-        if before >= most:
+        if is_counted and before >= most:
             return self._end(
                 INTERRUPTED,
                 reason=f"its state is saved, but it was put back into the queue {before} time(s) already "
                 f"(hydra.launcher.max_requeues={most})",
             )
-        _write(counter, str(before + 1))
-        print(f"--- the state is saved; the job goes back into the queue ({before + 1} of {most})", flush=True)
+        if is_counted:
+            _write(counter, str(before + 1))
+        print("--- the state is saved; the job goes back into the queue", flush=True)
         refused = _requeue()
         if refused:
             return self._end(INTERRUPTED, lost=True, reason=f"Slurm does not put the job back: {refused}")
@@ -184,6 +186,7 @@ class Job:
 
 
 def _job_id() -> str:
+    """``12``, or ``12_3``: the plain number of a task (SLURM_JOB_ID) may be that of the whole array, too."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
@@ -192,7 +195,7 @@ def _state_of_this_job() -> str:
     """RUNNING where Slurm has nothing against the job going on; waits while the controller is away."""
     until = time.monotonic() + _ASK_FOR_S
     while True:
-        done = _call(["squeue", "--noheader", f"--jobs={os.environ.get('SLURM_JOB_ID', '')}", "--format=%T"])
+        done = _call(["squeue", "--noheader", f"--jobs={_job_id()}", "--format=%T"])
         if done.returncode == 0:
             return done.stdout.strip() or "COMPLETING"
         if "Invalid job id" in done.stderr:
@@ -206,7 +209,7 @@ def _requeue() -> str:
     """Puts this job back in line; why Slurm refuses, or nothing. Waits while the controller is away."""
     until = time.monotonic() + _ASK_FOR_S
     while True:
-        done = _call(["scontrol", "requeue", os.environ.get("SLURM_JOB_ID", "")])
+        done = _call(["scontrol", "requeue", _job_id()])
         if done.returncode == 0:
             return ""
         is_away = any(word in done.stderr for word in ("contact", "timed out", "Connection", "Zero Bytes"))

@@ -52,8 +52,8 @@ class SlurmConfig:
     # Seconds before the end of the stretch at which the run is told to save. More is needed for large checkpoints on
     # slow disks; less wastes less. null: 120, but at most a quarter of the stretch.
     signal_delay_s: int | None = None
-    # How often a run may go back into the queue because its time was up or somebody signalled it. What Slurm itself
-    # puts back (preemption, a lost node) does not count.
+    # How often a run may go back into the queue because its time was up, or SIGUSR2 said so. Preemptions and lost nodes
+    # do not count.
     max_requeues: int = 20
     # Machines of one run. One process runs on the first of them and starts the others' processes from there.
     nodes: int = 1

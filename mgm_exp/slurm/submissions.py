@@ -16,6 +16,7 @@ is there it never came to be.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -118,7 +119,8 @@ class Submission:
         """A descriptor to hand to ``sbatch``: who looks for this submission waits until it is closed everywhere."""
         descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # no locks here: a job that is submitted twice does nothing, see LATEST
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield descriptor
         finally:
             os.close(descriptor)

@@ -43,9 +43,20 @@ def go(app: Any, *numbers: int) -> None:
         (app.root / f"sweeps/s/{number}/go").touch()
 
 
-def ended(process: subprocess.Popen[str], timeout_s: float = 90) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str], timeout_s: float = 300) -> tuple[int, str]:
     printed, _ = process.communicate(timeout=timeout_s)
     return process.returncode, printed
+
+
+def read_until(process: subprocess.Popen[str], words: str) -> str:
+    """What it printed up to a line with these words."""
+    assert process.stdout is not None
+    seen = ""
+    while words not in seen:
+        line = process.stdout.readline()
+        assert line, f"it ended without saying {words!r}: {seen}"
+        seen += line
+    return seen
 
 
 def test_a_grid_is_one_array_whose_files_hold_no_secret(
@@ -78,7 +89,7 @@ def test_a_grid_is_one_array_whose_files_hold_no_secret(
 def test_each_job_has_the_end_that_it_met_and_harms_no_other(slurm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is cancelled, one killed, one preempted, one told that its time is up; a fifth is left in peace."""
     app, cluster = slurm
-    monkeypatch.setenv("SMALL_STEPS", "60")
+    monkeypatch.setenv("SMALL_STEPS", "40")
     monkeypatch.setenv("SMALL_STEP_S", "0.1")
     process = app.start(*SLURM, NODE, "adapter.rank=1,2,3,4")
     for number in range(4):
@@ -98,52 +109,53 @@ def test_each_job_has_the_end_that_it_met_and_harms_no_other(slurm: Any, monkeyp
     error = app.sweep()["trials"][0]["error"]["message"]
     assert f"its job was cancelled (job {job}_0; log: {app.root}/sweeps/s/0/output.txt)" in error
     assert "was killed by SIGKILL" in printed and "goes on from its checkpoint" in printed
-    assert steps(app, 1)[-1] == 60 and len(steps(app, 1)) <= 61, "at most the step at hand is lost"
+    assert steps(app, 1)[-1] == 40 and len(steps(app, 1)) <= 41, "at most the step at hand is lost"
     for number in (2, 3):
-        assert f"trial {number}: its job {job}_{number} is back in the queue" in printed
-        assert sorted(set(steps(app, number))) == list(range(1, 61)) and len(steps(app, number)) <= 61
+        assert f"trial {number}: its job {job}_{number} is back in the queue" in printed, printed
+        assert sorted(set(steps(app, number))) == list(range(1, 41)) and len(steps(app, number)) <= 41
         output = (app.root / f"sweeps/s/{number}/output.txt").read_text()
         assert f"--- job {job}_{number} on" in output and "restarted 1 time(s)" in output
     assert [len(entry["tasks"]) for entry in submissions(app)] == [4, 1], "only the killed one was submitted again"
     process = app.start(*SLURM, NODE, "adapter.rank=1,2,3,4")
     code, printed = ended(process)
     assert (code, states(app)) == (0, ["completed"] * 4), printed
-    assert steps(app, 0)[-1] == 60 and len(steps(app, 0)) <= 61
+    assert steps(app, 0)[-1] == 40 and len(steps(app, 0)) <= 41
 
 
-@pytest.mark.parametrize("cut_off", [False, True], ids=["between", "while submitting"])
-def test_a_sweep_whose_command_was_killed_is_picked_up_and_nothing_is_submitted_twice(
-    slurm: Any, cut_off: bool
+def test_a_sweep_whose_command_was_killed_while_it_submitted_is_picked_up_and_nothing_is_submitted_twice(
+    slurm: Any,
 ) -> None:
     app, cluster = slurm
-    process = app.start(*SLURM, NODE, "adapter.rank=1,2,3,4,5", stop="1,2,3,4,5")
-    waiting(app, 0, 1, 2, 3)
+    grid = (*SLURM, "adapter.rank=1,2,3", "hydra.launcher.array_parallelism=2")
+    process = app.start(*grid, stop="1,2,3")
+    waiting(app, 0, 1)
     process.kill()
     process.wait()
     before = cluster.jobs()
     (submission,) = submissions(app)
-    if cut_off:  # as if it had been killed before it could note the number
-        path = app.sweep_dir / ".slurm" / submission["id"] / "submission.json"
-        path.write_text(json.dumps({**submission, "job": None}))
-        for note in (app.sweep_dir / ".slurm" / submission["id"] / "started").iterdir():
-            note.unlink()
+    # As if it had been killed before it could note the number, and no job had begun.
+    (app.sweep_dir / ".slurm" / submission["id"] / "submission.json").write_text(
+        json.dumps({**submission, "job": None})
+    )
+    for note in (app.sweep_dir / ".slurm" / submission["id"] / "started").iterdir():
+        note.unlink()
     go(app, 0)
     wait_until(lambda: (app.root / "sweeps/s/0/result.json").exists(), "one has ended meanwhile")
-    process = app.start(*SLURM, NODE, "adapter.rank=1,2,3,4,5")
-    waiting(app, 4)
-    go(app, 1, 2, 3, 4)
+    process = app.start(*grid)
+    seen = read_until(process, f"trial 1: its job {submission['job']}_1 goes on (RUNNING")
+    waiting(app, 2)
+    go(app, 1, 2)
     code, printed = ended(process)
-    assert (code, states(app)) == (0, ["completed"] * 5), printed
+    assert (code, states(app)) == (0, ["completed"] * 3), seen + printed
     assert set(cluster.jobs()) == set(before) and len(submissions(app)) == 1
-    assert f"trial 1: its job {submission['job']}_1 goes on (RUNNING" in printed
-    assert [app.calls(number) for number in range(5)] == [1] * 5
+    assert [app.calls(number) for number in range(3)] == [1] * 3
 
 
 def test_a_search_fills_each_place_at_once_and_outlives_its_controller_and_its_command(slurm: Any) -> None:
     app, cluster = slurm
     points = "[{adapter.rank: 9}, {adapter.rank: 1}, {adapter.rank: 2}, {adapter.rank: 3}]"
     arguments = (
-        *SEARCH, "adapter.rank=choice(1,2,3,9)", f"sweep.enqueue={points}", "sweep.n_trials=6", "sweep.slots=2",
+        *SEARCH, "adapter.rank=choice(1,2,3,9)", f"sweep.enqueue={points}", "sweep.n_trials=5", "sweep.slots=2",
     )  # fmt: skip
     process = app.start(*arguments, stop="9")
     waiting(app, 0)
@@ -153,19 +165,15 @@ def test_a_search_fills_each_place_at_once_and_outlives_its_controller_and_its_c
     slow = next(entry["job"] for entry in submissions(app) if entry["tasks"][0]["run_dir"].endswith("/0"))
     cluster.kill_controller()
     process = app.start(*arguments, stop="9")
-    assert process.stdout is not None
-    lines = []
-    while "Slurm does not answer" not in "".join(lines[-1:]):
-        lines.append(process.stdout.readline())
-        assert lines[-1], "".join(lines)
+    seen = read_until(process, "Slurm does not answer")
     cluster.up()
-    wait_until(lambda: len(list(app.root.glob("sweeps/s/[1-5]/result.json"))) == 5, "all others are through")
-    go(app, *[n for n in range(6) if (app.root / f"sweeps/s/{n}/waiting").exists()])
+    wait_until(lambda: len(list(app.root.glob("sweeps/s/[1-4]/result.json"))) == 4, "all others are through")
+    go(app, *[n for n in range(5) if (app.root / f"sweeps/s/{n}/waiting").exists()])
     code, printed = ended(process)
-    assert (code, states(app)) == (0, ["completed"] * 6), "".join(lines) + printed
+    assert (code, states(app)) == (0, ["completed"] * 5), seen + printed
     assert "Slurm answers again" in printed and f"trial 0: its job {slow} goes on" in printed
-    assert [app.calls(number) for number in range(6)] == [1] * 6
-    assert len(submissions(app)) == 6 and all(entry["job"] for entry in submissions(app))
+    assert [app.calls(number) for number in range(5)] == [1] * 5
+    assert len(submissions(app)) == 5 and all(entry["job"] for entry in submissions(app))
 
 
 def test_without_waiting_it_submits_and_ends_and_the_same_command_goes_on(
@@ -212,8 +220,8 @@ def test_ctrl_c_cancels_what_waits_and_lets_the_others_save(slurm: Any, monkeypa
 
 def test_what_slurm_refuses_is_said_in_its_words(slurm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     app, _ = slurm
-    assert app(*SLURM, "adapter.rank=1,2", "hydra.launcher.partition=nowhere") == 2
+    assert app(*SLURM, "adapter.rank=1", "hydra.launcher.partition=nowhere") == 2
     assert "invalid partition specified: nowhere" in capsys.readouterr().err
-    assert app(*SLURM, "adapter.rank=1,2", "hydra.launcher.snapshot=false") == 0, "and the next command submits"
-    assert states(app) == ["completed"] * 2
+    assert app(*SLURM, "adapter.rank=1", "hydra.launcher.snapshot=false") == 0, "and the next command submits"
+    assert states(app) == ["completed"]
     assert f"code: {Path(__file__).parents[3]}" in (app.sweep_dir / "0" / "log.txt").read_text()
