@@ -87,7 +87,13 @@ class Pulse(threading.Thread):
             if (marks.passed, marks.worked) != done:
                 done, since = (marks.passed, marks.worked), now
             self._beat += 1
-            row = {"beat": self._beat, "step": marks.step, "passed": done[0], "worked": done[1], "waits": marks.waits}
+            row: dict[str, Any] = {
+                "beat": self._beat,
+                "step": marks.step,
+                "passed": done[0],
+                "worked": done[1],
+                "waits": marks.waits,
+            }
             if now - since >= min(_STILL_S, self._interval_s):
                 row["where"] = _where(sys._current_frames().get(threading.main_thread().ident or 0))
             with contextlib.suppress(OSError):  # a network file system may be away for a while

@@ -132,7 +132,10 @@ def _task(name: str, replicas: int, settings: VolcanoConfig, command: Sequence[s
 
 
 def _pod(name: str, settings: VolcanoConfig, command: Sequence[str], board: str) -> dict[str, Any]:
-    mounts = [{"name": "outputs", "mountPath": settings.outputs_path}, {"name": "shm", "mountPath": "/dev/shm"}]
+    mounts: list[dict[str, Any]] = [
+        {"name": "outputs", "mountPath": settings.outputs_path},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
     volumes: list[dict[str, Any]] = [
         {"name": "outputs", "persistentVolumeClaim": {"claimName": settings.outputs_claim}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _gib(settings.shm_gb)}},

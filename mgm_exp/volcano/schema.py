@@ -1,8 +1,8 @@
 """Whether a manifest has the form of a Volcano Job: checked here, without a cluster, before anything is sent.
 
 ``schema.json`` describes the fields that :mod:`mgm_exp.volcano.manifest` writes, and no others. It was compared by hand
-with the CustomResourceDefinition ``jobs.batch.volcano.sh`` and the admission checks of Volcano 1.15.0, and for the pod
-with Kubernetes 1.31. This module reads the few words of JSON Schema that are used there.
+with the CustomResourceDefinition ``jobs.batch.volcano.sh`` (its pod included) and the admission checks of Volcano
+1.15.0, commit ed72c7c. This module reads the few words of JSON Schema that are used there.
 """
 
 from __future__ import annotations
