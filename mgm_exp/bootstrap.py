@@ -23,6 +23,8 @@ SWEEPS = ROOT / "sweeps"
 LAUNCHER = ROOT / "launcher"
 # Environment variable by which a trial knows which process started it: it ends with it.
 PARENT = "MGM_EXP_PARENT"
+# Set in jobs of a batch system: a run waits until the processes of the job before it have left its folder.
+WAIT = "MGM_EXP_WAIT"
 
 _ASSIGNMENT = re.compile(r"(?P<key>\+{0,2}(?P<group>[A-Za-z_][\w/]*)(?:@[\w.:]*)?)=(?P<value>.+)", re.DOTALL)
 _NUMBERS = re.compile(r"\s*\d+\s*(?:,\s*\d+\s*)*")
@@ -57,9 +59,16 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     from mgm_exp.config import ExperimentConfig
+    from mgm_exp.local import LocalConfig
+    from mgm_exp.slurm.settings import SlurmConfig
+    from mgm_exp.volcano.settings import VolcanoConfig
 
-    if "base_schema.yaml" not in ConfigStore.instance().repo:
-        ConfigStore.instance().store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+    store = ConfigStore.instance()
+    if "base_schema.yaml" not in store.repo:
+        store.store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="slurm_schema", node=SlurmConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="local_schema", node=LocalConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="volcano_schema", node=VolcanoConfig, provider="mgm_exp")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, LeaseHeld
 from mgm_exp.study_books import AGAIN_FOR, CLAIMS, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
 from mgm_exp.study_table import in_short
-from mgm_exp.sweep_folder import record_failure
+from mgm_exp.sweep_folder import record_failure, record_stop
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -100,7 +100,7 @@ class Campaign:
         self.settings, self.base = base.sweep, base
         self._config_value, self._config_of, self._say = config_value, config_of, say
         self.folder = books.folder
-        books.plan = {"n_trials": base.sweep.n_trials, "slots": base.sweep.slots}
+        books.plan = {"n_trials": base.sweep.n_trials, "slots": slots.size}
         self.budget = Budget.of(base.sweep)
         self.clock = Clock(self.folder)
         self.constraints = [Expression(text, "sweep.constraints") for text in base.sweep.constraints]
@@ -109,6 +109,9 @@ class Campaign:
         self._refused_in_a_row = 0
         self._waiting_said: set[str] = set()
         self._stop_reason = ""
+        # Trials whose job somebody cancelled: left for the next command.
+        self._set_aside: set[int] = set()
+        self._is_left = False
 
     # -- one call of the command --------------------------------------------------------------------------------
 
@@ -138,7 +141,9 @@ class Campaign:
                 self._break_off("failed", error.message)
                 raise
             failed = [entry for entry in self._counted() if entry.status == "failed"]
-            self.books.status = "failed" if failed else "completed"
+            self.books.status = "failed" if failed else "interrupted" if self._set_aside else "completed"
+            if self._is_left:
+                self._submitted()
             self.books.stopped_because = self._stop_reason
             with self._desk():
                 return self.books.write()
@@ -266,11 +271,15 @@ class Campaign:
                     break
             busy = self.slots.busy
             self.clock.tick(self._devices())
-            for work, ending in self.slots.ended(_POLL_S if busy else 0.0):
+            ended = self.slots.ended(_POLL_S if busy else 0.0)
+            for work, ending in ended:
                 self._ended(work, ending)
             self.clock.tick(self._devices())
             if self.books.is_behind:
                 self._write_books()
+            if self.slots.busy and not ended and self.slots.may_leave():
+                self._is_left = True
+                return
             if not busy and not self._again and not self._others_or_more():
                 return
 
@@ -280,12 +289,22 @@ class Campaign:
             with self._desk():
                 self.books.write()
 
+    def _submitted(self) -> None:
+        """The trials are with somebody else, and this command ends (``launch.wait=false``)."""
+        name, count = self.books.name, len(self.mine)
+        for trial in [*self.mine.values()]:
+            self._leave(trial)
+        self.books.status = "submitted"
+        self._say(
+            f"sweep {name}: {count} trial(s) submitted. `mgm-exp status {name}` shows them; the same command goes on."
+        )
+
     def _devices(self) -> int:
-        return sum(trial.config.devices for trial in self.mine.values())
+        return sum(trial.config.devices for trial in self.mine.values() if self.slots.has_begun(trial.number))
 
     def _others_or_more(self) -> bool:
         """Whether there is something to wait for: trials of other sweepers, which may be left behind."""
-        alive = [trial.number for trial in self._running() if trial.number not in self.mine]
+        alive = [trial.number for trial in self._running() if not self._is_ours(trial.number)]
         if not alive:
             with self._desk():
                 return not self._why_no_more()
@@ -329,10 +348,14 @@ class Campaign:
 
         return list(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
+    def _is_ours(self, number: int) -> bool:
+        """Whether this sweeper works on it, or has set it aside."""
+        return number in self.mine or number in self._set_aside
+
     def _left_behind(self) -> tuple[int, Lease] | None:
         """A trial that the study calls running and nobody works on, claimed for us."""
         for frozen in self._running():
-            if frozen.number in self.mine:
+            if self._is_ours(frozen.number):
                 continue
             claim = self.books.claim(frozen.number)
             if claim.holder() is not None:
@@ -482,7 +505,8 @@ class Campaign:
         of_seed = "" if seed is None else f" seed={seed}"
         self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}")
         self._write_books()
-        wait_until_free(run_dir, self._say)
+        if self.slots.are_here:
+            wait_until_free(run_dir, self._say)
         overrides = self._overrides(trial.number, trial.point, seed)
         self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
 
@@ -496,6 +520,12 @@ class Campaign:
         trial = self.mine[work.number]
         outcome = judge(read_record(work.run_dir / "result.json"), self.books.objectives, ending)
         if outcome.verdict is Verdict.interrupted and is_stopping:
+            self._leave(trial)
+            return
+        if outcome.verdict is Verdict.interrupted and ending.set_aside:
+            record_stop(work.run_dir, outcome.reason, work.overrides)
+            self._say(f"trial {trial.number} interrupted: {outcome.reason}")
+            self._set_aside.add(trial.number)
             self._leave(trial)
             return
         if outcome.verdict is Verdict.user_error:

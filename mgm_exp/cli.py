@@ -181,9 +181,18 @@ def _curate(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _launch(arguments: list[str]) -> int:
+    from mgm_exp.verbs.launch import run
+
+    return run(arguments)
+
+
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
     "plan": Verb("plan [OVERRIDES] [--explain]", "what it will need and cost, and whether it fits", _plan),
+    "launch": Verb(
+        "launch [--dry-run] [OVERRIDES]", "a sweep on a cluster; --dry-run shows scripts, manifests", _launch
+    ),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "study-server": Verb(

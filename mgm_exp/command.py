@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Task = Callable[..., dict[str, Any]]
 # Set by this package in a cell's overrides; of no interest to a reader of tags.
-_OWN_KEYS = ("trial", "sweep.name")
+_OWN_KEYS = ("trial", "sweep.name", "launch.machines")
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,16 @@ def run_once(
             raise ConfigError("These overrides describe a sweep (hydra.mode=MULTIRUN), not one run; use -m or sweep().")
         config = checked(tree, overrides)
         refuse_hydra_settings(tree)
+        if config.trial is None and not str(tree.hydra.launcher._target_).endswith(".BasicLauncher"):
+            raise ConfigError(
+                "A launcher (hydra/launcher=...) is for sweeps: one run would stay on this machine.",
+                advice="Give -m with it: a sweep of one trial is a run that is launched.",
+            )
         wanted = _given(overrides, "hydra.run.dir")
         while True:
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
+            if wanted and os.environ.get(bootstrap.WAIT) == "1":
+                wait_until_free(folder, print)
             arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
             try:
                 return _one_job(hydra, arguments, Job(task, tuple(command)))
@@ -318,6 +325,13 @@ def run_arguments(
         return _shown(arguments)
     command = [*program.split(), *arguments]
     chosen: dict[str, Any] = {"config_dir": options.config_dir, "command": command, "task": task}
+    from mgm_exp.train.board import board_of_experiment
+
+    with board_of_experiment():
+        return _run_or_sweep(options, chosen, child)
+
+
+def _run_or_sweep(options: Any, chosen: dict[str, Any], child: Sequence[str] | None) -> int:
     if options.multirun or _describes_sweep(options.overrides, options.config_dir):
         return _exit_code(run_sweep(options.overrides, **chosen, program=child))
     try:
@@ -343,6 +357,8 @@ def _describes_sweep(overrides: list[str], config_dir: str | None) -> bool:
 
 def _exit_code(record: dict[str, Any]) -> int:
     """1 if a trial of this command failed."""
+    if record.get("status") == "submitted":
+        return EXIT_DONE
     mine = record.get("grid", [trial["number"] for trial in record["trials"]])
     states = [trial["status"] for trial in record["trials"] if trial["number"] in mine]
     # A search whose hours are over leaves trials that go on with more of them.

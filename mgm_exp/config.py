@@ -152,6 +152,13 @@ class TrackerMode(Enum):
     disabled = "disabled"
 
 
+class Machines(Enum):
+    """``auto``: those of the hostfile, of the Slurm or Volcano job, else this one. ``here``: this machine alone."""
+
+    auto = "auto"
+    here = "here"
+
+
 class Direction(Enum):
     """Which end of the objective is better."""
 
@@ -785,6 +792,26 @@ class TrackerConfig:
 
 
 @dataclass
+class LaunchConfig:
+    """The processes of one run (``devices``): where they are, what happens when one fails; how a sweep is sent away."""
+
+    machines: Machines = Machines.auto
+    # A file with a line "host slots=N" for each machine; the first one is this machine. null: none.
+    hostfile: str | None = None
+    # What runs a command on another machine of the hostfile; the host and one command line are appended.
+    remote_shell: list[str] = field(default_factory=lambda: ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"])
+    # How often a stage begins again from its newest checkpoint because a process was killed, lost or hung.
+    # 0: it fails at once. More survives more faults, and repeats more often what may never work.
+    max_restarts: int = 1
+    # Seconds without progress of any process before those that lag behind are named and ended. It must be longer than
+    # the slowest step, and than loading the model; lower notices a hang sooner.
+    timeout_s: float = 1800.0
+    # false: with hydra/launcher=slurm the command submits what can run now, and ends; the same command picks the sweep
+    # up later.
+    wait: bool = True
+
+
+@dataclass
 class PathsConfig:
     """Where results go."""
 
@@ -872,8 +899,9 @@ class SweepConfig:
     n_trials: int = 20
     # Runs of each trial, with seeds seed, seed+1, ...: its value is their mean.
     seeds: int = 1
-    # Trials at the same time on this machine. 1: in this process; more: each in a process of its own.
-    slots: int = 1
+    # Trials at the same time. On this machine 1 is in this process, and more are processes of their own, each with
+    # GPUs of its own. null: 1; with hydra/launcher=local one for each set of `devices` GPUs.
+    slots: int | None = None
     # A process for each trial even with one slot: a crash (out of memory) then ends the trial and not the sweep.
     isolate: bool = False
     # How often a trial that was lost (a killed process, a lost machine) is continued before it counts as failed.
@@ -930,9 +958,10 @@ class ExperimentConfig:
     seed: int = 0
     # Folder name below <paths.root>/runs.
     name: str = MISSING
-    # Processes on this machine: one for each GPU, or CPU processes.
+    # Processes in all, over all machines: one for each GPU, or CPU processes.
     devices: int = 1
     device: Device = Device.auto
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     # Set by the sweeper: the number of this trial, which is also its folder.
     trial: int | None = None
 
@@ -1051,6 +1080,10 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield "data.image_root is given without data.path"
     if config.device is Device.cpu and train.precision is Precision.fp16:
         yield "train.precision=fp16 needs a GPU; on the CPU use fp32 or bf16"
+    if config.launch.hostfile is not None and config.launch.machines is Machines.here:
+        yield "launch.hostfile is given with launch.machines=here, which does not read it; drop one of the two"
+    if not config.launch.remote_shell:
+        yield "launch.remote_shell=[] is empty: it is the command that reaches another machine, such as [ssh]"
 
 
 def _eval_faults(section: EvalConfig) -> Iterator[str]:
@@ -1179,6 +1212,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.longest_text": config.plan.longest_text,
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
+        "launch.timeout_s": config.launch.timeout_s,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
@@ -1193,6 +1227,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "seed": config.seed,
         "data.captioner.seed": data.captioner.seed,
         "train.early_stopping.min_delta": train.early_stopping.min_delta,
+        "launch.max_restarts": config.launch.max_restarts,
         "sweep.retries": sweep.retries,
         "sweep.sampler.seed": sweep.sampler.seed,
         "sweep.sampler.startup": sweep.sampler.startup,

@@ -6,6 +6,7 @@ hand is safe to break off, because whatever is written is written whole or not a
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,11 +16,20 @@ from types import FrameType
 from mgm_exp.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# Set in jobs of a batch system: it sends several signals for one request (a warning, the end of the time, a signal to
+# each process of the job), and SIGKILL when it has waited long enough. Whoever is saving goes on saving.
+ONCE = "MGM_EXP_STOP_ONCE"
+
+
+def is_asked_once() -> bool:
+    """Whether further stop signals mean nothing new; else the second one ends the process at once."""
+    return os.environ.get(ONCE) == "1"
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raises :class:`Interrupted` in the main thread on the first stop signal; a second one ends the process at once.
+    """Raises :class:`Interrupted` in the main thread on the first stop signal; a second one ends the process at once
+    (where :data:`ONCE` is set, it is ignored).
 
     Outside the main thread (notebooks, servers) Python cannot install handlers: nothing is changed there.
     """
@@ -29,7 +39,7 @@ def stop_on_signals() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         for stop_signal in STOP_SIGNALS:
-            signal.signal(stop_signal, signal.SIG_DFL)
+            signal.signal(stop_signal, signal.SIG_IGN if is_asked_once() else signal.SIG_DFL)
         raise Interrupted(
             f"Stopped by {signal.Signals(number).name}; what was finished is saved.",
             advice="The same command continues from there.",

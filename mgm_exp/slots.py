@@ -6,6 +6,7 @@ sees to it), saves its state when this process is asked to stop, and prints into
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.bootstrap import PARENT
-from mgm_exp.errors import Interrupted
+from mgm_exp.errors import ConfigError, Interrupted
+from mgm_exp.local import LocalConfig, local_slots
+from mgm_exp.memory_use import tree_gib
 from mgm_exp.search.outcome import Ending, oom_kills
 from mgm_exp.store import LeaseHeld
 
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 # What a child prints, in its run folder; log.txt holds what the run itself printed.
 OUTPUT = "output.txt"
 _TAIL = 2000
+# What a run is given that shares this machine with others.
+ONE_MACHINE = "launch.machines=here"
+# Of -1000 to 1000: the kernel ends such processes before others of the same size.
+_FIRST_TO_GO = 500
 
 
 @dataclass(frozen=True)
@@ -53,15 +60,26 @@ def in_sweep(number: int, name: str, subdir: str) -> list[str]:
     return [f"trial={number}", f"sweep.name={_quoted(name)}", f"hydra.sweep.subdir='{subdir}'"]
 
 
+def run_arguments_of(work: Work) -> list[str]:
+    """The arguments with which a run is started in a process of its own."""
+    return [*work.overrides, f"hydra.run.dir={_quoted(str(work.run_dir))}", "hydra.mode=RUN"]
+
+
 class Slots(ABC):
     """Places for trials."""
 
     size: int
+    # Whether runs are processes of this machine, and end with this one.
+    are_here = True
 
     @property
     @abstractmethod
     def busy(self) -> int:
         """Runs that are under way, or have ended without being collected."""
+
+    def has_begun(self, number: int) -> bool:
+        """Whether a trial that was started computes already, rather than waiting for its turn elsewhere."""
+        return True
 
     @abstractmethod
     def start(self, work: Work) -> None:
@@ -74,6 +92,10 @@ class Slots(ABC):
     @abstractmethod
     def stop(self) -> list[tuple[Work, Ending]]:
         """Asks all runs to save their state and to end; returns when they have."""
+
+    def may_leave(self) -> bool:
+        """Whether the sweep may end now and its runs go on without it (``launch.wait=false``)."""
+        return False
 
 
 class InProcess(Slots):
@@ -124,17 +146,21 @@ class InProcess(Slots):
 
 
 class ChildProcesses(Slots):
-    """Several slots, a process for each run.
+    """Several slots on this machine, a process for each run.
+
+    One that crashes or runs out of memory harms no other: each has a process and a session of its own, and the kernel,
+    when memory ends, takes a trial before the sweep (``oom_score_adj``).
 
     Args:
-        size: How many at the same time.
+        places: The GPUs of each slot, as CUDA_VISIBLE_DEVICES names them; an empty list where there are none.
         program: The command line that runs one experiment, without its overrides.
-        devices: Devices of one run; GPUs are dealt out to the slots where there are any.
+        mem_gb: GiB of host memory that a run may use; None: no limit.
     """
 
-    def __init__(self, size: int, program: Sequence[str], devices: int) -> None:
-        self.size, self._program, self._devices = size, list(program), devices
+    def __init__(self, places: Sequence[Sequence[str]], program: Sequence[str], mem_gb: float | None = None) -> None:
+        self.size, self._places, self._program, self._mem_gb = len(places), places, list(program), mem_gb
         self._running: dict[int, tuple[Work, subprocess.Popen[bytes], int | None]] = {}  # by slot
+        self._over: dict[int, float] = {}  # slot -> GiB of a run that was ended for them
 
     @property
     def busy(self) -> int:
@@ -143,7 +169,9 @@ class ChildProcesses(Slots):
     def start(self, work: Work) -> None:
         slot = next(number for number in range(self.size) if number not in self._running)
         work.run_dir.mkdir(parents=True, exist_ok=True)
-        arguments = [*work.overrides, f"hydra.run.dir={_quoted(str(work.run_dir))}", "hydra.mode=RUN"]
+        arguments = run_arguments_of(work)
+        if self.size > 1:  # a slot is a place on this machine, also in a job that has several
+            arguments.append(ONE_MACHINE)
         with open(work.run_dir / OUTPUT, "ab") as output:
             # From the main thread: the kernel watches the thread that made a child. A session of its own: Ctrl-C comes
             # to this process, which asks the children to stop, once.
@@ -155,6 +183,8 @@ class ChildProcesses(Slots):
                 env={**os.environ, **self._environment(slot)},
                 start_new_session=True,
             )
+        with contextlib.suppress(OSError):  # it has ended already, or this system has no such thing
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_FIRST_TO_GO))
         self._running[slot] = (work, process, oom_kills())
 
     def _environment(self, slot: int) -> dict[str, str]:
@@ -162,24 +192,41 @@ class ChildProcesses(Slots):
         if "OMP_NUM_THREADS" not in os.environ:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             variables["OMP_NUM_THREADS"] = str(max(1, cores // self.size))
-        gpus = visible_gpus()
-        if gpus:
-            mine = [gpus[(slot * self._devices + number) % len(gpus)] for number in range(self._devices)]
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
+        if self._places[slot]:
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self._places[slot])
         return variables
 
     def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
         self._wait(timeout_s)
+        self._end_those_above_the_limit()
         found = []
         for slot, (work, process, kills_before) in list(self._running.items()):
             code = process.poll()
             if code is None:
                 continue
             del self._running[slot]
+            used = self._over.pop(slot, None)
+            if used is not None and code != 0:
+                why = (
+                    f"it used {used:.1f} GiB of host memory, and hydra.launcher.mem_gb={self._mem_gb:g} allows no more"
+                )
+                found.append((work, Ending(code, over_limit=why)))
+                continue
             kills = oom_kills()
             memory = kills is not None and kills_before is not None and kills > kills_before
-            found.append((work, Ending(code, memory, _tail(work.run_dir / OUTPUT))))
+            found.append((work, Ending(code, memory, last_words(work.run_dir / OUTPUT))))
         return found
+
+    def _end_those_above_the_limit(self) -> None:
+        if self._mem_gb is None:
+            return
+        for slot, (_, process, _) in self._running.items():
+            if slot in self._over or process.poll() is not None:
+                continue
+            used = tree_gib(process.pid)
+            if used > self._mem_gb:
+                self._over[slot] = used
+                process.kill()  # what it started ends with it
 
     def _wait(self, timeout_s: float) -> None:
         """Until one of them ends, or ``timeout_s`` has passed."""
@@ -224,17 +271,14 @@ def make_slots(
     if hasattr(launcher, "make_slots"):
         slots: Slots = launcher.make_slots(config, list(program))
         return slots
-    if config.sweep.slots == 1 and not config.sweep.isolate:
+    if not config.launch.wait:
+        raise ConfigError(
+            "launch.wait=false needs somebody else who runs the trials: hydra/launcher=slurm.",
+            advice="Leave it away: trials of this machine end with the command that started them.",
+        )
+    if config.sweep.slots in (None, 1) and not config.sweep.isolate:
         return InProcess(launch, record)
-    return ChildProcesses(config.sweep.slots, program, config.devices)
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a child may be given, by name, without loading torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip() and name.strip() != "-1"]
-    return [str(number) for number, _ in enumerate(sorted(Path("/dev").glob("nvidia[0-9]*")))]
+    return local_slots(LocalConfig(slots=config.sweep.slots or 1), config, program)
 
 
 def own_program(config_dir: str | None = None) -> list[str]:
@@ -259,8 +303,8 @@ def _stamp(run_dir: Path) -> int | None:
         return None
 
 
-def _tail(path: Path) -> str:
-    """The last lines that a child printed, for a run that left no record."""
+def last_words(path: Path) -> str:
+    """The error, or the last lines, that a child printed, for a run that left no record."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -268,7 +312,8 @@ def _tail(path: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return ""
-    lines = [line for line in text.splitlines() if line.strip()]
+    # Lines with dashes are those of the job that started it.
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("--- ")]
     errors = [line for line in lines if line.startswith("error:")]
     return errors[-1].removeprefix("error:").strip() if errors else " ".join(lines[-3:])
 

@@ -94,9 +94,28 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError | No
     return None
 
 
+def _unknown_launcher_key(key: str, given: str) -> ConfigError:
+    from mgm_exp.local import LocalConfig
+    from mgm_exp.slurm import SlurmConfig
+    from mgm_exp.volcano import VolcanoConfig
+
+    name = key.split(".")[2]
+    sections = {"local": LocalConfig, "slurm": SlurmConfig, "volcano": VolcanoConfig}
+    names = {
+        launcher: [field.name for field in fields(section) if field.name != "_target_"]
+        for launcher, section in sections.items()
+    }
+    near = difflib.get_close_matches(name, sorted({key for keys in names.values() for key in keys}), n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    there = "; ".join(f"hydra/launcher={launcher} has {', '.join(keys)}" for launcher, keys in names.items())
+    return ConfigError(f"{given}: the launcher has no key {name!r}.{hint}", advice=f"{there}; basic has none.")
+
+
 def unknown_key(key: str, override: str = "") -> ConfigError:
     """A key that the schema does not have."""
     given = override or key
+    if key.startswith("hydra.launcher."):
+        return _unknown_launcher_key(key, given)
     if key.split(".")[0] == "hydra":
         return ConfigError(f"{given}: Hydra has no key {key}.", advice="`--hydra-help` says more.")
     parent, _, name = key.rpartition(".")

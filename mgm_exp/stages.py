@@ -61,7 +61,7 @@ class Sources:
 def config_hash(config: ExperimentConfig) -> str:
     """Hash of all that defines the experiment: two runs with equal hashes are the same experiment."""
     values = plain(config)
-    for key in ("name", "paths", "tracker", "sweep", "plan", "trial"):
+    for key in ("name", "paths", "tracker", "sweep", "plan", "launch", "trial"):
         values.pop(key, None)
     values["train"].pop("checkpoint", None)
     if config.train.early_stopping.patience is None:  # else the points decide when training ends

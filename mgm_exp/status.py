@@ -13,6 +13,7 @@ from mgm_exp.folders import LEASE, read_record
 from mgm_exp.ledger import in_words
 from mgm_exp.repeats import run_dirs
 from mgm_exp.search.budget import FOLDER as SWEEPERS
+from mgm_exp.slurm import living_jobs
 from mgm_exp.store import Lease
 from mgm_exp.study_table import headline, print_search, table_of
 
@@ -30,6 +31,7 @@ class Line:
     seconds: float | None
     reason: str
     folder: Path
+    job: str = ""
 
 
 def show_status(sweep: str | None, root: Path) -> None:
@@ -41,7 +43,7 @@ def show_status(sweep: str | None, root: Path) -> None:
     if sweep is not None:
         folder = find(sweep, root)
         if is_search(folder):
-            print_search(folder, is_running=sweep_state(folder) == "running")
+            _print_search(folder)
         elif (folder / "sweep.json").is_file():
             _print(_title(folder), sweep_lines(folder))
         else:
@@ -50,7 +52,7 @@ def show_status(sweep: str | None, root: Path) -> None:
     sweeps = sorted((root / "sweeps").glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
     for path in sweeps:
         if is_search(path.parent):
-            print_search(path.parent, is_running=sweep_state(path.parent) == "running")
+            _print_search(path.parent)
         else:
             _print(_title(path.parent), sweep_lines(path.parent))
     runs = sorted(path for path in (root / "runs").glob("*/*/") if (path / ".hydra").is_dir())
@@ -58,6 +60,12 @@ def show_status(sweep: str | None, root: Path) -> None:
         _print("runs", [run_line(folder) for folder in runs])
     if not sweeps and not runs:
         print(f"There is no run and no sweep below {root}.")
+
+
+def _print_search(folder: Path) -> None:
+    print_search(folder, is_running=sweep_state(folder) == "running")
+    for run_dir, job in sorted(living_jobs(folder).items()):
+        print(f"{run_dir.relative_to(folder.resolve())}: job {job}")
 
 
 def watch_status(sweep: str, root: Path, every_s: float = 2.0) -> None:
@@ -79,7 +87,7 @@ def watch_status(sweep: str, root: Path, every_s: float = 2.0) -> None:
 
     console = Console()
     with Live(shown(), console=console, refresh_per_second=4) as live:
-        while sweep_state(folder) == "running":
+        while sweep_state(folder) == "running" or living_jobs(folder):
             time.sleep(every_s)
             live.update(shown())
         live.update(shown())
@@ -110,12 +118,13 @@ def sweep_lines(folder: Path) -> list[Line]:
     record = read_record(folder / "sweep.json")
     objective = str(record.get("objective"))
     trials = [*record.get("trials", []), *record.get("pending", [])]
+    jobs = living_jobs(folder)
     lines = []
     for trial in sorted(trials, key=lambda trial: int(trial["number"])):
         what = f"{trial['number']}  {in_words(trial['params'])}"
         for run_dir in run_dirs(folder / str(trial["number"])):
             of_seed = f" seed={run_dir.name.removeprefix('seed_')}" if run_dir.name.startswith("seed_") else ""
-            lines.append(run_line(run_dir, what + of_seed, objective))
+            lines.append(run_line(run_dir, what + of_seed, objective, jobs.get(run_dir.resolve(), "")))
     return lines
 
 
@@ -128,20 +137,22 @@ def sweep_state(folder: Path) -> str:
     return "interrupted" if status == "running" else status
 
 
-def run_line(folder: Path, what: str = "", objective: str | None = None) -> Line:
-    """One run folder: a living lease says that it runs, else ``result.json`` says how it ended."""
+def run_line(folder: Path, what: str = "", objective: str | None = None, job: str = "") -> Line:
+    """One run folder: a living lease or job says that it runs, else ``result.json`` says how it ended."""
     result = read_record(folder / "result.json")
     if not folder.is_dir():
         status = "not started"
-    elif Lease(folder / LEASE).holder() is not None:
+    elif Lease(folder / LEASE).holder() is not None or "RUNNING" in job:
         status = "running"
+    elif job:
+        status = "queued"
     else:
         status = str(result.get("status", "interrupted"))
     score = (result.get("metrics") or {}).get(objective) if objective else result.get("objective")
-    error = (result.get("error") or {}) if status != "running" else {}
+    error = (result.get("error") or {}) if status not in ("running", "queued") else {}
     reason = f"{error.get('message', '')} {error.get('advice', '')}".strip()
     name = what or f"{folder.parent.name}/{folder.name}"
-    return Line(name, status, score, result.get("wall_s"), reason, folder)
+    return Line(name, status, score, result.get("wall_s"), reason, folder, job)
 
 
 def _title(folder: Path) -> str:
@@ -170,9 +181,17 @@ def _table(title: str, lines: list[Line]) -> Table:
     table.add_column("status", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
+    has_jobs = any(line.job for line in lines)
+    if has_jobs:
+        table.add_column("job", no_wrap=True)
     colours = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow"}
     for line in lines:
-        table.add_row(Text(line.what), Text(line.status, style=colours.get(line.status, "")), *_numbers(line))
+        table.add_row(
+            Text(line.what),
+            Text(line.status, style=colours.get(line.status, "")),
+            *_numbers(line),
+            *([line.job] if has_jobs else []),
+        )
     return table
 
 

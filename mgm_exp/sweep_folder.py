@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import NAME
-from mgm_exp.errors import ConfigError, MgmError
-from mgm_exp.folders import LEASE, confined, writable
+from mgm_exp.errors import ConfigError, Interrupted, MgmError
+from mgm_exp.folders import LEASE, confined, read_record, writable
 from mgm_exp.store import Lease, LeaseHeld, write_atomic
 
 if TYPE_CHECKING:
@@ -83,13 +83,26 @@ def _asked_for_folder(tree: DictConfig) -> bool:
     return any(str(item).lstrip("+").startswith("hydra.sweep.dir=") for item in tree.hydra.overrides.hydra)
 
 
-def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]) -> None:
+def record_stop(run_dir: Path, reason: str, overrides: Sequence[str]) -> None:
+    """Notes why a trial was interrupted by somebody else (its job was cancelled); the same command continues it."""
+    from mgm_exp.record import explain, write_result
+
+    error = Interrupted(reason, advice="The same command continues it.")
+    result = read_record(run_dir / "result.json")
+    if result.get("status") == "interrupted":
+        write_result(run_dir, {**result, "error": explain(error)})
+    else:
+        record_failure(run_dir, error, overrides, status="interrupted")
+
+
+def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str], *, status: str = "failed") -> None:
     """Leaves the record of a run in the folder of a trial that did not get far enough to leave its own.
 
     Args:
         run_dir: The trial's folder.
         error: Why it did not start, or broke off.
         overrides: What it was to run with; the configuration itself may not exist.
+        status: As ``result.json`` is to have it.
     """
     from mgm_exp.record import explain, redact, write_manifest, write_result
 
@@ -119,7 +132,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
         write_manifest(run_dir, manifest)
     result: dict[str, Any] = {
         "run_id": run_id,
-        "status": "failed",
+        "status": status,
         "metrics": {},
         "eval_keys": {},
         "objective": None,

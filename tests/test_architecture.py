@@ -31,6 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},
     "plan": {"config", "model"},
+    "volcano": {"config", "store", "record"},
+    "slurm": {"config", "store", "record", "bootstrap"},
 }
 # Folders of the package's faces.
 FACES = {"verbs"}

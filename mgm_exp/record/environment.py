@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import platform
 import shutil
@@ -16,6 +17,8 @@ from mgm_exp.record.secrets import redact_text
 
 # A larger diff is cut: it is there to tell what was changed, not to be a backup.
 DIFF_LIMIT = 200_000
+# In a copy of the code: what git said of the checkout that it was made from.
+SOURCE = "source.json"
 _TIMEOUT_S = 10.0
 
 
@@ -27,7 +30,7 @@ def collect_environment() -> dict[str, Any]:
     driver's own tool, so that this process takes no memory on them.
     """
     return {
-        "git": _git(Path(__file__).resolve().parents[2]),
+        "git": git_state(Path(__file__).resolve().parents[2]),
         "packages": _packages(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -35,9 +38,11 @@ def collect_environment() -> dict[str, Any]:
     }
 
 
-def _git(root: Path) -> dict[str, Any]:
-    """The state of the checkout that this code runs from; nulls where it is an installed package."""
+def git_state(root: Path) -> dict[str, Any]:
+    """``{commit, dirty, diff}`` of the checkout that code lies in, or was copied from; nulls where there is none."""
     nothing = {"commit": None, "dirty": None, "diff": None}
+    if (root / SOURCE).is_file():
+        return dict(json.loads((root / SOURCE).read_text(encoding="utf-8"))["git"])
     if not (root / ".git").exists():
         return nothing
     commit = _run(["git", "rev-parse", "HEAD"], root)

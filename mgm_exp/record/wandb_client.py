@@ -74,7 +74,7 @@ class WandbRun:
         self._tracker = tracker
         self._reply = reply
         self._is_upload = there is not None
-        self._there = frozenset(there or ())
+        self._there = set(there or ())
         self._finish_s = finish_s
         self._stage = ""
         # Steps of the stages before this one: global_step never goes back.
@@ -91,7 +91,7 @@ class WandbRun:
             try:
                 run = self._init("online")
                 if run.resumed:
-                    self._there = rows_there(api(self._tracker).run(f"{run.entity}/{run.project}/{run.id}"))
+                    self._there = set(rows_there(api(self._tracker).run(f"{run.entity}/{run.project}/{run.id}")))
                 return run
             except Exception as error:  # noqa: BLE001 - CommError, UsageError, AuthenticationError, what a network does
                 self._reply(warning=f"W&B cannot be reached ({first_line(error)}); this run is recorded offline")
@@ -163,7 +163,9 @@ class WandbRun:
         )
 
     def stage_started(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Sends the rows that hold already, but for those that W&B has from before a resume."""
+        """Sends the rows that hold already, but for those that W&B has: from before a resume, or from a process that
+        had to be replaced.
+        """
         if stage != self._stage:
             self._stage, self._before = stage, self._newest
         self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
@@ -180,6 +182,7 @@ class WandbRun:
             values[f"{stage}/event/{row['event']}"] = 1
         values["global_step"] = self._before + int(row["step"])
         if row_key(values) not in self._there:
+            self._there.add(row_key(values))
             self.run.log(values)
 
     def stage_finished(self, stage: str, summary: Mapping[str, Any], reused: bool) -> None:

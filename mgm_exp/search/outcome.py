@@ -61,11 +61,17 @@ class Ending:
         exit_code: Negative: the number of the signal that killed it. None: it ran in this process, or nobody saw it.
         out_of_memory: Whether the kernel killed a process for memory meanwhile.
         output: The last lines that it printed.
+        how: In words, where nobody saw an exit code: a job that a cluster lost.
+        over_limit: Why it was ended for the memory that it used; empty if it was not.
+        set_aside: Why somebody else (a cancelled job) stopped it, so that this command does not continue it.
     """
 
     exit_code: int | None = None
     out_of_memory: bool = False
     output: str = ""
+    how: str = ""
+    over_limit: str = ""
+    set_aside: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,14 +112,25 @@ def judge(result: Mapping[str, Any], objectives: Sequence[str], ending: Ending |
         return Outcome(Verdict.pruned, (), _message(result) or "stopped at a validation point", result)
     if status == "failed":
         return _failed(result, ending)
+    if ending.over_limit:
+        return Outcome(Verdict.infeasible, (), f"out of memory: {ending.over_limit}", result)
     if ending.out_of_memory and ending.exit_code not in (None, 0):
-        return Outcome(Verdict.infeasible, (), "the machine's memory is full: the kernel killed it", result)
+        where = f" ({ending.how})" if ending.how else ""
+        return Outcome(Verdict.infeasible, (), f"the machine's memory is full: the kernel killed it{where}", result)
+    if ending.set_aside:
+        return Outcome(Verdict.interrupted, (), ending.set_aside, result)
+    if ending.how or (ending.exit_code or 0) < 0:  # what it may have said of itself is of an earlier stretch
+        return Outcome(Verdict.lost, (), ending.how or _lost(ending), result)
     if status == "interrupted" or ending.exit_code == 130:
         return Outcome(Verdict.interrupted, (), _message(result) or "interrupted", result)
     if ending.exit_code == 2:
         return Outcome(Verdict.user_error, (), ending.output or "it was refused", result)
+    return Outcome(Verdict.lost, (), _lost(ending), result)
+
+
+def _lost(ending: Ending) -> str:
     how = "was killed" if ending.exit_code is None else _how(ending.exit_code)
-    return Outcome(Verdict.lost, (), f"its process {how} before it could leave a result", result)
+    return f"its process {how} before it could leave a result"
 
 
 def _completed(result: Mapping[str, Any], objectives: Sequence[str]) -> Outcome:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.config import ExperimentConfig, PrunerName, SweepConfig
-from mgm_exp.errors import MgmError
+from mgm_exp.errors import Interrupted, MgmError
 from mgm_exp.store import write_atomic
 
 FILE = "reports.jsonl"
@@ -82,6 +82,8 @@ class Reporter:
                 self._trial = self._open()
             self._trial.report(value, step)
             return bool(self._trial.should_prune())
+        except Interrupted:  # a signal: it has nothing to do with the study
+            raise
         except MgmError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001 - a database that is away must not end a training run

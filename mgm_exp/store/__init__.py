@@ -2,6 +2,7 @@
 
 from mgm_exp.errors import DiskFullError, LeaseLost
 
+from .claims import Heartbeat
 from .collection import Dropped
 from .entries import Entry, StageOutput, Store
 from .files import (
@@ -29,6 +30,7 @@ __all__ = [
     "DiskFullError",
     "Dropped",
     "Entry",
+    "Heartbeat",
     "Lease",
     "LeaseHeld",
     "LeaseLost",

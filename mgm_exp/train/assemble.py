@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.config import CheckpointConfig, ExperimentConfig, Precision, plain
 from mgm_exp.errors import DataError
 from mgm_exp.store import file_sha256
+from mgm_exp.train.agreement import batch_fingerprint
 from mgm_exp.train.job import StageSettings, TrainJob, derived_seed, stage_settings
 from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.step import CountedBatch
@@ -52,6 +53,10 @@ class Stage:
     @property
     def n_train(self) -> int:
         return len(self.dataset)
+
+    def fingerprint_of(self, step: int) -> int:
+        """Says which samples of which rows step ``step`` holds, over all processes."""
+        return batch_fingerprint(self.plan.global_batch(step), self.belongs_to["records"])
 
     @property
     def checkpointing(self) -> CheckpointConfig:
@@ -104,15 +109,18 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     config = job.experiment()
     settings = stage_settings(config, job.stage)
     model, load_report = build_base(config, settings, ranks)
+    ranks.marks.works()
     trainable = make_trainable(model, job.stage, config, settings)
     put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
     say(_in_words(job.stage, trainable))
     processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
     dataset = open_dataset(job, config, settings, processor)
     plan = open_plan(dataset, settings, ranks)
+    ranks.marks.works()
     module = LossModule(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = make_engine(module, trainable, config, settings, ranks)
+    ranks.marks.works()
     if ranks.world_size > 1 and not settings.zero_stage:
         assert_same_start(engine, ranks)
     return Stage(

@@ -1,40 +1,52 @@
 """Runs a stage: in this process, or in several that this one starts, follows and cleans up after.
 
-Worker processes come from torch's elastic launcher (``python -m mgm_exp.train.worker``). They die with this process,
-hold its lease, write what they print to files, and tell what happens through one file that this process follows. When
-one of them dies the others are stopped at once, and the first error is the one that is shown.
+The processes (``python -m mgm_exp.train.worker``) are started by an agent on each machine, through torch's elastic
+launcher. They die with it, hold this process's lease, write what they print to files, and tell what happens through
+files that this process follows. When one of them dies, hangs or raises, the others are stopped at once and the first
+error is the one that is shown; what may go well the next time begins again from the newest checkpoint.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
+import secrets
 import shutil
-import signal
+import socket
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import mgm_exp
-from mgm_exp import errors
 from mgm_exp.config import Device, ExperimentConfig, Precision
-from mgm_exp.errors import Interrupted, MgmError, MissingDependencyError, ProcessKilled, Pruned, TrainingFailed
-from mgm_exp.store import lease_of, write_atomic
+from mgm_exp.errors import Interrupted, MissingDependencyError
+from mgm_exp.store import write_atomic
+from mgm_exp.train.agent import AGENT, SHUTDOWN_S
+from mgm_exp.train.agents import Agents, agents_for
+from mgm_exp.train.failures import failure_of, result_of
 from mgm_exp.train.job import StageSummary, TrainJob
+from mgm_exp.train.launch_folder import GO_ON, POLL_S, STOP, LaunchFacts, LaunchFolder, guard_of
 from mgm_exp.train.listener import Listener
+from mgm_exp.train.machines import Cluster, cluster_of
 from mgm_exp.train.metrics_file import read_rows
+from mgm_exp.train.pulse import Hang, PulseWatch, beat_s
 from mgm_exp.train.stop import StopRequest
 
-# How long the others may take to end by themselves once one process has failed.
-SHUTDOWN_S = 5
-POLL_S = 0.1
-# What a parent answers to a validation point.
-GO_ON, STOP = "go on", "stop"
+# Variables that reach processes on other machines, beside what this module sets: none of them holds a secret.
+_PASSED_ON = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "UCX_",
+    "FI_",
+    "OMP_WAIT_POLICY",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "LD_LIBRARY_PATH",
+)
 
 
 def run_stage(
@@ -106,7 +118,7 @@ def check_machine(config: ExperimentConfig) -> None:
     from mgm_exp.train.ranks import compute_device
 
     if compute_device(config.device, 0).type == "cuda":
-        compute_device(Device.cuda, config.devices - 1)
+        compute_device(Device.cuda, cluster_of(config).per_machine - 1)
     elif config.train.precision is Precision.fp16:
         raise MissingDependencyError(
             "train.precision=fp16 needs a GPU, and torch sees none here.", advice="Use train.precision=bf16 or fp32."
@@ -123,69 +135,105 @@ def _in_this_process(job: TrainJob, config: ExperimentConfig, listener: Listener
 # -- several processes --------------------------------------------------------------------------------------------
 
 
-class LaunchFolder:
-    """The files through which a parent and its workers talk; made anew for each launch.
-
-    ``job.json``, ``launch.json`` (from the parent), ``pid-<rank>`` (of each process), ``events.jsonl`` (of the first
-    one), ``answer-<step>`` (to its validation points: go on, or stop), ``outcome-<rank>.json`` (how a process ended),
-    ``stop`` (asks all to stop), ``logs/`` (what each one printed).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.job = folder / "job.json"
-        self.facts = folder / "launch.json"
-        self.events = folder / "events.jsonl"
-        self.stop = folder / "stop"
-        self.logs = folder / "logs"
-
-    def pid(self, rank: int) -> Path:
-        return self.folder / f"pid-{rank}"
-
-    def outcome(self, rank: int) -> Path:
-        return self.folder / f"outcome-{rank}.json"
-
-    def answer(self, step: int) -> Path:
-        return self.folder / f"answer-{step}"
-
-    def renew(self, job: TrainJob) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.logs.mkdir(parents=True)
-        self.job.write_text(job.to_json(), encoding="utf-8")
-        facts = {"parent": os.getpid(), "lease": str(lease) if (lease := _lease(job)) else None}
-        self.facts.write_text(json.dumps(facts), encoding="utf-8")
-        self.events.touch()
-
-
-def _lease(job: TrainJob) -> Path | None:
-    """The lease that guards the work folder, if it is one of the store's."""
-    try:
-        lease = lease_of(job.work)
-    except ValueError:
-        return None
-    return lease if lease.is_dir() else None
-
-
 def _in_processes(job: TrainJob, config: ExperimentConfig, listener: Listener, stop: StopRequest) -> StageSummary:
-    launch = LaunchFolder(job.work / "launch")
-    launch.renew(job)
-    listener.say(f"{job.stage}: {config.devices} process(es), {'DeepSpeed' if config.zero.stage else 'PyTorch'}")
-    agent = threading.Thread(target=_run_agent, args=(launch, config), name="elastic-agent", daemon=True)
-    with _environment(worker_environment(config)):
-        agent.start()
-        try:
-            with open(launch.events, encoding="utf-8") as events:
-                follower = Follower(events, job, listener, launch)
-                while agent.is_alive():
-                    follower.follow()
-                    _pass_on(stop, launch)
-                    agent.join(POLL_S)
-                follower.follow()
-        except BaseException:  # a callback failed, or ended the run: the workers save and end before it goes on
-            write_atomic(launch.stop, "its parent")
-            agent.join()
-            raise
-    return _outcome(job, launch, config.devices, listener)
+    cluster = cluster_of(config)
+    engine = "DeepSpeed" if config.zero.stage else "PyTorch"
+    where = f" on {', '.join(cluster.names)}" if cluster.size > 1 else ""
+    listener.say(f"{job.stage}: {config.devices} process(es){where}, {engine}")
+    attempt = 0
+    shutil.rmtree(job.work / "launch", ignore_errors=True)
+    while True:
+        launch = LaunchFolder.attempt(job.work, attempt)
+        facts = _facts(job, config, cluster)
+        launch.begin(job, facts)
+        with _environment({**facts.environment, AGENT: str(os.getpid())}):
+            agents = agents_for(cluster, config.launch.remote_shell, launch, facts)
+            hang, lost = _run(agents, job, listener, stop)
+        summary = result_of(job.stage, launch, facts)
+        if summary is not None:
+            return summary
+        failure = failure_of(job.stage, launch, facts, hang, lost)
+        for who, traceback in failure.tracebacks:
+            listener.say(f"{who}: {traceback}")
+        if not failure.may_restart or attempt == config.launch.max_restarts:
+            raise failure.error
+        if stop.is_requested():
+            raise Interrupted(
+                f"The {job.stage} stage was stopped by {stop.reason}; before that: {failure.error.message}",
+                advice="The same command continues from the last checkpoint.",
+            ) from failure.error
+        attempt += 1
+        listener.say(
+            f"{job.stage}: {failure.error.message} It begins again from its newest checkpoint (restart {attempt} of "
+            f"{config.launch.max_restarts})."
+        )
+
+
+def _facts(job: TrainJob, config: ExperimentConfig, cluster: Cluster) -> LaunchFacts:
+    lease, token = guard_of(job)
+    return LaunchFacts(
+        names=cluster.names,
+        per_machine=cluster.per_machine,
+        endpoint=(cluster.address, _free_port()) if cluster.size > 1 else None,
+        run_id=f"{job.stage}-{secrets.token_hex(4)}",
+        timeout_s=config.launch.timeout_s,
+        lease=lease,
+        token=token,
+        environment=worker_environment(config, cluster),
+    )
+
+
+def _free_port() -> int:
+    """A port that was free a moment ago; should somebody take it meanwhile, the next start takes another."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run(agents: Agents, job: TrainJob, listener: Listener, stop: StopRequest) -> tuple[Hang | None, dict[int, str]]:
+    """One start of the processes, until all have ended: who hung, and which agents ended without a word."""
+    launch, facts = agents.launch, agents.facts
+    paths = {rank: launch.pulse(rank) for rank in range(facts.devices)}
+    watch = PulseWatch(paths, facts.timeout_s, beat_s(facts.timeout_s))
+    hang: Hang | None = None
+    agents.start()
+    try:
+        with open(launch.events, encoding="utf-8") as events:
+            follower = Follower(events, job, listener, launch)
+            while agents.are_at_work(POLL_S):
+                if follower.follow():
+                    watch.heard()
+                _pass_on(stop, launch)
+                hang = watch.hang()
+                if hang is not None or agents.any_failed():
+                    _end(agents, wait_for_stacks=hang is not None)
+                    break
+            follower.follow()
+        return hang, agents.lost()
+    except BaseException:  # a callback failed, or ended the run: the processes save and end before it goes on
+        write_atomic(launch.stop, "its parent")
+        while agents.are_at_work(POLL_S):
+            if watch.hang() is not None or agents.any_failed():
+                _end(agents)
+                break
+        raise
+    finally:
+        agents.close()
+
+
+def _end(agents: Agents, wait_for_stacks: bool = False) -> None:
+    """Ends what still runs.
+
+    Args:
+        wait_for_stacks: Leave the processes the time to write down where they are.
+    """
+    if wait_for_stacks:
+        write_atomic(agents.launch.stacks, "no process makes progress")
+        time.sleep(1.5 * beat_s(agents.facts.timeout_s))
+    agents.end()
+    deadline = time.monotonic() + 4 * SHUTDOWN_S
+    while agents.are_at_work(POLL_S) and time.monotonic() < deadline:
+        pass
 
 
 def _pass_on(stop: StopRequest, launch: LaunchFolder) -> None:
@@ -193,52 +241,25 @@ def _pass_on(stop: StopRequest, launch: LaunchFolder) -> None:
         write_atomic(launch.stop, stop.reason or "a request")
 
 
-def _run_agent(launch: LaunchFolder, config: ExperimentConfig) -> None:
-    """Starts the workers and waits for them; how they ended is told by their files, or by ``agent.json``."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it has to say is said below, in our words
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=config.devices,
-        run_id="stage",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        start_method="spawn",
-        monitor_interval=POLL_S,
-        shutdown_timeout=SHUTDOWN_S,
-        logs_specs=DefaultLogsSpecs(log_dir=str(launch.logs), redirects=Std.ALL),
-    )
-    failed: dict[str, Any] = {}
-    try:
-        elastic_launch(settings, sys.executable)("-m", "mgm_exp.train.worker", str(launch.folder))
-    except ChildFailedError as error:
-        failed = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
-    except Exception as error:  # noqa: BLE001 - the launcher itself failed: the parent's main thread raises it
-        failed = {"launcher": f"{type(error).__name__}: {error}"}
-    (launch.folder / "agent.json").write_text(json.dumps(failed), encoding="utf-8")
-
-
-def worker_environment(config: ExperimentConfig) -> dict[str, str]:
-    """What the workers need in their environment before they import torch."""
+def worker_environment(config: ExperimentConfig, cluster: Cluster) -> dict[str, str]:
+    """What the processes need in their environment before they import torch, on every machine."""
     from mgm_exp.train.ranks import compute_device
 
     package_root = str(Path(mgm_exp.__file__).resolve().parent.parent)
     path = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     device = compute_device(config.device, 0).type
+    passed_on = {}
+    if cluster.size > 1:
+        passed_on = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     variables = {
+        **passed_on,
         "PYTHONPATH": os.pathsep.join(path),
         "DS_ACCELERATOR": device,
-        "OMP_NUM_THREADS": str(threads_each(config.devices)),
+        "OMP_NUM_THREADS": str(threads_each(cluster.per_machine)),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if device == "cpu" and sys.platform.startswith("linux"):  # else gloo looks the host's name up, which may be slow
+    # Else gloo looks the host's name up, which may be slow, and on several machines takes the network it finds first.
+    if device == "cpu" and sys.platform.startswith("linux") and cluster.is_loopback:
         variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     return variables
 
@@ -273,14 +294,17 @@ class Follower:
         self._file, self._launch = events, launch
         self._job, self._listener, self._torn = job, listener, ""
 
-    def follow(self) -> None:
-        """Tells everything that was written since the last call."""
+    def follow(self) -> bool:
+        """Tells everything that was written since the last call; whether there was something."""
+        found = False
         while line := self._file.readline():
             self._torn += line
             if not self._torn.endswith("\n"):
-                return
+                break
             line, self._torn = self._torn, ""
             self._tell(**json.loads(line))
+            found = True
+        return found
 
     def _tell(self, kind: str, value: Any) -> None:
         if kind == "start":
@@ -295,90 +319,3 @@ class Follower:
             write_atomic(self._launch.answer(value["step"]), STOP if stop else GO_ON)
         else:
             self._listener.say(value)
-
-
-def _outcome(job: TrainJob, launch: LaunchFolder, devices: int, listener: Listener) -> StageSummary:
-    """The summary, or the error that happened first."""
-    outcomes = {rank: _read_outcome(launch.outcome(rank)) for rank in range(devices)}
-    agent = json.loads((launch.folder / "agent.json").read_text(encoding="utf-8"))
-    if not agent and outcomes[0] and outcomes[0]["kind"] == "done":
-        return StageSummary(**outcomes[0]["summary"])
-    if not agent and outcomes[0] and outcomes[0]["kind"] == "interrupted":
-        raise Interrupted(outcomes[0]["message"], advice=outcomes[0]["advice"])
-    if not agent and outcomes[0] and outcomes[0]["kind"] == "pruned":
-        raise Pruned(outcomes[0]["message"])
-    if "launcher" in agent:
-        raise TrainingFailed(
-            f"The {job.stage} stage's processes could not be started: {agent['launcher']}.",
-            advice=f"Their logs are in {launch.logs}.",
-        )
-    for rank, outcome in outcomes.items():
-        if outcome and outcome["kind"] == "error":
-            listener.say(f"process {rank} of {devices}: {outcome['traceback']}")
-    raise _first_failure(job, launch, outcomes, agent, devices)
-
-
-def _first_failure(
-    job: TrainJob, launch: LaunchFolder, outcomes: dict[int, Any], exit_codes: dict[str, int], devices: int
-) -> MgmError:
-    """Which process failed first: one that was killed (it could not say so itself), else the earliest error."""
-    killed = {
-        int(rank): -code
-        for rank, code in exit_codes.items()
-        if code < 0 and -code != signal.SIGTERM and not (outcomes[int(rank)] and outcomes[int(rank)]["kind"] == "error")
-    }
-    if killed:
-        rank, number = min(killed.items())
-        name = signal.Signals(number).name
-        hint = (
-            " SIGKILL usually comes from the kernel when memory ends (see dmesg): use a smaller "
-            "train.micro_batch_size, model.gradient_checkpointing=true or zero=3."
-            if number == signal.SIGKILL
-            else ""
-        )
-        return ProcessKilled(
-            f"Process {rank} of {devices} of the {job.stage} stage was killed by {name}; the others were stopped.",
-            advice=f"The same command continues from the last checkpoint.{hint}",
-        )
-    errors_by_time = sorted(
-        (outcome["time"], rank, outcome)
-        for rank, outcome in outcomes.items()
-        if outcome is not None and outcome["kind"] == "error"
-    )
-    if errors_by_time:
-        _, rank, first = errors_by_time[0]
-        return _rebuilt(first, f"process {rank} of {devices}", launch)
-    codes = (
-        ", ".join(f"process {rank}: exit code {code}" for rank, code in sorted(exit_codes.items())) or "no exit code"
-    )
-    tail = _log_tail(launch.logs)
-    return TrainingFailed(
-        f"The {job.stage} stage's processes ended without a result ({codes}){': ' + tail if tail else ''}.",
-        advice=f"Their logs are in {launch.logs}.",
-    )
-
-
-def _rebuilt(outcome: dict[str, Any], where: str, launch: LaunchFolder) -> MgmError:
-    """The worker's error as one of ours: the same class where it was one of ours."""
-    kind = getattr(errors, outcome["type"], None)
-    if isinstance(kind, type) and issubclass(kind, MgmError):
-        return kind(f"{outcome['message']} ({where})", advice=outcome["advice"])
-    return TrainingFailed(
-        f"{outcome['type']} in {where}: {outcome['message']}",
-        advice=f"The traceback is in log.txt, what each process printed in {launch.logs}.",
-    )
-
-
-def _read_outcome(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None
-
-
-def _log_tail(logs: Path) -> str:
-    """The last lines on stderr of any process that wrote some."""
-    for path in sorted(logs.rglob("stderr.log")):
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines:
-            return " | ".join(lines[-3:])
-    return ""

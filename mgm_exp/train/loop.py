@@ -63,7 +63,9 @@ def _train(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -
         can_move = lr_factor > 0
         if check and can_move:
             check.before_update()
-        outcome = take_step(stage.engine, stage.settings, ranks, next(steps), progress.step, lr_factor)
+        ranks.marks.step = progress.step
+        fingerprint = stage.fingerprint_of(progress.step) if ranks.world_size > 1 else 0
+        outcome = take_step(stage.engine, stage.settings, ranks, next(steps), progress.step, lr_factor, fingerprint)
         if check and can_move and outcome.applied:
             check.after_update(has_images=outcome.images > 0)
             if check.is_done:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mgm_exp.config import Device
 from mgm_exp.errors import MissingDependencyError
+from mgm_exp.train.pulse import Marks
 
 if TYPE_CHECKING:
     import torch
 
-# A collective that takes longer than this means that a process hangs.
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# Whoever started the processes names those that hang after launch.timeout_s; collectives give up later than that, for
+# the case that nobody is left who could.
+COLLECTIVE_TIMEOUT_FACTOR, COLLECTIVE_TIMEOUT_MORE_S = 1.25, 60
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Ranks:
         rank: 0 writes files, prints and decides where one has to.
         world_size: Processes that train together.
         device: Where this process computes.
+        marks: How far this process is, for those who watch it.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    marks: Marks = field(default_factory=Marks, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -42,16 +46,16 @@ class Ranks:
         return cls(0, 1, _made_current(compute_device(device, 0)))
 
     @classmethod
-    def join(cls, device: Device) -> Ranks:
+    def join(cls, device: Device, timeout_s: float = 1800.0, marks: Marks | None = None) -> Ranks:
         """Joins the process group that torch's elastic launcher described in the environment."""
         import torch.distributed as dist
 
+        timeout = timedelta(seconds=timeout_s * COLLECTIVE_TIMEOUT_FACTOR + COLLECTIVE_TIMEOUT_MORE_S)
+
         where = _made_current(compute_device(device, int(os.environ["LOCAL_RANK"])))
         on_gpu = where.type == "cuda"
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, device_id=where if on_gpu else None
-        )
-        return cls(dist.get_rank(), dist.get_world_size(), where)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout, device_id=where if on_gpu else None)
+        return cls(dist.get_rank(), dist.get_world_size(), where, marks or Marks())
 
     def leave(self) -> None:
         """Dissolves the process group."""
@@ -69,8 +73,13 @@ class Ranks:
 
         table = torch.zeros(self.world_size, len(values), dtype=torch.float64, device=self.device)
         table[self.rank] = torch.tensor(values, dtype=torch.float64)
+        self.marks.tick()
+        self.marks.waits = True
         dist.all_reduce(table)
-        return [[float(value) for value in row] for row in table.tolist()]
+        rows = [[float(value) for value in row] for row in table.tolist()]
+        self.marks.waits = False
+        self.marks.tick()
+        return rows
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:
         """The texts of all processes, by rank."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mgm_exp.config import LossNorm
+from mgm_exp.train.agreement import check_agreement
 from mgm_exp.train.engine import Engine, Update
 from mgm_exp.train.job import StageSettings, derived_seed
 from mgm_exp.train.optimizer import learning_rates
@@ -82,8 +83,18 @@ def take_step(
     micro_batches: Sequence[CountedBatch],
     step: int,
     lr_factor: float,
+    fingerprint: int = 0,
 ) -> Outcome:
-    """One optimizer step over this process's micro-batches of the global batch."""
+    """One optimizer step over this process's micro-batches of the global batch.
+
+    Args:
+        step: Its number, from 0.
+        lr_factor: Of the peak learning rates.
+        fingerprint: Of the global batch; see :func:`mgm_exp.train.agreement.batch_fingerprint`.
+
+    Raises:
+        TrainingFailed: The processes are not at the same step of the same data.
+    """
     totals = ranks.gather(
         [
             sum(micro.supervised for micro in micro_batches),
@@ -91,9 +102,13 @@ def take_step(
             sum(micro.tokens for micro in micro_batches),
             sum(micro.samples for micro in micro_batches),
             sum(micro.images for micro in micro_batches),
+            step,
+            fingerprint,
         ]
     )
-    supervised, learning, tokens, samples, images = (int(sum(column)) for column in zip(*totals, strict=True))
+    *counts, steps, fingerprints = zip(*totals, strict=True)
+    check_agreement(steps, fingerprints)
+    supervised, learning, tokens, samples, images = (int(sum(column)) for column in counts)
     if supervised == 0:
         update, loss = Update(False, 0.0), math.nan
     else:
@@ -102,6 +117,7 @@ def take_step(
             seed_generators(settings.seed, step, j * ranks.world_size + ranks.rank)
             normalizer = supervised if settings.loss_norm is LossNorm.tokens else max(micro.supervised, 1) * learning
             total += engine.accumulate(micro.on(ranks.device), float(normalizer), last=j == len(micro_batches) - 1)
+            ranks.marks.tick()
         update = engine.update(lr_factor)
         loss = sum(row[0] for row in ranks.gather([float(total)]))
     event = None

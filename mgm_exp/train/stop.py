@@ -11,14 +11,15 @@ from pathlib import Path
 from types import FrameType
 
 from mgm_exp.errors import EXIT_INTERRUPTED
-from mgm_exp.signals import STOP_SIGNALS
+from mgm_exp.signals import STOP_SIGNALS, is_asked_once
 
 
 class StopRequest:
     """Remembers that somebody wants this stage to stop.
 
     The first of SIGINT, SIGTERM, SIGUSR1, SIGUSR2 is remembered; the second ends the process at once (children die with
-    it). Outside the main thread Python cannot install handlers: there only the callback and the file count.
+    it), but not in a job of a batch system (:data:`mgm_exp.signals.ONCE`). Outside the main thread Python cannot
+    install handlers: there only the callback and the file count.
 
     Args:
         should_stop: Asked once a step.
@@ -52,5 +53,7 @@ class StopRequest:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None:
+            if is_asked_once():
+                return
             os._exit(EXIT_INTERRUPTED)
         self.reason = signal.Signals(number).name

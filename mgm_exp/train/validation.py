@@ -63,6 +63,7 @@ class Validation:
         if not self._is_joint:
             mine = mine[ranks.rank :: ranks.world_size]
         before = generator_states(ranks.device)
+        passes = stage.model.register_forward_pre_hook(lambda *_: ranks.marks.works())
         try:
             if self._held_out is None:
                 frozen = stage.config.train.freeze_connector
@@ -72,6 +73,7 @@ class Validation:
             with torch.autocast(ranks.device.type, dtype, enabled=half):
                 scores = self._held_out.scores(stage.model)
         finally:
+            passes.remove()
             set_generator_states(before, ranks.device)
         parts = [[math.fsum(scores), len(scores)]] if self._is_joint else ranks.gather([math.fsum(scores), len(scores)])
         total, count = (math.fsum(column) for column in zip(*parts, strict=True))

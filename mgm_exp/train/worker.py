@@ -1,6 +1,6 @@
 """One process of a stage that runs in several: ``python -m mgm_exp.train.worker LAUNCH_FOLDER``.
 
-Started by :mod:`mgm_exp.train.launch` through torch's elastic launcher, which sets RANK, WORLD_SIZE and the rest.
+Started by an agent (:mod:`mgm_exp.train.agent`) through torch's elastic launcher, which sets RANK, WORLD_SIZE, ...
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Any
 
 from mgm_exp.errors import Interrupted, MgmError, Pruned
 from mgm_exp.store import die_with_parent, hold_shared, write_json_atomic
+from mgm_exp.train.agent import AGENT
+from mgm_exp.train.failures import is_secondary
 from mgm_exp.train.job import TrainJob
-from mgm_exp.train.launch import POLL_S, STOP, LaunchFolder
+from mgm_exp.train.launch_folder import POLL_S, STOP, LaunchFacts, LaunchFolder
 from mgm_exp.train.listener import Listener
+from mgm_exp.train.pulse import Marks, Pulse, beat_s
 from mgm_exp.train.stop import StopRequest
 
 
@@ -31,27 +34,33 @@ def main(folder: Path) -> int:
     """
     faulthandler.enable()
     launch = LaunchFolder(folder)
-    facts = json.loads(launch.facts.read_text(encoding="utf-8"))
-    die_with_parent(parent_pid=facts["parent"])
-    if facts["lease"]:
-        hold_shared(facts["lease"])
+    facts = LaunchFacts.read(launch.facts)
+    die_with_parent(parent_pid=int(os.environ[AGENT]))
+    if facts.lease:
+        hold_shared(facts.lease, facts.token)
     job = TrainJob.from_json(launch.job.read_text(encoding="utf-8"))
     rank = int(os.environ["RANK"])
     launch.pid(rank).write_text(str(os.getpid()), encoding="ascii")
-    outcome, code = _train(job, launch, rank)
+    marks = Marks()
+    pulse = Pulse(launch.pulse(rank), marks, beat_s(facts.timeout_s), launch.stacks)
+    pulse.start()
+    outcome, code = _train(job, launch, rank, facts.timeout_s, marks)
+    pulse.end()
     write_json_atomic(launch.outcome(rank), {**outcome, "time": time.time()})
     sys.stdout.flush()
     sys.stderr.flush()
     return code
 
 
-def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, Any], int]:
+def _train(
+    job: TrainJob, launch: LaunchFolder, rank: int, timeout_s: float, marks: Marks
+) -> tuple[dict[str, Any], int]:
     try:
         with StopRequest(file=launch.stop if rank == 0 else None).listening() as stop:
             from mgm_exp.train.loop import train_stage
             from mgm_exp.train.ranks import Ranks
 
-            ranks = Ranks.join(job.experiment().device)
+            ranks = Ranks.join(job.experiment().device, timeout_s, marks)
             listener = _to_file(launch) if rank == 0 else Listener()
             summary = train_stage(job, ranks, listener, stop)
             ranks.leave()
@@ -67,6 +76,7 @@ def _train(job: TrainJob, launch: LaunchFolder, rank: int) -> tuple[dict[str, An
             "type": type(error).__name__,
             "message": message,
             "advice": advice,
+            "secondary": is_secondary(error),
             "traceback": traceback.format_exc(),
         }, 1
     return {"kind": "done", "summary": summary.to_dict()}, 0

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mgm_exp
 from mgm_exp.config import ExperimentConfig, plain
 from mgm_exp.errors import DataError, Interrupted, LossNotFinite, MgmError, Pruned, TrainingFailed
 from mgm_exp.record import explain, write_manifest, write_result
@@ -49,7 +50,7 @@ def _run(
     with open(run_dir / "calls.txt", "a", encoding="utf-8") as calls:
         calls.write(f"{sweep} {config.trial} {' '.join(overrides)}\n")
     write_atomic(run_dir / "config.yaml", json.dumps(plain(config)))
-    write_atomic(run_dir / "log.txt", "a line\n")
+    write_atomic(run_dir / "log.txt", f"code: {mgm_exp.__file__}\n")
     row = dict.fromkeys("loss lr grad_norm tokens_per_s samples_per_s seconds peak_memory_gib".split(), 0.0)
     write_atomic(
         run_dir / "metrics.jsonl", json.dumps({"stage": "instruct", "step": 1, "epoch": 1, "tokens": 1, **row}) + "\n"

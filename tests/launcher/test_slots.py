@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mgm_exp.slots import ChildProcesses, InProcess, Work, own_program, visible_gpus
+from mgm_exp.search.outcome import Verdict, judge
+from mgm_exp.slots import ChildProcesses, InProcess, Work, own_program
 
 CHILD = """
 import json, os, sys, time
@@ -19,11 +20,16 @@ run_dir = next(item.split("=", 1)[1].strip("'") for item in sys.argv if item.sta
 what = next(item.split("=", 1)[1] for item in sys.argv if item.startswith("what="))
 names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MGM_EXP_PARENT")
 with open(run_dir + "/seen.json", "w") as file:
-    json.dump({"argv": sys.argv[1:], **{name: os.environ.get(name) for name in names}}, file)
+    score = open("/proc/self/oom_score_adj").read()
+    json.dump({"argv": sys.argv[1:], "oom_score_adj": score, **{name: os.environ.get(name) for name in names}}, file)
 print("hello", flush=True)
 if what == "fail":
     print("error: it was told to")
     sys.exit(1)
+if what == "eat":
+    import subprocess
+    helper = "import time; held = bytearray(300 * 2**20); held[::4096] = b'1' * len(held[::4096]); time.sleep(60)"
+    subprocess.run([sys.executable, "-c", helper])
 if what == "wait":
     import signal
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
@@ -32,10 +38,10 @@ if what == "wait":
 """
 
 
-def slots(tmp_path: Path, size: int, devices: int = 1) -> ChildProcesses:
+def slots(tmp_path: Path, *places: list[str], mem_gb: float | None = None) -> ChildProcesses:
     program = tmp_path / "child.py"
     program.write_text(CHILD, encoding="utf-8")
-    return ChildProcesses(size, [sys.executable, str(program)], devices)
+    return ChildProcesses(places, [sys.executable, str(program)], mem_gb)
 
 
 def work(tmp_path: Path, number: int, what: str = "end") -> Work:
@@ -54,14 +60,16 @@ def collect(found: ChildProcesses, count: int) -> dict[int, object]:
 def test_each_child_has_its_share_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    found = slots(tmp_path, 2, devices=2)
+    found = slots(tmp_path, ["4", "5"], ["GPU-6", "GPU-7"])
     for number in range(2):
         found.start(work(tmp_path, number))
     assert found.busy == 2
     ended = collect(found, 2)
     assert [ending.exit_code for ending in ended.values()] == [0, 0]  # type: ignore[attr-defined]
     seen = [json.loads((work(tmp_path, number).run_dir / "seen.json").read_text()) for number in range(2)]
-    assert [row["CUDA_VISIBLE_DEVICES"] for row in seen] == ["4,5", "6,7"]
+    assert [row["CUDA_VISIBLE_DEVICES"] for row in seen] == ["4,5", "GPU-6,GPU-7"]
+    assert all("launch.machines=here" in row["argv"] for row in seen)
+    assert all(int(row["oom_score_adj"]) >= 500 for row in seen), "the kernel takes a trial before the sweep"
     assert all(int(row["OMP_NUM_THREADS"]) >= 1 and row["MGM_EXP_PARENT"] == str(os.getpid()) for row in seen)
     assert all("hydra.mode=RUN" in row["argv"] for row in seen)
     assert (work(tmp_path, 0).run_dir / "output.txt").read_text() == "hello\n"
@@ -69,14 +77,14 @@ def test_each_child_has_its_share_and_its_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_how_a_child_ended_is_said(tmp_path: Path) -> None:
-    found = slots(tmp_path, 1)
+    found = slots(tmp_path, [])
     found.start(work(tmp_path, 0, "fail"))
     (ending,) = collect(found, 1).values()
     assert (ending.exit_code, ending.output) == (1, "it was told to")  # type: ignore[attr-defined]
 
 
 def test_a_stop_asks_all_and_waits(tmp_path: Path) -> None:
-    found = slots(tmp_path, 2)
+    found = slots(tmp_path, [], [])
     for number in range(2):
         found.start(work(tmp_path, number, "wait"))
     deadline = time.monotonic() + 60
@@ -87,10 +95,14 @@ def test_a_stop_asks_all_and_waits(tmp_path: Path) -> None:
     assert found.busy == 0
 
 
-@pytest.mark.parametrize(("given", "gpus"), [("0,2", ["0", "2"]), ("", []), ("-1", []), ("GPU-abc", ["GPU-abc"])])
-def test_the_gpus_that_are_dealt_out(monkeypatch: pytest.MonkeyPatch, given: str, gpus: list[str]) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert visible_gpus() == gpus
+def test_a_child_above_its_memory_is_ended_with_what_it_started_and_harms_no_other(tmp_path: Path) -> None:
+    found = slots(tmp_path, [], [], mem_gb=0.25)
+    found.start(work(tmp_path, 0, "eat"))
+    found.start(work(tmp_path, 1))
+    ended = collect(found, 2)
+    verdict = judge({}, (), ended[0])  # type: ignore[arg-type]
+    assert (verdict.verdict, ended[1].exit_code) == (Verdict.infeasible, 0)  # type: ignore[attr-defined]
+    assert "hydra.launcher.mem_gb=0.25" in verdict.reason
 
 
 def test_any_folder_survives_the_way_to_a_child() -> None:

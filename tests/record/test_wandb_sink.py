@@ -142,6 +142,7 @@ def test_a_run_without_a_key_is_recorded_offline_with_everything(
     sink.row(row("align", 2, loss=float("nan")))
     sink.stage_finished("align", {"steps": 2, "final_loss": 0.5}, False)
     sink.stage_started("instruct", 3, [row("instruct", 1), row("instruct", 2)])
+    sink.stage_started("instruct", 3, [row("instruct", 1), row("instruct", 2)])  # a process had to be replaced
     sink.row(row("instruct", 3))
     sink.row({"stage": "instruct", "step": 3, "event": "spike"})
     sink.stage_finished("instruct", {"steps": 3}, True)

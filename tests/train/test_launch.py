@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import re
 import signal
 import sys
 import time
@@ -16,13 +17,14 @@ from typing import Any
 import pytest
 
 from mgm_exp.config import Offload, Precision
-from mgm_exp.errors import DataError, Interrupted, MissingDependencyError, TrainingFailed
+from mgm_exp.errors import DataError, Interrupted, MissingDependencyError, ProcessKilled
 from mgm_exp.store import Store
 from mgm_exp.train import TrainJob, run_stage
-from mgm_exp.train.launch import LaunchFolder, threads_each
+from mgm_exp.train.launch import threads_each
+from mgm_exp.train.launch_folder import LaunchFolder
 from mgm_exp.train.metrics_file import read_rows
 
-from .conftest import experiment, full, job_in, lora
+from .conftest import experiment, full, job_in, lora, write_records
 from .killed import train_until_killed
 
 MakeJob = Callable[..., TrainJob]
@@ -34,12 +36,15 @@ def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from mgm_exp.train.launch import _environment, worker_environment
+    from mgm_exp.train.machines import cluster_of
 
     # ZeRO-3 replaces torch's linear for the rest of the process, which may change last bits: it comes last
     in_order = sorted(jobs, key=lambda name: jobs[name].config["zero"]["stage"])
     for number, name in enumerate(in_order):
         (folder / f"{number:02}.job.json").write_text(jobs[name].to_json())
         (folder / f"{number:02}.job.json.poison").write_text((poisoned or {}).get(name, ""))
+        if name == "out-of-step":
+            (folder / f"{number:02}.job.json.others").write_text(str(folder / "others.jsonl"))
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -53,7 +58,8 @@ def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, 
     )
     script = str(Path(__file__).with_name("group_worker.py"))
     # In a thread: in the main one the launcher would install signal handlers for good
-    with _environment(worker_environment(experiment(devices=2))), ThreadPoolExecutor(1) as pool:
+    variables = worker_environment(experiment(devices=2), cluster_of(experiment(devices=2)))
+    with _environment(variables), ThreadPoolExecutor(1) as pool:
         pool.submit(elastic_launch(settings, sys.executable), script, str(folder)).result()
 
 
@@ -101,6 +107,8 @@ def trained_together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
         fcntl.flock(lock, fcntl.LOCK_EX)
         jobs = {name: job_in(folder, name=name, devices=2, **KINDS[name.split("-")[0]], **engine)
                 for name, engine in IN_TWO_PROCESSES.items()}  # fmt: skip
+        jobs["out-of-step"] = job_in(folder, name="out-of-step", devices=2, steps=3)
+        write_records(folder / "others.jsonl", 13)
         for zero in (2, 3):
             jobs[f"undisturbed-zero{zero}"] = job_in(folder, name=f"undisturbed-zero{zero}", zero=zero, **STORY)
             bf16 = {"zero": zero, "precision": Precision.bf16, "steps": 3, "devices": 2}
@@ -186,12 +194,12 @@ def at_step(step: int, action: Callable[[], None]) -> Callable[[dict[str, Any]],
     return on_row
 
 
-def kill_worker(job: TrainJob, rank: int) -> None:
-    os.kill(int(LaunchFolder(job.work / "launch").pid(rank).read_text()), signal.SIGKILL)
+def kill_worker(job: TrainJob, rank: int, number: int = signal.SIGKILL) -> None:
+    os.kill(LaunchFolder.newest(job.work).pids()[rank], number)
 
 
 def assert_no_worker_is_left(job: TrainJob, within_s: float = 0.0) -> None:
-    pids = [int(LaunchFolder(job.work / "launch").pid(rank).read_text()) for rank in range(2)]
+    pids = [int(LaunchFolder.newest(job.work).pid(rank).read_text()) for rank in range(2)]
     deadline = time.monotonic() + within_s
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -214,20 +222,56 @@ def test_killed_and_stopped_deepspeed_runs_end_as_undisturbed_ones(
     with pytest.raises(Interrupted, match="SIGTERM after"):
         run_stage(zero2, on_row=at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert_no_worker_is_left(zero2)
+    assert len(run_stage(zero2).resumed_from) == 2
+    assert_as_undisturbed(zero2, trained_together[1]["undisturbed-zero2"])
 
-    zero3 = job_in(tmp_path, name="story-3", zero=3, **STORY)
-    with pytest.raises(TrainingFailed, match=r"Process 0 of 2 .* was killed by SIGKILL"):
-        run_stage(zero3, on_row=at_step(3, lambda: kill_worker(zero3, 0)))
-    assert_no_worker_is_left(zero3)
 
-    for zero, job in ((2, zero2), (3, zero3)):
-        undisturbed = trained_together[1][f"undisturbed-zero{zero}"]
-        summary = run_stage(job)
-        assert len(summary.resumed_from) == (2 if zero == 2 else 1)
-        assert summary.resumed_from[0] in (2, 4, 6)
-        assert len(steps_of(undisturbed)) == 10
-        assert steps_of(job) == steps_of(undisturbed)
-        assert weights_of(job) == weights_of(undisturbed)
+def test_a_killed_process_is_replaced_and_the_stage_ends_as_an_undisturbed_one(
+    trained_together: tuple[Path, dict[str, TrainJob]], tmp_path: Path
+) -> None:
+    job, said, starts = job_in(tmp_path, name="story-3", zero=3, **STORY), [], []
+    summary = run_stage(
+        job,
+        on_row=at_step(3, lambda: kill_worker(job, 0)),
+        on_start=lambda total, rows: starts.append(len(rows)),
+        say=said.append,
+    )
+    assert_no_worker_is_left(job)
+    assert len(summary.resumed_from) == 1 and summary.resumed_from[0] in (2, 4, 6)
+    assert starts[0] == 0 and starts[1] >= 2, "whoever listens hears what the checkpoint has"
+    (again,) = [line for line in said if "begins again" in line]
+    assert re.search(r"Process 0 of 2 .* was killed by SIGKILL.*\(restart 1 of 1\)", again)
+    assert_as_undisturbed(job, trained_together[1]["undisturbed-zero3"])
+
+
+def test_a_process_that_hangs_on_another_machine_is_named(tmp_path: Path) -> None:
+    """Two machines that are this one, under two names, reached by a shell that is not remote."""
+    job, said = job_in(tmp_path, devices=2, steps=500, every_steps=1000), []
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 slots=1\nlocalhost slots=1  # the same\n")
+    shell = ["sh", "-c", 'exec sh -c "$2"', "remote"]
+    job.config["launch"] |= {"hostfile": str(hosts), "remote_shell": shell, "timeout_s": 20.0, "max_restarts": 0}
+    with pytest.raises(ProcessKilled) as caught:
+        run_stage(job, on_row=at_step(3, lambda: kill_worker(job, 1, signal.SIGSTOP)), say=said.append)
+    assert_no_worker_is_left(job, within_s=60)
+    assert any("on 127.0.0.1, localhost" in line for line in said)
+    for words in ("20 s (launch.timeout_s)", "process 1 of 2 (on localhost) does not answer"):
+        assert words in str(caught.value)
+    waiting = LaunchFolder.newest(job.work).log(0, "err").read_text()
+    assert "most recent call first" in waiting and "loop.py" in waiting, "where the other one waits"
+
+
+def test_processes_that_read_different_rows_are_named(trained_together: tuple[Path, dict[str, TrainJob]]) -> None:
+    job = trained_together[1]["out-of-step"]
+    words = [(job.work / f"out-of-step-{rank}.txt").read_text() for rank in range(2)]
+    assert words[0] == words[1]
+    assert "process 1 is at step 1 with batch" in words[0]
+
+
+def assert_as_undisturbed(job: TrainJob, undisturbed: TrainJob) -> None:
+    assert len(steps_of(undisturbed)) == 10
+    assert steps_of(job) == steps_of(undisturbed)
+    assert weights_of(job) == weights_of(undisturbed)
 
 
 @pytest.mark.slow
@@ -237,7 +281,8 @@ def test_any_process_may_be_killed_with_any_engine(tmp_path: Path, zero: int, vi
     undisturbed = job_in(tmp_path, name="undisturbed", zero=zero, **STORY)
     run_stage(undisturbed)
     job = job_in(tmp_path, name="story", zero=zero, **STORY)
-    with pytest.raises(TrainingFailed, match=rf"Process {victim} of 2 .* was killed by SIGKILL"):
+    job.config["launch"]["max_restarts"] = 0
+    with pytest.raises(ProcessKilled, match=rf"Process {victim} of 2 .* was killed by SIGKILL"):
         run_stage(job, on_row=at_step(3, lambda: kill_worker(job, victim)))
     assert_no_worker_is_left(job)
     with pytest.raises(Interrupted):

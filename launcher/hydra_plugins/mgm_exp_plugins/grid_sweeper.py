@@ -128,6 +128,7 @@ class Round:
         self.rerun = config.sweep.rerun
         self.slots = sweeper.make_slots(config)
         self.running: dict[Path, Run] = {}
+        self.is_left = False
         self.losses: dict[Path, int] = {}
         # Early stages that a completed run has made.
         self.made_early: set[tuple[str, ...]] = set()
@@ -170,6 +171,8 @@ class Round:
             elif self._is_wanted(trial):
                 wanted.append(trial)
         self._work([run for run in self.ledger.runs(wanted) if self._is_wanted(run)])
+        if self.is_left:
+            return self._submitted()
         ended = [self.ledger.trials[trial.number].status for trial in trials]
         self.ledger.status = "completed" if all(status in ("completed", "pruned") for status in ended) else "failed"
         content = self.ledger.write()
@@ -214,13 +217,27 @@ class Round:
                 self._start(run, f"{begun}/{total}")
                 if self.slots.size == 1:
                     break
-            for work, ending in self.slots.ended(0.5):
+            ended = self.slots.ended(0.5)
+            for work, ending in ended:
                 run = self.running.pop(work.run_dir)
                 if self._is_lost(run, work, ending):
                     wanted.insert(0, run)
                 else:
                     self._ended(run, wanted)
             self.ledger.catch_up()
+            if self.slots.busy and not ended and not wanted and self.slots.may_leave():
+                self.is_left = True
+                return
+
+    def _submitted(self) -> dict[str, Any]:
+        """The trials are with somebody else, and this command ends (``launch.wait=false``)."""
+        name, count = self.ledger.name, len(self.running)
+        self.ledger.status = "submitted"
+        content = self.ledger.write()
+        print(
+            f"sweep {name}: {count} trial(s) submitted. `mgm-exp status {name}` shows them; the same command goes on."
+        )
+        return content
 
     def _pick(self, wanted: list[Run]) -> Run:
         """The next run: rather one that does not wait for stages which a running one makes."""
@@ -243,7 +260,8 @@ class Round:
         print(f"\ntrial {trial.number} ({position}): {' '.join([_words(trial), *of_seed])}", flush=True)
         subdir = run.folder.relative_to(self.ledger.folder).as_posix()
         overrides = [*trial.overrides, *of_seed, *in_sweep(trial.number, self.ledger.name, subdir)]
-        wait_until_free(run.folder, print)
+        if self.slots.are_here:
+            wait_until_free(run.folder, print)
         self.running[run.folder] = run
         self.slots.start(Work(trial.number, run.folder, tuple(overrides)))
 
@@ -252,7 +270,7 @@ class Round:
         from mgm_exp.errors import ProcessKilled
         from mgm_exp.folders import read_record
         from mgm_exp.search.outcome import Verdict, judge
-        from mgm_exp.sweep_folder import record_failure
+        from mgm_exp.sweep_folder import record_failure, record_stop
 
         if ending.exit_code in (None, 0):
             return False
@@ -262,7 +280,9 @@ class Round:
             self.losses[run.folder] = lost
             print(f"trial {run}: {outcome.reason}; it goes on from its checkpoint", flush=True)
             return True
-        if not outcome.result or outcome.result.get("status") == "interrupted":
+        if outcome.verdict is Verdict.interrupted and ending.set_aside:
+            record_stop(work.run_dir, outcome.reason, run.trial.overrides)
+        elif not outcome.result or outcome.result.get("status") == "interrupted":
             record_failure(work.run_dir, ProcessKilled(outcome.reason), run.trial.overrides)
         return False
 
