@@ -37,7 +37,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_that_the_package_needs_is_in_it(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
-    homes = {"mgm_exp/": "mgm_exp/", "conf/": "mgm_exp/conf/", "sweeps/": "mgm_exp/sweeps/", "launcher/": ""}
+    homes = {
+        "mgm_exp/": "mgm_exp/",
+        "conf/": "mgm_exp/conf/",
+        "sweeps/": "mgm_exp/sweeps/",
+        "launcher/hydra_plugins/": "hydra_plugins/",
+    }
     needed = [
         home + name.removeprefix(folder)
         for folder, home in homes.items()
