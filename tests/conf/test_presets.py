@@ -235,6 +235,10 @@ def test_a_named_policy_is_an_enum(compose: Compose) -> None:
         (["name=../../x"], "not a folder name"),
         (["name=a/b"], "not a folder name"),
         (["device=cpu", "train.precision=fp16"], "needs a GPU"),
+        (["launch.timeout_s=0"], "launch.timeout_s=0"),
+        (["launch.max_restarts=-1"], "launch.max_restarts=-1"),
+        (["launch.hostfile=hosts", "launch.machines=here"], "does not read it"),
+        (["launch.remote_shell=[]"], "is empty"),
     ],
 )
 def test_impossible_combinations_are_refused_with_their_reason(
