@@ -118,9 +118,9 @@ def in_short(params: Mapping[str, Any]) -> str:
     )
 
 
-def headline(folder: Path, *, is_running: bool = False) -> str:
-    """How the search stands, in a sentence or two."""
-    record, rows = read_record(folder / "sweep.json"), rows_of(folder)
+def headline(folder: Path, *, is_running: bool = False, rows: list[Row] | None = None) -> str:
+    """How the search stands, in a sentence or two; ``rows``: what :func:`rows_of` gave, if it was asked already."""
+    record, rows = read_record(folder / "sweep.json"), rows_of(folder) if rows is None else rows
     states = [row.state for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     text = f"search {record.get('name')}: {len(rows)} trials" + (f" ({counts})" if rows else "")
@@ -151,12 +151,12 @@ def time_left(record: Mapping[str, Any], rows: list[Row]) -> str:
     return f"about {seconds / 3600:.1f} h" if seconds >= 5400 else f"about {max(1, round(seconds / 60))} min"
 
 
-def table_of(folder: Path) -> Table:
-    """The trials as a table, the best one marked."""
+def table_of(folder: Path, rows: list[Row] | None = None) -> Table:
+    """The trials as a table, the best one marked; ``rows`` as for :func:`headline`."""
     from rich.table import Table
     from rich.text import Text
 
-    record, rows = read_record(folder / "sweep.json"), rows_of(folder)
+    record, rows = read_record(folder / "sweep.json"), rows_of(folder) if rows is None else rows
     names = record.get("objectives") or [str(record.get("objective"))]
     best = (record.get("best") or {}).get("number")
     front = {entry["number"] for entry in record.get("pareto", [])}
@@ -195,8 +195,9 @@ def print_search(folder: Path, *, is_running: bool = False) -> None:
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=140)
-    console.print(Text(headline(folder, is_running=is_running)), style="bold", soft_wrap=True)
-    console.print(table_of(folder))
-    for row in rows_of(folder):
+    rows = rows_of(folder)
+    console.print(Text(headline(folder, is_running=is_running, rows=rows)), style="bold", soft_wrap=True)
+    console.print(table_of(folder, rows))
+    for row in rows:
         if row.reason:
             console.print(Text(f"trial {row.number} {row.state}: {row.reason}"), soft_wrap=True)
