@@ -40,7 +40,7 @@ FACES = {"verbs"}
 COMMON = {"errors", "signals"}
 HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "accelerate", "optuna", "submitit", "ray")
 # Rooms in which nothing at all may import torch.
-WITHOUT_TORCH = ("config.py", "errors.py", "store", "compare")
+WITHOUT_TORCH = ("config", "errors.py", "store", "compare")
 
 
 def sources(*folders: Path) -> list[Path]:

@@ -1,0 +1,200 @@
+"""What a key of the configuration may be chosen from."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Attention(Enum):
+    """``auto`` takes flash_attention_2 where it can run, else sdpa; the choice is recorded."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+class AdapterKind(Enum):
+    """What of the language model is trained in the instruct stage."""
+
+    full = "full"
+    lora = "lora"
+
+
+class Precision(Enum):
+    """Arithmetic of training. bf16 needs no loss scaling; fp16 uses dynamic loss scaling; fp32 is the CPU default."""
+
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Device(Enum):
+    """``auto`` takes a GPU where one is there, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Offload(Enum):
+    """Where DeepSpeed keeps the optimizer state."""
+
+    none = "none"
+    cpu = "cpu"
+
+
+class GroupBy(Enum):
+    """How samples are put together in a batch. Similar lengths waste less padding; ``modality_length`` is official."""
+
+    none = "none"
+    length = "length"
+    modality_length = "modality_length"
+
+
+class LossNorm(Enum):
+    """``tokens``: sum over supervised tokens of the global batch / their number, whatever the split.
+
+    ``official``: the mean of the micro-batches' means, as the original code computes it.
+    """
+
+    tokens = "tokens"
+    official = "official"
+
+
+class BadRows(Enum):
+    """``skip`` counts and names unusable rows and goes on without them; ``fail`` stops at the first one."""
+
+    skip = "skip"
+    fail = "fail"
+
+
+class Aspect(Enum):
+    """``pad`` puts the image on a square canvas; ``square`` resizes the shortest edge and crops the centre."""
+
+    pad = "pad"
+    square = "square"
+
+
+class Reset(Enum):
+    """Which part of the connector starts from new weights in the align stage."""
+
+    none = "none"
+    projector = "projector"
+    connector = "connector"
+
+
+class CaptionEngine(Enum):
+    """Whose captioning loop runs."""
+
+    mgm_exp = "mgm_exp"
+    data_juicer = "data_juicer"
+
+
+class CaptionPolicy(Enum):
+    """What becomes of the raw caption; it is always kept beside the new one."""
+
+    replace = "replace"
+    keep_if_better = "keep_if_better"
+    mix = "mix"
+
+
+class CaptionPrecision(Enum):
+    """Arithmetic of the captioner."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+class RecipeEngine(Enum):
+    """Who computes the values that a recipe filters by."""
+
+    data_juicer = "data_juicer"
+    builtin = "builtin"
+
+
+class RecipeExecutor(Enum):
+    """How Data-Juicer runs."""
+
+    default = "default"
+    ray = "ray"
+
+
+class TrackerMode(Enum):
+    """``auto``: online where a W&B key is in the environment, else offline; ``disabled``: files only."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class Machines(Enum):
+    """``auto``: those of the hostfile, of the Slurm or Volcano job, else this one. ``here``: this machine alone."""
+
+    auto = "auto"
+    here = "here"
+
+
+class Direction(Enum):
+    """Which end of the objective is better."""
+
+    maximize = "maximize"
+    minimize = "minimize"
+
+
+class Rerun(Enum):
+    """Which finished trials of a sweep are run again when the same command is given once more."""
+
+    none = "none"
+    failed = "failed"
+    all = "all"
+
+
+class SamplerName(Enum):
+    """Who proposes the next trial of a search.
+
+    ``tpe`` suits most; ``gp`` few expensive trials of numbers; ``cmaes`` many trials of numbers; ``nsga2`` several
+    objectives; ``qmc`` and ``random`` cover the space without learning; ``grid`` takes every point once.
+    """
+
+    tpe = "tpe"
+    gp = "gp"
+    cmaes = "cmaes"
+    nsga2 = "nsga2"
+    qmc = "qmc"
+    random = "random"
+    grid = "grid"
+
+
+class Card(Enum):
+    """Which card a plan is for; ``auto``: this machine's GPU, or its memory where it has none."""
+
+    auto = "auto"
+    rtx3090 = "rtx3090"
+    rtx4090 = "rtx4090"
+    a10 = "a10"
+    a100_40 = "a100_40"
+    a100_80 = "a100_80"
+    h100 = "h100"
+    h200 = "h200"
+    l40s = "l40s"
+
+
+class PrunerName(Enum):
+    """Who stops hopeless trials at their validation points.
+
+    ``asha`` keeps the best share of each rung, ``hyperband`` does so for several rungs' beginnings, ``median`` stops
+    what is worse than half of the trials at the same step, ``patient`` does so only after a while without progress,
+    ``wilcoxon`` compares the seeds of a trial with those of the best one (sweep.seeds).
+    """
+
+    none = "none"
+    asha = "asha"
+    hyperband = "hyperband"
+    median = "median"
+    patient = "patient"
+    wilcoxon = "wilcoxon"

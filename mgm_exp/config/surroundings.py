@@ -1,0 +1,72 @@
+"""What surrounds a run without changing its result: places, processes, tracker, plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from mgm_exp.config.choices import Card, Machines, TrackerMode
+
+
+@dataclass
+class TrackerConfig:
+    """Weights & Biases. Files in the run folder are always written and are the source of truth."""
+
+    mode: TrackerMode = TrackerMode.auto
+    project: str = "mgm_exp"
+    entity: str | None = None
+    # Questions (with their images) that the predictions table holds.
+    table_rows: int = 64
+    # Address of a W&B server of your own. null: the client's default.
+    base_url: str | None = None
+
+
+@dataclass
+class LaunchConfig:
+    """The processes of one run (``devices``): where they are, what happens when one fails; how a sweep is sent away."""
+
+    machines: Machines = Machines.auto
+    # A file with a line "host slots=N" for each machine; the first one is this machine. null: none.
+    hostfile: str | None = None
+    # What runs a command on another machine of the hostfile; the host and one command line are appended.
+    remote_shell: list[str] = field(default_factory=lambda: ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15"])
+    # How often a stage begins again from its newest checkpoint because a process was killed, lost or hung.
+    # 0: it fails at once. More survives more faults, and repeats more often what may never work.
+    max_restarts: int = 1
+    # Seconds without progress of any process before those that lag behind are named and ended. It must be longer than
+    # the slowest step, and than loading the model; lower notices a hang sooner.
+    timeout_s: float = 1800.0
+    # false: with hydra/launcher=slurm the command submits what can run now, and ends; the same command picks the sweep
+    # up later.
+    wait: bool = True
+
+
+@dataclass
+class PathsConfig:
+    """Where results go."""
+
+    # runs/, sweeps/ and store/ lie below it.
+    root: str = "outputs"
+    store: str = MISSING
+    # Copies of stage outputs for machines that share no disk: s3://BUCKET/FOLDER, gs://..., file:///FOLDER (fsspec).
+    # Fetched from there rather than made, and copied there when made; credentials belong into the environment.
+    mirror: str | None = None
+
+
+@dataclass
+class PlanConfig:
+    """What ``mgm-exp plan`` and a search's predicted_memory_gib, predicted_hours assume. No stage depends on it."""
+
+    device: Card = Card.auto
+    # Rows of the instruct stage and of the align stage, where neither max_steps nor the demo says how many.
+    rows: int | None = None
+    align_rows: int | None = None
+    # Mean tokens of a sample beside its image's, for time.
+    text_tokens: int = 124
+    # Most tokens of a sample beside its image's, for memory. null: as many as max_length allows, the safe side.
+    longest_text: int | None = None
+    # Share of the card's peak speed that training reaches, 0..1.
+    mfu: float = 0.4
+    # Money for an hour of one device. null: no cost is shown.
+    price: float | None = None

@@ -1,0 +1,125 @@
+"""The groups ``train`` and ``zero``: how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from mgm_exp.config.choices import Aspect, GroupBy, LossNorm, Offload, Precision, Reset
+
+
+@dataclass
+class ZeroConfig:
+    """How training state is sharded. Stages 2 and 3 run DeepSpeed; none runs plain PyTorch."""
+
+    # 0: none, 2: optimizer state and gradients sharded, 3: parameters too (less memory, more communication).
+    stage: int = 0
+    # cpu: optimizer state in host memory; saves about 12 bytes a trained parameter on the GPU, costs time.
+    offload_optimizer: Offload = Offload.none
+    # Elements that are reduced together: larger is faster, and costs 2-4 bytes each of GPU memory.
+    reduce_bucket_size: int = 50_000_000
+    overlap_comm: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state of a running stage is saved."""
+
+    # Optimizer steps between two checkpoints. null: by time only.
+    every_steps: int | None = None
+    # Minutes between two checkpoints. null: by steps only.
+    every_minutes: float | None = 120.0
+    # Newest checkpoints that are kept while a stage runs.
+    keep: int = 5
+
+
+@dataclass
+class ValidationConfig:
+    """Scores of the model in the middle of the instruct stage, on held-out questions. Nothing is learnt from them."""
+
+    # Optimizer steps between two validation points; the last step is left to the evaluation. null: none.
+    every_steps: int | None = None
+    # Questions at each point, the first ones of the validation split: more tell more surely and cost more time.
+    questions: int = 64
+    # Share of the validation split, in place of a number of questions.
+    share: float | None = None
+    # Whose questions. null: the first of eval.benchmarks. The demo has a split of its own for this.
+    benchmark: str | None = None
+
+
+@dataclass
+class EarlyStoppingConfig:
+    """Ends the instruct stage when its validation score has stopped rising."""
+
+    # Validation points without a better score before the stage ends with the weights it has. null: never.
+    patience: int | None = None
+    # What counts as better: at least so much above the best score.
+    min_delta: float = 0.0
+
+
+@dataclass
+class AlignConfig:
+    """Stage 1: projector and patch info mining are trained on captions; towers and LLM are frozen."""
+
+    lr: float = 1e-3
+    epochs: float = 1.0
+    # Optimizer steps; overrides epochs. 0 skips the stage.
+    max_steps: int | None = None
+    global_batch_size: int = 256
+    micro_batch_size: int = 8
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_length: int = 2048
+    image_aspect: Aspect = Aspect.square
+    group_by: GroupBy = GroupBy.none
+    # none: go on from the checkpoint's connector where it has one. Official stage 1 begins with new weights.
+    reset: Reset = Reset.none
+
+
+@dataclass
+class DefaultLrConfig:
+    """Learning rate of the instruct stage where train.lr is not given."""
+
+    full: float = 2e-5
+    lora: float = 2e-4
+
+
+@dataclass
+class TrainConfig:
+    """Stage 2 (instruct): the adapter or the full LLM. ``train.align`` holds what stage 1 does differently."""
+
+    name: str = MISSING
+    align: AlignConfig = field(default_factory=AlignConfig)
+    default_lr: DefaultLrConfig = field(default_factory=DefaultLrConfig)
+    lr: float = MISSING
+    # Learning rate of projector and mining in the instruct stage.
+    projector_lr: float = MISSING
+    epochs: float = 1.0
+    # Optimizer steps; overrides epochs.
+    max_steps: int | None = None
+    # Samples in one optimizer step, over all processes: accumulation = global / (micro x devices).
+    global_batch_size: int = 128
+    # Samples in one forward pass of one process: more is faster until memory ends.
+    micro_batch_size: int = 8
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    # Largest gradient norm; larger ones are scaled down. 0 switches clipping off.
+    max_grad_norm: float = 1.0
+    # Tokens of a merged sequence, image tokens included; longer ones are cut.
+    max_length: int = 2048
+    precision: Precision = Precision.bf16
+    image_aspect: Aspect = Aspect.pad
+    group_by: GroupBy = GroupBy.modality_length
+    loss_norm: LossNorm = LossNorm.tokens
+    # Keeps projector and mining as the align stage left them (official: they are trained in both stages).
+    freeze_connector: bool = False
+    # With a frozen connector: encode every image once and read the tokens from disk afterwards.
+    cache_visual_tokens: bool = False
+    # Processes that decode images beside the training process. 0: in the training process.
+    workers: int = 0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
