@@ -375,6 +375,9 @@ class Campaign:
             point = self.space.choose(live, self._config_value)
             first = None if self.settings.seeds == 1 else self.base.seed
             config = self._config_of(self._overrides(number, point, first))
+        except Interrupted:  # a signal says nothing about the point: the next command takes it up
+            claim.release()
+            raise
         except MgmError as error:
             params = point.params if point else {}
             live.set_user_attr(REASON, error.message)

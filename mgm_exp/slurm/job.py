@@ -30,9 +30,11 @@ from typing import Any
 INTERRUPTED = 130
 DONE = ("completed", "pruned")
 STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-# A shell that passes signals on to a process ($0), and ends with it.
+# A shell that passes signals on to a process ($0), and ends with it. After SIGTERM it is not needed any more: if it
+# stayed, the node would not be free before Slurm's KillWait is over.
 _RELAY = (
-    "for s in USR1 USR2 TERM INT; do trap \"kill -$s $0 2>/dev/null\" $s; done; trap '' CONT; "
+    'for s in USR1 USR2 INT; do trap "kill -$s $0 2>/dev/null" $s; done; '
+    "trap 'kill -TERM $0 2>/dev/null; exit' TERM; "
     "while kill -0 $0 2>/dev/null; do sleep 5 & wait $!; done"
 )
 _ASK_EVERY_S = 5.0
@@ -54,6 +56,7 @@ class Job:
         self.task: dict[str, Any] = self.submission["tasks"][self.index]
         self.run_dir: str = self.task["run_dir"]
         self.heard: str | None = None
+        self.is_over = False
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -72,6 +75,8 @@ class Job:
         if self._is_done():
             print("--- the run is completed already", flush=True)
             return self._end(0)
+        if self._is_stopped():
+            return self._end(INTERRUPTED, reason="stopped with its sweep")
         code = self._run()
         if code != INTERRUPTED or self._is_done():
             return self._end(code)
@@ -91,9 +96,13 @@ class Job:
         if self.heard is not None:  # it came between the two lines
             self.child.send_signal(signal.SIGTERM)
         code = self.child.wait()
+        self.is_over = True
         if relay is not None:
-            relay.kill()
-            relay.wait()
+            relay.terminate()
+            try:
+                relay.wait(2.0)
+            except subprocess.TimeoutExpired:
+                relay.kill()
         if code > 128:  # what a container's runtime says of a signal
             code = INTERRUPTED if code == INTERRUPTED else 128 - code
         # Before its handlers are in place a signal simply ends it; nothing was begun then.
@@ -123,17 +132,17 @@ class Job:
             return None
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGCONT or self.heard is not None:
+        if number == signal.SIGCONT or self.heard is not None or self.is_over:
             return
         self.heard = signal.Signals(number).name
-        print(f"--- {self.heard}: the run is asked to save its state and to end", flush=True)
+        os.write(1, f"--- {self.heard}: the run is asked to save its state and to end\n".encode())
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(number)
 
     # -- what an interruption means ------------------------------------------------------------------------------
 
     def _interrupted(self) -> int:
-        if os.path.exists(os.path.join(self.folder, "stop", str(self.index))):
+        if self._is_stopped():
             return self._end(INTERRUPTED, reason="stopped with its sweep")
         state = _state_of_this_job()
         if state != "RUNNING":
@@ -157,6 +166,10 @@ class Job:
             return self._end(INTERRUPTED, lost=True, reason=f"Slurm does not put the job back: {refused}")
         time.sleep(60)  # Slurm ends this process
         return INTERRUPTED
+
+    def _is_stopped(self) -> bool:
+        """Whether the sweep wants this task to end for good."""
+        return os.path.exists(os.path.join(self.folder, "stop", str(self.index)))
 
     def _is_ours(self) -> bool:
         """Whether this submission is still the run's latest one."""

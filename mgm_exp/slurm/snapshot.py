@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -72,9 +73,10 @@ def _files() -> Iterator[tuple[str, Path]]:
         yield from _below(SWEEPS, "sweeps")
         yield from _below(LAUNCHER / "hydra_plugins", "launcher/hydra_plugins")
         return
-    import hydra_plugins.mgm_exp_plugins as plugins  # an installed package: presets lie in it, the plugins beside it
-
-    yield from _below(Path(str(plugins.__file__)).parent, "launcher/hydra_plugins/mgm_exp_plugins")
+    # An installed package: the presets lie in it, the plugins beside it.
+    plugins = importlib.util.find_spec("hydra_plugins.mgm_exp_plugins")
+    assert plugins is not None and plugins.origin is not None
+    yield from _below(Path(plugins.origin).parent, "launcher/hydra_plugins/mgm_exp_plugins")
 
 
 def _below(folder: Path, name: str) -> Iterator[tuple[str, Path]]:

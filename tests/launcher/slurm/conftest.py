@@ -76,7 +76,7 @@ def cluster(_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clus
     monkeypatch.setenv("SLURM_CONF", _cluster.environment["SLURM_CONF"])
     yield _cluster
     subprocess.run(["scancel", f"--user={os.getuid()}"], env=_cluster.environment, timeout=60, check=False)
-    wait_until(lambda: not _cluster.call("squeue", "--noheader"), "its jobs have ended")
+    wait_until(lambda: not _cluster.call("squeue", "--noheader", "--states=PENDING,RUNNING"), "its jobs have ended")
 
 
 @pytest.fixture
