@@ -7,6 +7,7 @@ Nothing here imports torch: composing a config must not pay for it.
 
 from __future__ import annotations
 
+from mgm_exp.config.as_json import plain
 from mgm_exp.config.choices import (
     AdapterKind,
     Aspect,
@@ -74,7 +75,6 @@ from mgm_exp.config.evaluate import (
 from mgm_exp.config.experiment import (
     ExperimentConfig,
     from_plain,
-    plain,
     typed,
 )
 from mgm_exp.config.faults import (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -83,19 +82,6 @@ def _added_keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-
-
-def plain(config: Any) -> Any:
-    """A (nested) dataclass as JSON-ready dicts, enums by value; the inverse of :func:`from_plain`."""
-    if isinstance(config, Enum):
-        return config.value
-    if is_dataclass(config) and not isinstance(config, type):
-        return {f.name: plain(getattr(config, f.name)) for f in fields(config)}
-    if isinstance(config, (list, tuple)):
-        return [plain(item) for item in config]
-    if isinstance(config, dict):
-        return {str(key): plain(value) for key, value in config.items()}
-    return config
 
 
 def from_plain(values: dict[str, Any]) -> ExperimentConfig:

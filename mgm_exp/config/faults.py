@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from mgm_exp.config.as_json import plain
 from mgm_exp.config.choices import (
     AdapterKind,
     CaptionEngine,
@@ -19,7 +20,6 @@ from mgm_exp.config.choices import (
 )
 from mgm_exp.config.data import PERCENTILE, RECIPE_OPERATORS
 from mgm_exp.config.evaluate import BENCHMARKS, CORPUS_SCORES, JUDGE_URL, SCORES
-from mgm_exp.config.experiment import plain
 from mgm_exp.config.model import LINEAR_LAYERS
 from mgm_exp.errors import ConfigError
 
