@@ -85,11 +85,13 @@ def watch_status(sweep: str, root: Path, every_s: float = 2.0) -> None:
             return Group(Text(headline(folder, is_running=True), style="bold"), table_of(folder))
         return Group(_table(_title(folder), sweep_lines(folder)))
 
-    console = Console()
+    console, pause_s = Console(), 0.0
     with Live(shown(), console=console, refresh_per_second=4) as live:
         while sweep_state(folder) == "running" or living_jobs(folder):
-            time.sleep(every_s)
+            time.sleep(max(every_s, pause_s))
+            began = time.monotonic()
             live.update(shown())
+            pause_s = 4 * (time.monotonic() - began)  # of thousands of trials: not most of a processor for a table
         live.update(shown())
     show_status(sweep, root)
 

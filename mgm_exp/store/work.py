@@ -28,16 +28,17 @@ def adopt_work(final: Path, lease: Lease) -> Path:
     disk, so that what it has open is no longer part of it.
     """
     plain = beside(final, "work")
-    # A first owner's predecessors left nothing under another name, so there is no need to look through all entries.
-    names = [plain.name] if lease.token == 1 else os.listdir(final.parent)
-    paths = [final.with_name(name) for name in names if name.startswith(plain.name)]
-    found = [path for path in paths if (path == plain and path.is_dir()) or work_number(path)]
+    # By name, not by looking through all entries: who fences a folder off gives it his token, and tokens grow.
+    fenced_names = [f"{plain.name}-{number:06x}" for number in range(1, lease.token + 1)]
+    found = [path for path in (plain, *map(final.with_name, fenced_names)) if path.is_dir()]
     work = max(found, key=work_number, default=plain)
     for older in found:
         if older != work:
             remove_folder(older)
     if lease.took_over_expired and work.is_dir():
-        fenced = beside(final, f"work-{max(lease.token, work_number(work) + 1):06x}")
+        number = lease.token
+        while (fenced := beside(final, f"work-{number:06x}")).exists():  # of a time before the lease was forgotten
+            number += 1
         os.rename(work, fenced)
         work = fenced
         for parent, _, names in os.walk(work):
