@@ -42,8 +42,8 @@ class Reporter:
 
     Args:
         run_dir: The run's folder.
-        trial: Makes the Optuna trial that this run belongs to, on first use; None: the run is no trial of a search, or
-            one that cannot be pruned.
+        trial: Gives the Optuna trial that this run belongs to, on first use, or None; None: the run is no trial of a
+            search, or one that cannot be pruned.
     """
 
     def __init__(self, run_dir: Path, trial: Callable[[], Any] | None = None) -> None:
@@ -80,6 +80,9 @@ class Reporter:
         try:
             if self._trial is None:
                 self._trial = self._open()
+            if self._trial is None:
+                self._open = None
+                return False
             self._trial.report(value, step)
             return bool(self._trial.should_prune())
         except Interrupted:  # a signal: it has nothing to do with the study
@@ -123,7 +126,9 @@ def sweep_folder(run_dir: Path) -> Path:
 
 
 def trial_in_study(sweep: SweepConfig, folder: Path, number: int, config: ExperimentConfig) -> Any:
-    """The Optuna trial of this run, opened in this process."""
+    """The Optuna trial of this run, opened in this process; None for a trial of a grid, which has no study."""
+    if _is_grid(folder):
+        return None
     import optuna
 
     from mgm_exp.search.pruners import make_pruner
@@ -136,6 +141,15 @@ def trial_in_study(sweep: SweepConfig, folder: Path, number: int, config: Experi
         pruner=make_pruner(sweep.pruner, config.train.validation.every_steps),
     )
     return trial_of(study, number)
+
+
+def _is_grid(folder: Path) -> bool:
+    """Whether the sweep keeps books and is no search."""
+    try:
+        books = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(books, dict) and "sweeper" not in books
 
 
 def study_name(folder: Path) -> str:

@@ -110,6 +110,17 @@ def test_a_study_that_does_not_answer_does_not_end_a_training(tmp_path: Path, ca
     assert [report.step for report in read_reports(tmp_path / "reports.jsonl")] == [10, 20]
 
 
+def test_a_trial_of_a_grid_asks_no_study(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "sweep.json").write_text('{"name": "s", "trials": []}')
+    run_dir = tmp_path / "0"
+    run_dir.mkdir()
+    reporter = reporter_for(config_of(0), run_dir)
+    with caplog.at_level(logging.WARNING):
+        assert reporter.report(10, 0.5) is False and reporter.report(20, 0.6) is False
+    assert caplog.text == "" and [report.step for report in read_reports(run_dir / "reports.jsonl")] == [10, 20]
+    assert not (tmp_path / "study.journal").exists()
+
+
 def test_damaged_reports_are_reported_again(tmp_path: Path) -> None:
     (tmp_path / "reports.jsonl").write_text('{"step": 10, "value": 0.5}\n{"step": 20, "val', encoding="utf-8")
     reporter = Reporter(tmp_path)
