@@ -14,13 +14,14 @@ from pathlib import Path
 from mgm_exp.errors import ConfigError, MissingDependencyError, UserError
 from mgm_exp.record import redact_text
 from mgm_exp.search import open_database, storage_place
+from mgm_exp.signals import stop_on_signals
 
 # Requests that are worked on at the same time; further ones wait.
 THREADS = 16
 
 
 def serve(database: str, *, host: str, port: int) -> None:
-    """Serves until Ctrl-C.
+    """Serves until a signal asks it to stop.
 
     Args:
         database: A URL of SQLite or of a database server.
@@ -31,6 +32,7 @@ def serve(database: str, *, host: str, port: int) -> None:
         ConfigError: it is no database.
         MissingDependencyError: grpcio, or the database's driver, is not installed.
         UserError: the database does not answer, or the port is in use.
+        Interrupted: a signal; what had arrived was answered.
     """
     if "://" not in database or database.startswith("grpc://"):
         raise ConfigError(
@@ -59,8 +61,10 @@ def serve(database: str, *, host: str, port: int) -> None:
             f"mgm-exp study-server cannot listen on {host}:{port}.", advice="Give another --host or --port."
         ) from error
     server.start()
-    print(f"sweep.storage=grpc://{host}:{port} (no password: whoever reaches it can change every study)", flush=True)
-    try:
-        server.wait_for_termination()
-    finally:
-        server.stop(grace=5.0).wait()  # what has arrived is answered
+    address = f"sweep.storage=grpc://{host}:{port}"
+    with stop_on_signals():
+        try:
+            print(f"{address} (no password: whoever reaches it can change every study)", flush=True)
+            server.wait_for_termination()
+        finally:
+            server.stop(grace=5.0).wait()  # what has arrived is answered

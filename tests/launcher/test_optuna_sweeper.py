@@ -356,7 +356,7 @@ def test_slots_run_trials_side_by_side_and_a_free_one_is_refilled_at_once(app: A
     assert process.returncode == 0, process.communicate()[0]
     sweep = app.sweep()
     assert states(sweep) == ["completed"] * 4
-    assert "a line" in (app.sweep_dir / "1" / "log.txt").read_text()
+    assert "code: " in (app.sweep_dir / "1" / "log.txt").read_text()
 
 
 def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_under_its_number(

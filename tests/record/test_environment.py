@@ -38,7 +38,7 @@ def test_the_environment_is_plain_json_with_the_manifests_keys() -> None:
 
 
 def test_a_clean_checkout_has_no_diff(checkout: Path) -> None:
-    state = environment._git(checkout)
+    state = environment.git_state(checkout)
     assert len(state["commit"]) == 40
     assert (state["dirty"], state["diff"]) == (False, "")
 
@@ -46,18 +46,18 @@ def test_a_clean_checkout_has_no_diff(checkout: Path) -> None:
 def test_a_changed_checkout_shows_what_changed_without_secrets(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary-88bb")
     (checkout / "code.py").write_text("a = 'canary-88bb'\n")
-    state = environment._git(checkout)
+    state = environment.git_state(checkout)
     assert state["dirty"] is True
     assert "+a = '***'" in state["diff"]
 
 
 def test_a_large_diff_is_cut(checkout: Path) -> None:
     (checkout / "code.py").write_text("x\n" * environment.DIFF_LIMIT)
-    assert len(environment._git(checkout)["diff"]) < environment.DIFF_LIMIT + 100
+    assert len(environment.git_state(checkout)["diff"]) < environment.DIFF_LIMIT + 100
 
 
 def test_an_installed_package_has_no_git_state(tmp_path: Path) -> None:
-    assert environment._git(tmp_path) == {"commit": None, "dirty": None, "diff": None}
+    assert environment.git_state(tmp_path) == {"commit": None, "dirty": None, "diff": None}
 
 
 def test_gpus_are_read_from_the_drivers_tool(monkeypatch: pytest.MonkeyPatch) -> None:

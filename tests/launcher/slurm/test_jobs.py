@@ -153,9 +153,9 @@ def test_a_sweep_whose_command_was_killed_while_it_submitted_is_picked_up_and_no
 
 def test_a_search_fills_each_place_at_once_and_outlives_its_controller_and_its_command(slurm: Any) -> None:
     app, cluster = slurm
-    points = "[{adapter.rank: 9}, {adapter.rank: 1}, {adapter.rank: 2}, {adapter.rank: 3}]"
+    points = "[{adapter.rank: 9}, {adapter.rank: 1}, {adapter.rank: 2}, {adapter.rank: 3}, {adapter.rank: 4}]"
     arguments = (
-        *SEARCH, "adapter.rank=choice(1,2,3,9)", f"sweep.enqueue={points}", "sweep.n_trials=5", "sweep.slots=2",
+        *SEARCH, "adapter.rank=choice(1,2,3,4,9)", f"sweep.enqueue={points}", "sweep.n_trials=5", "sweep.slots=2",
     )  # fmt: skip
     process = app.start(*arguments, stop="9")
     waiting(app, 0)
