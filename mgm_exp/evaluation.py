@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 # Of a benchmark's metrics those that training left, which no later scoring makes anew.
 _OF_TRAINING = "/validation"
 _BASELINES = "/baseline_"
+_DROP = "/drop"
 
 
 class Evaluation:
@@ -151,20 +152,25 @@ class Evaluation:
         keys, values = dict(result.get("eval_keys") or {}), dict(result.get("metrics") or {})
         name = benchmark.name
         is_same = keys.get(name) == json.loads(json.dumps(self.scoring.eval_keys[name]))
-        kept = {
-            key: value
-            for key, value in values.items()
-            if not key.startswith(f"{name}/")
-            or key == name + _OF_TRAINING
-            or (is_same and key.startswith(name + _BASELINES))
-        }
-        result["metrics"] = {**kept, **metrics}
+
+        def stays(key: str) -> bool:
+            if is_same:
+                return not key.startswith(f"{name}/") or key.startswith((name + _OF_TRAINING, name + _BASELINES))
+            # What corrupted images cost was measured against the answers that are replaced now.
+            is_drop = key.startswith(f"{name}.") and _DROP in key
+            return not is_drop and (not key.startswith(f"{name}/") or key == name + _OF_TRAINING)
+
+        result["metrics"] = {**{key: value for key, value in values.items() if stays(key)}, **metrics}
         result["eval_keys"] = {**keys, name: self.scoring.eval_keys[name]}
         write_json_atomic(path, result)
         table = evaluate.as_json(self.scoring.lines)
         mine = {line.benchmark for line in self.scoring.lines}
-        before = read_record(self.out / "benchmarks.json").get("lines", [])
-        table["lines"] = [line for line in before if line.get("benchmark") not in mine] + table["lines"]
+        before = [
+            line
+            for line in read_record(self.out / "benchmarks.json").get("lines", [])
+            if line["benchmark"] not in mine and stays(f"{line['benchmark']}/{line['metric']}")
+        ]
+        table["lines"] = before + table["lines"]
         write_json_atomic(self.out / "benchmarks.json", table)
 
     def _new_result(self) -> dict[str, Any]:

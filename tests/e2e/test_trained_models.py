@@ -19,13 +19,14 @@ from .command_line import FAST, read, rows
 
 TINY = Path(__file__).resolve().parents[2] / "mgm_exp" / "model" / "tiny"
 SHORT = ["train.align.max_steps=0", "train.max_steps=1", "eval.demo.baselines=false", "eval.max_questions=4"]
+SMALL = ["data.demo_images=12", "data.demo_questions=4", "train.global_batch_size=4"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``paths.root`` with one run that ended."""
     root = tmp_path_factory.mktemp("trained") / "outputs"
-    assert main(["run", *FAST, *SHORT, "data.demo_images=24", "name=one", f"paths.root={root}"]) == 0
+    assert main(["run", *FAST, *SHORT, *SMALL, "name=one", f"paths.root={root}"]) == 0
     return root
 
 
@@ -126,6 +127,7 @@ def test_a_stopped_evaluation_continues_and_keeps_the_benchmarks_that_were_done(
 def test_other_settings_replace_a_score_and_its_baselines_but_not_the_objective(run: Path) -> None:
     result = read(run / "result.json")
     stale = {"demo/baseline_base": 0.5, "demo/validation": 0.25, "demo/accuracy[gone]": 0.1, "other/accuracy": 1.0}
+    stale |= {"demo.blur3/accuracy": 0.5, "demo.blur3/drop_ci_low": 0.1}
     (run / "result.json").write_text(json.dumps({**result, "metrics": {**result["metrics"], **stale}, "objective": 7}))
     assert main(["evaluate", str(run), "--benchmarks=demo", "eval.demo.split=val", "eval.max_questions=2"]) == 0
     after = read(run / "result.json")
@@ -133,7 +135,7 @@ def test_other_settings_replace_a_score_and_its_baselines_but_not_the_objective(
     assert len(rows(run / "predictions" / "demo.jsonl")) == 2
     assert after["objective"] == 7 and after["status"] == "completed"
     kept = stale.keys() & after["metrics"].keys()
-    assert kept == {"demo/validation", "other/accuracy"}
+    assert kept == {"demo/validation", "other/accuracy", "demo.blur3/accuracy"}
     assert len([line for line in read(run / "benchmarks.json")["lines"] if line["metric"] == "accuracy"]) == 1
 
 
