@@ -153,6 +153,18 @@ def _explore(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _evaluate(arguments: list[str]) -> int:
+    from mgm_exp.verbs.evaluate import run
+
+    return run(arguments)
+
+
+def _ask(arguments: list[str]) -> int:
+    from mgm_exp.verbs.ask import run
+
+    return run(arguments)
+
+
 def _convert(arguments: list[str]) -> int:
     from mgm_exp.verbs.convert import run
 
@@ -199,6 +211,10 @@ VERBS = {
         "study-server DATABASE [--port N]", "one process between a database and many trials", _study_server
     ),
     "report": Verb("report DIR... [--out FILE]", "compare runs or sweeps: page, JSON, Markdown, LaTeX, CSV", _report),
+    "evaluate": Verb(
+        "evaluate RUN --benchmarks A,B", "more scores for a finished run; with --out DIR for a checkpoint", _evaluate
+    ),
+    "ask": Verb("ask RUN IMAGE QUESTION", "what a trained model answers about an image", _ask),
     "wandb-sync": Verb("wandb-sync DIR...", "send runs to W&B that were made offline or cut short", _wandb_sync),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),
     "explore": Verb("explore PATH [PATH]", "what a dataset is like: report, plots, JSON; two: compared", _explore),

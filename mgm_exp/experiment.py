@@ -7,11 +7,10 @@ from inside, and two processes that need the same stage make it once. Read :meth
 from __future__ import annotations
 
 import json
-import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,12 @@ from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
+from mgm_exp.scoring import Scoring
 from mgm_exp.search.reports import reporter_for
 from mgm_exp.signals import stop_on_signals
 from mgm_exp.store import (
     Lease,
     StageOutput,
-    fingerprint,
     hard_link_or_copy,
     link_tree,
     write_atomic,
@@ -87,9 +86,6 @@ class Experiment:
         self.started = time.time()
         self.demo: Path | None = None
         self.origins: dict[str, Any] = {}
-        self.metrics: dict[str, float] = {}
-        self.eval_keys: dict[str, Any] = {}
-        self.scores: list[Any] = []
         self.trained: dict[str, Any] = {}
         self.reporter = reporter_for(config, run_dir)
         self.manifest: dict[str, Any] = {
@@ -109,6 +105,7 @@ class Experiment:
         self.recorder: Recorder = open_recorder(
             config, run_dir, run_id=self.manifest["run_id"], overrides=overrides, sweep=sweep
         )
+        self.scoring = Scoring(config, run_dir, self._produce, self.recorder.progress, self.recorder.say)
 
     def run(self) -> dict[str, Any]:
         """The story, and its record: a run that fails leaves a ``result.json`` with cause and advice."""
@@ -201,79 +198,26 @@ class Experiment:
         from mgm_exp import evaluate
 
         benchmark = evaluate.load_benchmark(name, self.config, self.demo)
-        scored = self._score(found, benchmark, tuned, "the trained model")
-        robustness = self.config.eval.robustness
-        further = {}
-        if robustness.long_tail and benchmark.is_scored:
-            counts = evaluate.answer_counts(_rows(curated.path / "instruct.jsonl"))
-            rows = _rows(scored.path / "predictions.jsonl")
-            tail = evaluate.long_tail(rows, counts, robustness.rare_at_most)
-            further = {f"{name}/{key}": value for key, value in tail.items()}
-        self._keep_benchmark(benchmark, scored, further)
-        for variant in evaluate.variants(benchmark, robustness):
-            changed = self._score(found, variant, tuned, "the trained model")
-            drop = _drop(variant.name, scored, changed) if benchmark.is_scored else {}
-            self._keep_benchmark(variant, changed, drop, is_variant=True)
+        self.scoring.score_all(found, benchmark, tuned, "the trained model", curated.path, self._show_predictions)
         if name != "demo" or not self.config.eval.demo.baselines:
             return
-        base = self._score(found, benchmark, None, "untouched base")
-        self.metrics[f"{name}/baseline_base"] = base.meta["metrics"][f"{name}/accuracy"]
+        base = self.scoring.score(found, benchmark, None, "untouched base")
+        self.scoring.metrics[f"{name}/baseline_base"] = base.meta["metrics"][f"{name}/accuracy"]
         if aligned is not None:
-            before = self._score(found, benchmark, aligned, "aligned only")
-            self.metrics[f"{name}/baseline_aligned"] = before.meta["metrics"][f"{name}/accuracy"]
+            before = self.scoring.score(found, benchmark, aligned, "aligned only")
+            self.scoring.metrics[f"{name}/baseline_aligned"] = before.meta["metrics"][f"{name}/accuracy"]
         guess = evaluate.question_only_accuracy(benchmark, curated.path / "instruct.jsonl")
-        self.metrics[f"{name}/baseline_question_only"] = guess
+        self.scoring.metrics[f"{name}/baseline_question_only"] = guess
 
-    def _keep_benchmark(
-        self, benchmark: Any, scored: StageOutput, further: Mapping[str, float], *, is_variant: bool = False
-    ) -> None:
-        """A benchmark's metrics, predictions, lines of the final table and, where it has a server, submission file."""
-        from mgm_exp import evaluate
-
-        name, meta = benchmark.name, scored.meta
-        metrics = {**meta["metrics"], **further}
-        self.metrics.update(metrics)
-        self.eval_keys[name] = meta["eval_key"]
-        error = meta.get("standard_error")
-        self.scores += evaluate.lines_of(name, metrics, meta["eval_key"], meta["n"], error)
-        kept = self.run_dir / "predictions" / f"{name}.jsonl"
-        kept.parent.mkdir(exist_ok=True)
-        hard_link_or_copy(scored.path / "predictions.jsonl", kept)
-        submission = meta.get("submission")
-        if submission and not is_variant:
-            kept_submission = self.run_dir / "submissions" / submission
-            kept_submission.parent.mkdir(exist_ok=True)
-            hard_link_or_copy(scored.path / submission, kept_submission)
-            self.recorder.say(f"{name}: the file for its server is submissions/{submission}")
-        self.recorder.predictions(name, kept, benchmark.image_root, metrics)
+    def _show_predictions(self, benchmark: Any, predictions: Path, metrics: Mapping[str, float]) -> None:
+        self.recorder.predictions(benchmark.name, predictions, benchmark.image_root, dict(metrics))
 
     def _show_scores(self) -> None:
         """The table that a run ends with, also as ``benchmarks.json``."""
         from mgm_exp import evaluate
 
-        write_json_atomic(self.run_dir / "benchmarks.json", evaluate.as_json(self.scores))
-        self.recorder.say(evaluate.render(self.scores))
-
-    def _score(self, found: Preflight, benchmark: Any, weights: StageOutput | None, label: str) -> StageOutput:
-        """One benchmark on one set of weights; the store scores each pair once."""
-        from mgm_exp import evaluate
-
-        key = _key(weights)
-        name = f"evaluate[{benchmark.name}] {label}"
-        return self._produce(
-            "evaluate",
-            stages.evaluate_payload(self.config, found.sources, key, benchmark.fingerprint()),
-            lambda work: evaluate.evaluate_weights(
-                self.config,
-                benchmark,
-                _path(weights),
-                work / "out",
-                device=found.sources.device,
-                model_fingerprint=fingerprint({"weights": key, "base": found.sources.model}),
-                on_progress=lambda done, total: self.recorder.progress(name, done, total),
-            ),
-            label=name,
-        )
+        write_json_atomic(self.run_dir / "benchmarks.json", evaluate.as_json(self.scoring.lines))
+        self.recorder.say(evaluate.render(self.scoring.lines))
 
     # -- how a stage is made, shared and recorded -------------------------------------------------------------
 
@@ -366,7 +310,8 @@ class Experiment:
 
     def _validated(self, step: int, value: float) -> bool:
         """A validation point; whether the search that this run belongs to wants it to stop."""
-        self.metrics[f"{self.config.train.validation.benchmark or self.config.eval.benchmarks[0]}/validation"] = value
+        benchmark = self.config.train.validation.benchmark or self.config.eval.benchmarks[0]
+        self.scoring.metrics[f"{benchmark}/validation"] = value
         return self.reporter.report(step, value)
 
     # -- what the run folder keeps ----------------------------------------------------------------------------
@@ -414,9 +359,9 @@ class Experiment:
             "schema_version": SCHEMA_VERSION,
             "run_id": self.manifest["run_id"],
             "status": status,
-            "metrics": self.metrics,
-            "eval_keys": self.eval_keys,
-            "objective": self.metrics.get(objective),
+            "metrics": self.scoring.metrics,
+            "eval_keys": self.scoring.eval_keys,
+            "objective": self.scoring.metrics.get(objective),
             "steps": self.trained.get("steps", self.reporter.last_step),
             "wall_s": round(time.time() - self.started, 3),
             "train_tokens_per_s": self.trained.get("train_tokens_per_s"),
@@ -431,33 +376,8 @@ class Experiment:
         return result
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSONL file."""
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)
-
-
-def _drop(name: str, clean: StageOutput, changed: StageOutput) -> dict[str, float]:
-    """How much a change of images or words costs, paired by question, with a 95 % interval clustered by image."""
-    from mgm_exp.compare.statistics import paired_difference
-
-    before = {row["question_id"]: row["score"] for row in _rows(clean.path / "predictions.jsonl")}
-    rows = list(_rows(changed.path / "predictions.jsonl"))
-    difference = paired_difference(
-        [row["score"] for row in rows],
-        [before[row["question_id"]] for row in rows],
-        [row["image_id"] for row in rows],
-    )
-    found = {"drop": difference.difference, "drop_ci_low": difference.ci_low, "drop_ci_high": difference.ci_high}
-    return {f"{name}/{key}": value for key, value in found.items() if math.isfinite(value)}
-
-
 def _key(output: StageOutput | None) -> str | None:
     return output.key if output else None
-
-
-def _path(output: StageOutput | None) -> Path | None:
-    return output.path if output else None
 
 
 def _run_id(run_dir: Path, config: ExperimentConfig) -> str:

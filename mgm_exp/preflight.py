@@ -88,6 +88,38 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     )
 
 
+def check_scoring(config: ExperimentConfig, *, base: str | None = None) -> Preflight:
+    """What :func:`check` finds out of device, model and benchmarks, for a model that is there already: the data that
+    it was trained on may be gone.
+
+    Args:
+        config: Of the model, and of how it is scored.
+        base: Fingerprint of the base where that is not needed any more (all weights were trained); None: it is read.
+
+    Raises:
+        UserError: as :func:`check`.
+    """
+    device = resolve_device(config.device, config.devices)
+    _check_attention(config)
+    _check_precision(config, device)
+    _check_benchmarks(config)
+    folder = TINY if base is not None else model_folder(config)
+    return Preflight(
+        sources=Sources(
+            model=base or _model_fingerprint(config, folder),
+            align=None,
+            instruct=None,
+            captioner=None,
+            recaptioned=None,
+            device=device,
+            attention=_attention(config, device),
+        ),
+        model_folder=folder,
+        needs_demo="demo" in asked_benchmarks(config),
+        notes=(),
+    )
+
+
 def resolve_device(wanted: Device, devices: int) -> str:
     """``cpu`` or ``cuda``; asking for a GPU that is not there is an error, not a slow run.
 
@@ -141,6 +173,10 @@ def _check_packages(config: ExperimentConfig) -> None:
             f"zero={config.zero.stage} needs DeepSpeed, which is not installed in this environment.",
             advice="pip install deepspeed, or use zero=none (plain PyTorch).",
         )
+    _check_attention(config)
+
+
+def _check_attention(config: ExperimentConfig) -> None:
     wants_flash = config.model.attn_implementation is Attention.flash_attention_2
     if wants_flash and importlib.util.find_spec("flash_attn") is None:
         raise MissingDependencyError(

@@ -28,7 +28,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert len(capsys.readouterr().out.splitlines()) > 3
 
 
-@pytest.mark.parametrize(("verb", "near"), [("evaluate", None), ("statu", "status"), ("repot", "report")])
+@pytest.mark.parametrize(("verb", "near"), [("serve", None), ("statu", "status"), ("repot", "report")])
 def test_an_unknown_verb_is_refused_with_those_that_there_are(
     verb: str, near: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,162 @@
+"""Benchmarks on one set of weights: scored once for all who need it, and what a folder keeps of them.
+
+``python -m mgm_exp`` scores the model that it trained through here, ``mgm-exp evaluate`` one that is there already.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from mgm_exp import stages
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.preflight import Preflight
+from mgm_exp.store import StageOutput, fingerprint, hard_link_or_copy
+
+
+class Weights(Protocol):
+    """What a stage made, or a folder of the same form: ``adapter/``, ``model/`` or ``connector.safetensors``."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal weights."""
+
+
+class Produce(Protocol):
+    """Takes a stage from the store, or makes it."""
+
+    def __call__(
+        self, stage: str, payload: stages.Payload, make: Callable[[Path], dict[str, Any]], /, *, label: str
+    ) -> StageOutput: ...
+
+
+class Scoring:
+    """Scores benchmarks; ``metrics``, ``eval_keys`` and ``lines`` (of the final table) grow with each.
+
+    Args:
+        config: The checked configuration.
+        folder: Gets ``predictions/`` and ``submissions/``.
+        produce: How a stage is made, shared and recorded.
+        tell: Told (what, done, total) while questions are answered.
+        say: Takes a sentence for the user.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: Path,
+        produce: Produce,
+        tell: Callable[[str, int, int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.produce, self.tell, self.say = produce, tell, say
+        self.metrics: dict[str, float] = {}
+        self.eval_keys: dict[str, Any] = {}
+        self.lines: list[Any] = []
+
+    def score(self, found: Preflight, benchmark: Any, weights: Weights | None, label: str) -> StageOutput:
+        """One benchmark on one set of weights (None: the untouched base); the store scores each pair once."""
+        from mgm_exp import evaluate
+
+        key = weights.key if weights else None
+        name = f"evaluate[{benchmark.name}] {label}"
+        return self.produce(
+            "evaluate",
+            stages.evaluate_payload(self.config, found.sources, key, benchmark.fingerprint()),
+            lambda work: evaluate.evaluate_weights(
+                self.config,
+                benchmark,
+                weights.path if weights else None,
+                work / "out",
+                device=found.sources.device,
+                model_fingerprint=fingerprint({"weights": key, "base": found.sources.model}),
+                on_progress=lambda done, total: self.tell(name, done, total),
+            ),
+            label=name,
+        )
+
+    def score_all(
+        self,
+        found: Preflight,
+        benchmark: Any,
+        weights: Weights | None,
+        label: str,
+        curated: Path | None,
+        keep: Callable[[Any, Path, Mapping[str, float]], None],
+    ) -> None:
+        """A benchmark and what the configuration asks of its robustness.
+
+        Args:
+            found: What the preflight found out.
+            benchmark: With its questions.
+            weights: The model's; None: the base as it is.
+            label: What they are, for messages.
+            curated: Folder of the curate stage; needed by ``eval.robustness.long_tail`` only.
+            keep: Called with (benchmark, its predictions, its metrics) for each that was scored.
+        """
+        from mgm_exp import evaluate
+
+        scored = self.score(found, benchmark, weights, label)
+        robustness = self.config.eval.robustness
+        further: dict[str, float] = {}
+        if robustness.long_tail and benchmark.is_scored and curated is not None:
+            counts = evaluate.answer_counts(_rows(curated / "instruct.jsonl"))
+            tail = evaluate.long_tail(_rows(scored.path / "predictions.jsonl"), counts, robustness.rare_at_most)
+            further = {f"{benchmark.name}/{key}": value for key, value in tail.items()}
+        keep(benchmark, *self._keep(benchmark, scored, further))
+        for variant in evaluate.variants(benchmark, robustness):
+            changed = self.score(found, variant, weights, label)
+            drop = _drop(variant.name, scored, changed) if benchmark.is_scored else {}
+            keep(variant, *self._keep(variant, changed, drop, is_variant=True))
+
+    def _keep(
+        self, benchmark: Any, scored: StageOutput, further: Mapping[str, float], *, is_variant: bool = False
+    ) -> tuple[Path, dict[str, float]]:
+        """A benchmark's metrics, predictions, lines of the final table and, where it has a server, submission file."""
+        from mgm_exp import evaluate
+
+        name, meta = benchmark.name, scored.meta
+        metrics = {**meta["metrics"], **further}
+        self.metrics.update(metrics)
+        self.eval_keys[name] = meta["eval_key"]
+        error = meta.get("standard_error")
+        self.lines += evaluate.lines_of(name, metrics, meta["eval_key"], meta["n"], error)
+        kept = self.folder / "predictions" / f"{name}.jsonl"
+        kept.parent.mkdir(exist_ok=True)
+        hard_link_or_copy(scored.path / "predictions.jsonl", kept)
+        submission = meta.get("submission")
+        if submission and not is_variant:
+            kept_submission = self.folder / "submissions" / submission
+            kept_submission.parent.mkdir(exist_ok=True)
+            hard_link_or_copy(scored.path / submission, kept_submission)
+            self.say(f"{name}: the file for its server is submissions/{submission}")
+        return kept, metrics
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _drop(name: str, clean: StageOutput, changed: StageOutput) -> dict[str, float]:
+    """How much a change of images or words costs, paired by question, with a 95 % interval clustered by image."""
+    from mgm_exp.compare.statistics import paired_difference
+
+    before = {row["question_id"]: row["score"] for row in _rows(clean.path / "predictions.jsonl")}
+    rows = list(_rows(changed.path / "predictions.jsonl"))
+    difference = paired_difference(
+        [row["score"] for row in rows],
+        [before[row["question_id"]] for row in rows],
+        [row["image_id"] for row in rows],
+    )
+    found = {"drop": difference.difference, "drop_ci_low": difference.ci_low, "drop_ci_high": difference.ci_high}
+    return {f"{name}/{key}": value for key, value in found.items() if math.isfinite(value)}
