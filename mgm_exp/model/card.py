@@ -44,11 +44,14 @@ def model_card(
     scores = {k: v for k, v in metrics.items() if k.endswith("/accuracy")}
     if scores:
         head["model-index"] = [{"name": title, "results": [_hub_result(k, v) for k, v in scores.items()]}]
-    rows = sum(math.prod(shape) for shape in merged.shapes.values())
+    training = f"LoRA on {len(merged.adapted)} weights, merged (scale {merged.scale:g})"
+    if not merged.adapted:
+        training = "full fine-tuning"
+    n_parameters = sum(math.prod(shape) for shape in merged.shapes.values())
     lines = ["---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(), "---", f"# {title}", ""]
     lines += [
-        f"MGM (Mini-Gemini) with {rows:,} parameters in {merged.dtype}, one standalone folder: LLM, projector, patch "
-        "info mining and both vision towers by the official tensor names.",
+        f"MGM (Mini-Gemini) with {n_parameters:,} parameters in {merged.dtype}, one standalone folder: LLM, projector, "
+        "patch info mining and both vision towers by the official tensor names.",
         "",
         "```python",
         "from mgm_exp.model import load_model, load_processor",
@@ -59,14 +62,16 @@ def model_card(
         "## How it was made",
         "",
         f"- Base model: {_text(base_name)}",
-        f"- Training: {f'LoRA on {len(merged.adapted)} weights, merged (scale {merged.scale:g})' if merged.adapted else 'full fine-tuning'}",
+        f"- Training: {training}",
     ]
     data = manifest.get("data") or {}
     if data:
         lines.append(f"- Data: {_text(data.get('name'))}, {data.get('n_train')} rows of training")
         lines.append(f"- Fingerprint of the data: `{_text(data.get('fingerprint'))}`")
     if result:
-        lines.append(f"- Run: `{_text(result.get('run_id'))}`, {_text(result.get('status'))}, {result.get('steps')} steps")
+        lines.append(
+            f"- Run: `{_text(result.get('run_id'))}`, {_text(result.get('status'))}, {result.get('steps')} steps"
+        )
     lines += ["", "## Scores", ""]
     if metrics:
         lines += ["| metric | value |", "| --- | --- |"]

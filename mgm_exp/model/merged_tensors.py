@@ -111,8 +111,9 @@ class MergedTensors:
         foreign = sorted(m for m in modules if f"{m}.weight" not in self._places)
         halves = {f"{m}.lora_{half}.weight" for m in modules for half in "AB"}
         if not modules or foreign or halves != set(self._lora):
+            first = (foreign or sorted(halves ^ set(self._lora)) or ["no tensors"])[0]
             raise ModelError(
-                f"{weights} does not fit its base: {(foreign or sorted(halves ^ set(self._lora)) or ['no tensors'])[0]}.",
+                f"{weights} does not fit its base: {first}.",
                 advice="It was made for another base model, or is no plain LoRA.",
             )
         for module in modules:

@@ -92,7 +92,9 @@ def merge_run(
             write_json_atomic(partial / RECORD, _record(run, source, merged, partial, out, shards))
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise DiskFullError(f"No space is left for {out}.", advice="Free some, or give another --out.") from error
+                raise DiskFullError(
+                    f"No space is left for {out}.", advice="Free some, or give another --out."
+                ) from error
             raise
     return Merged(out, len(merged.shapes), len(merged.adapted), len(set(shards.values())), n_bytes, merged.dtype)
 
@@ -206,6 +208,7 @@ def _write_shards(
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = dict(merged.read(names))
         write_tensors(folder / file, tensors)
+        os.chmod(folder / file, 0o644)  # safetensors writes for its owner alone
         weight_map.update(dict.fromkeys(names, file))
         done += sum(t.numel() * t.element_size() for t in tensors.values())
         del tensors
@@ -259,9 +262,9 @@ def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path) ->
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{source.folder} has no tokenizer.json.", advice="Copy the LLM's tokenizer into it.")
     tower = find_tower(source, source.vision_tower, config.mm_vision_tower)
-    if not (folder / "preprocessor_config.json").is_file() and tower is not None:
-        if (tower / "preprocessor_config.json").is_file():
-            shutil.copyfile(tower / "preprocessor_config.json", folder / "preprocessor_config.json")
+    pixels = tower / "preprocessor_config.json" if tower is not None else None
+    if pixels is not None and pixels.is_file() and not (folder / pixels.name).is_file():
+        shutil.copyfile(pixels, folder / pixels.name)
     if (source.folder / "generation_config.json").is_file():
         shutil.copyfile(source.folder / "generation_config.json", folder / "generation_config.json")
     else:

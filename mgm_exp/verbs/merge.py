@@ -42,7 +42,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         description="Writes LLM with LoRA added, projector, mining and towers under the official names, with "
         "tokenizer, model card and a merge record. One shard is in memory at a time; DIR appears whole or not at all.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, or of a LoRA (also of the official code)")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="folder of a run, or of a LoRA (also of the official code)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument("--base", type=Path, metavar="DIR", help="base model, where RUN does not lead to it")
     parser.add_argument(
