@@ -230,7 +230,9 @@ def _weights(
     on_progress: Callable[[str, int, int], None] | None,
 ) -> list[Finding]:
     """Values are finite, and what base and adapter give: bit for bit where LoRA adds nothing, else to the last bit."""
-    infinite, other, plain = [], [], []
+    infinite: list[str] = []
+    other: list[str] = []
+    plain: list[str] = []
     names = [name for name, shape in expected.shapes.items() if name in found and found[name].shape == shape]
     by_file: dict[str, list[str]] = {}
     for name in names:

@@ -31,7 +31,7 @@ from mgm_exp.store import file_sha256, write_atomic, write_json_atomic
 RECORD = "merge.json"
 INDEX = "model.safetensors.index.json"
 SCHEMA_VERSION = 1
-SHARD_BYTES = 2 * 2**30
+SHARD_BYTES = 2**30
 _VISION = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "model.vision_tower_aux.")
 
 

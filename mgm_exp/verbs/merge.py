@@ -51,7 +51,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as the base stores them)"
     )
     parser.add_argument(
-        "--shard-size", type=_size, default=2 * 2**30, metavar="SIZE", help="of a file: 500MiB, 4GiB (default: 2GiB)"
+        "--shard-size", type=_size, default=2**30, metavar="SIZE", help="of a file: 500MiB, 4GiB (default: 1GiB)"
     )
     parser.add_argument("--license", metavar="NAME", help="for the card (default: what the base's card says)")
     return parser.parse_args(arguments)
