@@ -253,8 +253,10 @@ def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path) ->
         if fields.get(key) and Path(fields[key]).is_absolute():
             fields[key] = Path(fields[key]).name  # of the machine it was made on
     fields.pop("_name_or_path", None)
-    # The official code's class and its spelling of dtype
+    # The official code's class, and its spelling of dtype and of the rotary base
     fields |= {"architectures": ["MGMGemmaForCausalLM"], "torch_dtype": merged.dtype}
+    if theta := (fields.get("rope_parameters") or {}).get("rope_theta"):
+        fields["rope_theta"] = theta
     write_json_atomic(folder / "config.json", fields)
     for name in TOKENIZER_FILES:
         if (source.folder / name).is_file():

@@ -96,6 +96,16 @@ def test_a_16_bit_base_gets_the_sum_in_fp32_rounded_once(run_folder: Path, tmp_p
     assert torch.allclose(merged.double(), exact, rtol=2**-8, atol=1e-7)  # half a step
 
 
+def test_the_configuration_speaks_to_the_official_code_too(run_folder: Path, tmp_path: Path) -> None:
+    merge_run(run_folder, tmp_path / "out", dtype="bfloat16")
+    official = json.loads((GOLDEN / "model" / "config.json").read_text())
+    ours = json.loads((tmp_path / "out" / "config.json").read_text())
+    own = {"torch_dtype", "transformers_version", "_name_or_path"}
+    assert {k: ours.get(k) for k in official if k not in own} == {k: v for k, v in official.items() if k not in own}
+    assert ours["torch_dtype"] == "bfloat16"
+    assert load_model(tmp_path / "out").dtype == torch.bfloat16
+
+
 def test_a_run_of_full_training_keeps_every_bit(full_run: Path, tmp_path: Path) -> None:
     merge_run(full_run, tmp_path / "out", shard_bytes=50_000)
     kept = load_file(str(full_run / "model" / "model.safetensors"))
