@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 
 from mgm_exp.errors import DiskFullError, ModelError
@@ -86,9 +87,9 @@ def merge_run(
         try:
             shards = _write_shards(merged, partial, shard_bytes, n_bytes, on_progress)
             _write_settings(source, merged, partial)
-            card = model_card(_facts(run), _base_name(source), source.folder, merged, license_name)
-            write_atomic(partial / "README.md", card)
-            _copy_licenses(source, partial)
+            origin = _origin(run, source)
+            write_atomic(partial / "README.md", model_card(_facts(run), _name(origin), origin, merged, license_name))
+            _copy_licenses(origin, partial)
             write_json_atomic(partial / RECORD, _record(run, source, merged, partial, out, shards))
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
@@ -276,8 +277,8 @@ def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path) ->
         ).save_pretrained(str(folder))
 
 
-def _copy_licenses(source: ModelSource, folder: Path) -> None:
-    for path in sorted(source.folder.iterdir()):
+def _copy_licenses(base: Path, folder: Path) -> None:
+    for path in sorted(base.iterdir()) if base.is_dir() else ():
         if path.is_file() and path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
             shutil.copyfile(path, folder / path.name)
 
@@ -288,8 +289,19 @@ def _facts(run: Path) -> dict[str, dict[str, Any]]:
     return {name.partition(".")[0]: read_json(run / name) if (run / name).is_file() else {} for name in names}
 
 
-def _base_name(source: ModelSource) -> str:
-    return "tiny-mgm" if source.folder == TINY else source.folder.absolute().name
+def _origin(run: Path, source: ModelSource) -> Path:
+    """The folder that training started from; it need not be there any more after full training."""
+    if source.adapter is not None:
+        return source.folder
+    try:
+        path = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"].get("path")
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{run / 'config.yaml'} cannot be read as a run's config: {error}") from error
+    return Path(path).expanduser() if path else TINY
+
+
+def _name(folder: Path) -> str:
+    return "tiny-mgm" if folder == TINY else folder.absolute().name
 
 
 def _record(
@@ -304,7 +316,7 @@ def _record(
         "kind": "lora" if source.adapter is not None else "full",
         "dtype": merged.dtype,
         "base": {
-            "name": _base_name(source),
+            "name": _name(_origin(run, source)),
             "folder": None if source.folder == TINY else relative(source.folder),
             "vision_tower": relative(source.vision_tower),
             "vision_tower_aux": relative(source.vision_tower_aux),

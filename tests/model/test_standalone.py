@@ -56,7 +56,10 @@ def full_run(still_model, tmp_path: Path) -> Path:
     """A run of full training."""
     run = tmp_path / "full"
     save_full(still_model, run / "model")
-    (run / "config.yaml").write_text("model:\n  name: golden\n")
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "README.md").write_text("---\nlicense: mit\n---\n# Start\n")
+    (tmp_path / "start" / "LICENSE").write_text("Do as you like.")
+    (run / "config.yaml").write_text(f"model:\n  name: golden\n  path: {tmp_path / 'start'}\n")
     return run
 
 
@@ -113,6 +116,13 @@ def test_a_run_of_full_training_keeps_every_bit(full_run: Path, tmp_path: Path) 
         for name, tensor in load_file(str(file)).items():
             assert torch.equal(tensor, kept.pop(name)), name
     assert kept == {}
+
+
+def test_the_card_of_full_training_speaks_of_the_model_it_began_with(full_run: Path, tmp_path: Path) -> None:
+    merge_run(full_run, tmp_path / "out")
+    head = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert (head["base_model"], head["license"]) == ("start", "mit")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Do as you like."
 
 
 def test_an_adapter_of_the_official_code_merges_and_loads(trained, run_folder: Path, batch, tmp_path: Path) -> None:
