@@ -199,6 +199,18 @@ def _launch(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _merge(arguments: list[str]) -> int:
+    from mgm_exp.verbs.merge import run
+
+    return run(arguments)
+
+
+def _check(arguments: list[str]) -> int:
+    from mgm_exp.verbs.check import run
+
+    return run(arguments)
+
+
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
     "plan": Verb("plan [OVERRIDES] [--explain]", "what it will need and cost, and whether it fits", _plan),
@@ -221,6 +233,8 @@ VERBS = {
     "validate": Verb("validate PATH [--fix DIR]", "every broken row and image with its place; a clean copy", _validate),
     "convert": Verb("convert IN OUT --to FORMAT", "the same rows in another format, without loss", _convert),
     "split": Verb("split PATH --out DIR", "train, validation and test parts; no image in two of them", _split),
+    "merge": Verb("merge RUN --out DIR", "a trained model as one standalone folder, with its card", _merge),
+    "check": Verb("check DIR", "proves a merged folder equal to its base and adapter", _check),
     "gc": Verb("gc [--dry-run] [--older-than D]", "drop unused store entries", _gc),
 }
 

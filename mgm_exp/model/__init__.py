@@ -38,6 +38,8 @@ _HOMES = {
     "load_connector": "adapters",
     "reset_connector": "adapters",
     "save_full": "adapters",
+    "merge_run": "standalone",
+    "check_merged": "check",
     "model_fingerprint": "fingerprint",
     "section_fingerprint": "fingerprint",
     "official_name": "tensors",

@@ -138,11 +138,7 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
     from peft import LoraConfig, inject_adapter_in_model
 
     folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file() or not (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.",
-            advice="Pickled adapters (adapter_model.bin) are not read.",
-        )
+    weights, connector = adapter_files(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
@@ -150,13 +146,55 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
     if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
         raise ModelError(f"{folder} holds a {config.peft_type} adapter; only LoRA can be applied.")
     config.inference_mode = True
+    tensors = read_adapter(weights)
+    if weights.suffix == ".bin":  # suffixes, which hit CLIP too: the official code added LoRA before the towers
+        config.target_modules = sorted({n.rsplit(".lora_", 1)[0] for n in tensors})
     inject_adapter_in_model(config, model)
     model.train(model.training)  # new layers come in training mode: their dropout would be active in an eval model
-    put_adapter(model, {n.removeprefix(PEFT_PREFIX): t for n, t in read_safetensors(folder / ADAPTER_FILE).items()})
-    if (folder / CONNECTOR_FILE).is_file():
-        load_connector(model, folder / CONNECTOR_FILE)
+    put_adapter(model, tensors)
+    if connector is not None:
+        load_connector(model, connector)
     model.requires_grad_(False)
     return model
+
+
+def adapter_files(folder: Path) -> tuple[Path, Path | None]:
+    """LoRA's tensors and the connector of an adapter folder, ours or one of the official code (pickled `.bin`).
+
+    Raises:
+        ModelError: it is no adapter folder.
+    """
+    weights = [folder / name for name in (ADAPTER_FILE, "adapter_model.bin") if (folder / name).is_file()]
+    if not weights or not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.")
+    connector = weights[0].with_name(CONNECTOR_FILE).with_suffix(weights[0].suffix)
+    return weights[0], connector if connector.is_file() else None
+
+
+def read_adapter(file: Path) -> dict[str, Tensor]:
+    """LoRA's tensors by official name.
+
+    Raises:
+        ModelError: a damaged file.
+    """
+    tensors = read_pickled(file) if file.suffix == ".bin" else read_safetensors(file)
+    return {official_name(n): t for n, t in tensors.items()}
+
+
+def read_connector(file: Path) -> dict[str, Tensor]:
+    """Projector and mining by official name, of our safetensors or the official pickles.
+
+    Raises:
+        ModelError: a damaged file, or trained towers, which this package does not have.
+    """
+    tensors = read_pickled(file) if file.suffix == ".bin" else read_safetensors(file)
+    named = {official_name(n): t for n, t in tensors.items()}
+    if foreign := sorted(n for n in named if not CONNECTOR.fullmatch(n)):
+        raise ModelError(
+            f"{file} holds {len(foreign)} tensors besides projector and mining, first {foreign[0]!r}.",
+            advice="Runs that train the towers as well are not supported.",
+        )
+    return named
 
 
 def put_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -119,7 +119,17 @@ def load_model(
         ModelError: the folder cannot be used: what was found, what is needed, what to do.
         MissingDependencyError: a device or a kernel that is not there.
     """
-    source = find_source(path)
+    return load_source(find_source(path), device=device, dtype=dtype, attn_implementation=attn_implementation)
+
+
+def load_source(
+    source: ModelSource,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+) -> MGMForConditionalGeneration:
+    """As `load_model`, for a source that is known already."""
     asked = attn_implementation or source.attn_implementation
     model, report = _load(source, device=device, dtype=dtype or source.dtype, asked_attention=asked, seed=0)
     if source.adapter is not None:

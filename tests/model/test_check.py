@@ -1,0 +1,189 @@
+"""A merged folder is proven, and each kind of damage is found and called by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from model_files import GOLDEN, SEVEN, edit_json
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mgm_exp.cli import main
+from mgm_exp.errors import ModelError
+from mgm_exp.model import apply_adapter, load_model, save_adapter
+from mgm_exp.model.check import Finding, check_merged
+from mgm_exp.model.standalone import merge_run
+from mgm_exp.store import file_sha256
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run`, and `out` merged from it."""
+    place = tmp_path_factory.mktemp("merged")
+    model = load_model(GOLDEN / "model")
+    lora = {"kind": "lora", "rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": list(SEVEN)}
+    apply_adapter(model, lora, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    save_adapter(model, place / "run" / "adapter")
+    (place / "run" / "config.yaml").write_text(f"model:\n  name: golden\n  path: {GOLDEN / 'model'}\n")
+    merge_run(place / "run", place / "out", shard_bytes=100_000)
+    return place
+
+
+@pytest.fixture
+def merged(whole: Path, tmp_path: Path) -> Path:
+    """A copy to be damaged; the record's paths are relative, so the run comes along."""
+    shutil.copytree(whole, tmp_path / "copy")
+    base = os.path.relpath(GOLDEN / "model", tmp_path / "copy" / "out")
+    record = json.loads((tmp_path / "copy" / "out" / "merge.json").read_text())
+    record["base"]["folder"] = base
+    (tmp_path / "copy" / "out" / "merge.json").write_text(json.dumps(record))
+    return tmp_path / "copy" / "out"
+
+
+def shard_of(folder: Path, name: str) -> Path:
+    return folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
+
+
+def change(folder: Path, name: str, how: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
+    """Rewrites a tensor (None: drops it), and the record's SHA-256 with it, as a faulty merge would."""
+    file = shard_of(folder, name)
+    tensors = load_file(str(file))
+    new = how(tensors.pop(name))
+    save_file(tensors if new is None else {**tensors, name: new.contiguous()}, str(file), metadata={"format": "pt"})
+    record = json.loads((folder / "merge.json").read_text())
+    record["shards"][file.name] = file_sha256(file)
+    (folder / "merge.json").write_text(json.dumps(record))
+
+
+def wrong(findings: list[Finding]) -> dict[str, str]:
+    return {f.name: f.says for f in findings if f.holds is False}
+
+
+def test_a_merged_folder_is_proven(merged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (90, 50), (10, 200, 30)).save(tmp_path / "mine.png")
+    assert main(["check", str(merged), "--image", str(tmp_path / "mine.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "WRONG" not in shown and "not checked" not in shown
+    assert "LoRA is applied" in shown and "1 pictures: differ by at most" in shown and "is whole, and equal" in shown
+
+
+def nan(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(-1)[3] = float("nan")
+    return tensor
+
+
+# What somebody does to a tensor -> the check that says so, and its words
+TENSORS = {
+    "missing": (lambda t: None, "no tensor missing", Q_PROJ),
+    "nan": (nan, "values are finite", Q_PROJ),
+    "wrong shape": (lambda t: t[:-1], "shapes", f"{Q_PROJ} is [127, 64], expected [128, 64]"),
+    "wrong dtype": (lambda t: t.half(), "dtype", f"{Q_PROJ} is F16, expected float32"),
+    "other values": (lambda t: t + 1e-3, "weights are base + adapter", Q_PROJ),
+}
+
+
+@pytest.mark.parametrize("damage", TENSORS)
+def test_a_damaged_tensor_is_named_although_the_checksums_agree(merged: Path, damage: str) -> None:
+    how, check, says = TENSORS[damage]
+    change(merged, Q_PROJ, how)
+    found = wrong(check_merged(merged))
+    assert says in found[check]
+    assert "SHA-256 of shards" not in found
+
+
+def test_lora_that_was_not_applied_is_named(merged: Path) -> None:
+    base = {n: t for f in (GOLDEN / "model").glob("model-*") for n, t in load_file(str(f)).items()}
+    for name in [n for n in base if n.endswith("_proj.weight") and ".layers." in n and "vision" not in n]:
+        change(merged, name, lambda _, name=name: base[name])  # type: ignore[misc]
+    found = wrong(check_merged(merged))
+    assert "not applied to 14 of 14 weights" in found["LoRA is applied"]
+    assert "differ by at most" in found["logits of merged and base + adapter"]
+    assert set(found) == {"LoRA is applied", "logits of merged and base + adapter"}
+
+
+def test_a_tensor_too_many_is_named(merged: Path) -> None:
+    file = shard_of(merged, Q_PROJ)
+    save_file({**load_file(str(file)), "model.stray": torch.zeros(2)}, str(file))
+    assert "model.stray" in wrong(check_merged(merged))["no tensor too many"]
+
+
+def test_a_truncated_shard_is_named(merged: Path) -> None:
+    file = shard_of(merged, Q_PROJ)
+    os.truncate(file, file.stat().st_size - 100)
+    found = wrong(check_merged(merged))
+    assert f"{file.name} is truncated" in found["shards can be read"]
+    assert f"bytes of {file.name} changed" in found["SHA-256 of shards"]
+    assert "a shard cannot be read" in found["no tensor missing"]
+
+
+def test_a_flipped_byte_is_named(merged: Path) -> None:
+    file = shard_of(merged, Q_PROJ)
+    with open(file, "r+b") as opened:
+        opened.seek(-8, os.SEEK_END)
+        byte = opened.read(1)
+        opened.seek(-8, os.SEEK_END)
+        opened.write(bytes([byte[0] ^ 1]))
+    found = wrong(check_merged(merged))
+    assert f"bytes of {file.name} changed" in found["SHA-256 of shards"]
+
+
+def test_an_index_that_points_elsewhere_is_named(merged: Path) -> None:
+    path = merged / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    other = shard_of(merged, "model.mm_projector.0.weight").name
+    path.write_text(json.dumps({"weight_map": {**index["weight_map"], Q_PROJ: other}}))
+    assert f"{Q_PROJ} is said to be in {other} and lies in" in wrong(check_merged(merged))["index"]
+
+
+@pytest.mark.parametrize(
+    ("file", "check"), [("tokenizer.json", "tokenizer"), ("generation_config.json", "generation config")]
+)
+def test_a_missing_file_is_named(merged: Path, file: str, check: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (merged / file).unlink()
+    assert main(["check", str(merged)]) == 1
+    shown = [line for line in capsys.readouterr().out.splitlines() if "WRONG" in line]
+    assert [line.partition("  ")[0] for line in shown] == ["SHA-256 of other files", "files beside the weights", check]
+    assert all(file in line for line in shown)
+
+
+def test_another_adapter_than_the_merged_one_is_named(merged: Path) -> None:
+    file = merged.parent / "run" / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(str(file))
+    save_file({n: t * 1.5 for n, t in tensors.items()}, str(file))
+    found = wrong(check_merged(merged))
+    assert "adapter_model.safetensors changed" in found["run"]
+    assert "weights are base + adapter" in found
+
+
+def test_a_run_that_moved_is_asked_for_and_taken(merged: Path, tmp_path: Path) -> None:
+    (merged.parent / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match="--run"):
+        check_merged(merged)
+    assert wrong(check_merged(merged, run=tmp_path / "elsewhere")) == {}
+
+
+def test_a_record_that_points_outside_is_refused(merged: Path) -> None:
+    edit_json(merged / "merge.json", shards={"../run/adapter/adapter_model.safetensors": "0"})
+    with pytest.raises(ModelError, match="points outside"):
+        check_merged(merged)
+
+
+def test_a_run_of_full_training_in_16_bits_is_proven(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "model", tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text("model:\n  name: golden\n")
+    shutil.copytree(GOLDEN / "towers", tmp_path / "run" / "towers")
+    merge_run(tmp_path / "run", tmp_path / "out", dtype="bfloat16")
+    assert [f.name for f in check_merged(tmp_path / "out") if f.holds is not True] == []
