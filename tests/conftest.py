@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes tells how busy the machine is, not whether it is right.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_SILENT="true")
 for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "HYDRA_FULL_ERROR"):
