@@ -274,7 +274,7 @@ def chaos(folder: Path, storage: str, *, trials: int, kills: int, seed: int = 0,
             line = workers[victim].stdout.readline()  # type: ignore[union-attr]
             while line and not line.startswith("trial "):  # it is at work
                 line = workers[victim].stdout.readline()  # type: ignore[union-attr]
-            assert line or workers[victim].poll() == 0, workers[victim].returncode
+            assert line or workers[victim].wait(timeout=60) == 0
             time.sleep(chance.random() * 2.5 * step_s)
             workers[victim].kill()
             workers[victim].communicate()
