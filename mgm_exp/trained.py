@@ -142,13 +142,13 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> ExperimentConfig:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelError(f"{folder / 'config.yaml'} cannot be read as a run's config: {error}") from error
     given = _allowed(overrides, _OF_RUNS, "of a run only eval.*, device, paths.*, data.max_megapixels, model.path")
-    OmegaConf.update(tree, "paths", _paths(folder, tree, given), merge=True)
+    OmegaConf.update(tree, "paths", paths_of(folder, tree, given), merge=True)
     for key, value in given.items():
         OmegaConf.update(tree, key, value)
     return checked(tree, overrides)
 
 
-def _paths(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:
+def paths_of(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:
     """Where the run's store is now: as given, as it was, beside the run, or (a run that was moved alone) in it."""
     if "paths.root" in given or "paths.store" in given:
         root = given.get("paths.root", OmegaConf.select(tree, "paths.root"))
