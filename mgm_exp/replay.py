@@ -411,6 +411,8 @@ class Replay:
         from mgm_exp.record import collect_environment
 
         sources = [Source("settings", f"asked for {text}") for text in self.recorded.asked]
+        if self.recorded.threads not in (None, self.threads):
+            sources.append(Source("threads", f"asked for {self.threads}, the run had {self.recorded.threads}"))
         for stage, key, payload in self._keys:
             before = self.recorded.key_of(stage)
             if before is not None and before != key:
@@ -418,6 +420,7 @@ class Replay:
                 break  # what comes after differs for that reason
         now = collect_environment()
         now["device"] = {**now["device"], "type": found.sources.device}
+        now["device"]["threads"] = self.recorded.threads  # said above
         return (*sources, *changed_surroundings(self.recorded.manifest, now))
 
     def _changed_stage(self, stage: str, before: str, payload: stages.Payload, prepared: Prepared) -> Iterator[Source]:
