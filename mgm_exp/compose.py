@@ -149,8 +149,8 @@ def refuse_unsafe(overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key}: the command line cannot name classes or functions to call, places to search or variables to "
                 "set (hydra.callbacks, _target_, hydra.searchpath, hydra.job.env_set, ...).",
-                advice="Launchers and sweepers are chosen by name (hydra/launcher=..., hydra/sweeper=...), presets with "
-                "--config-dir DIR.",
+                advice="Launchers and sweepers are chosen by name (hydra/launcher=..., hydra/sweeper=...), presets "
+                "with --config-dir DIR.",
             )
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,7 +38,7 @@ from mgm_exp.replay_findings import (
     first_difference,
     steps_of,
 )
-from mgm_exp.store import StageOutput, Store, file_sha256, verify
+from mgm_exp.store import StageOutput, Store, file_sha256, read_yaml, verify
 from mgm_exp.trained import paths_of
 
 if TYPE_CHECKING:
@@ -99,19 +98,19 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         raise UserError(f"{path} is not a run's folder: it has no config.yaml.", advice="Give outputs/runs/NAME/TIME.")
     refuse_unsafe(overrides)
     try:
-        tree = OmegaConf.create(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+        tree = OmegaConf.create(read_yaml(folder / "config.yaml"))
         given = _given(overrides)
         OmegaConf.update(tree, "paths", paths_of(folder, tree, given), merge=True)
         for key, value in given.items():
             OmegaConf.update(tree, key, value)
         config = checked(tree, overrides)
-    except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, OmegaConfBaseException):
             raise explained(error, overrides) from error
         raise UserError(f"{folder / 'config.yaml'} cannot be read as a run's configuration: {error}") from error
     try:
         rows = read_rows(folder / "metrics.jsonl")
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}") from error
     return Recorded(folder, config, tuple(overrides), read_record(folder / "manifest.json"), rows)
 

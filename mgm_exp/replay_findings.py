@@ -12,6 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from mgm_exp.store import parse_record
+
 Row = Mapping[str, Any]
 
 # What is compared of a step, in the order in which one follows from the other: the first that differs is the one to
@@ -197,8 +199,8 @@ def _how(old: bytes | None, new: bytes | None) -> str:
 
 def _id_of(line: bytes) -> str:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_record(line)
+    except ValueError:
         return "unknown"
     return _short(row.get("id")) if isinstance(row, dict) else "unknown"
 

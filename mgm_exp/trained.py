@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from mgm_exp.command import quoted
@@ -17,7 +16,7 @@ from mgm_exp.config import BENCHMARKS, ExperimentConfig, Precision
 from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check_scoring
-from mgm_exp.store import cached_tree_fingerprint, fingerprint
+from mgm_exp.store import cached_tree_fingerprint, fingerprint, read_yaml
 
 _WHERE = r"device|paths\.(root|store|mirror)|data\.max_megapixels|model\.(vision_tower|vision_tower_aux)"
 _OF_RUNS = re.compile(rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model\.(path|attn_implementation)")
@@ -137,9 +136,9 @@ def _check_names(benchmarks: Sequence[str] | None) -> None:
 def _of_run(folder: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """A run's configuration, with the places of files as they are now."""
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        values = read_yaml(folder / "config.yaml")
         tree = OmegaConf.create(values if isinstance(values, dict) else {})
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.yaml'} cannot be read as a run's config: {error}") from error
     given = _allowed(overrides, _OF_RUNS, "of a run only eval.*, device, paths.*, data.max_megapixels, model.path")
     OmegaConf.update(tree, "paths", paths_of(folder, tree, given), merge=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mgm_exp.config import TrackerMode
-from mgm_exp.store import die_with_parent
+from mgm_exp.store import die_with_parent, parse_record, read_text
 
 if TYPE_CHECKING:
     import wandb
@@ -215,7 +215,7 @@ class WandbRun:
             return
         columns = ["question_id", "image", "question", "prediction", "answers", "score", "question_type"]
         table = wandb.Table(columns=columns)
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        rows = [parse_record(line) for line in read_text(path).splitlines()]
         for row in evenly(rows, int(self._tracker["table_rows"])):
             pictures = (thumbnail(Path(root), row) for root in image_roots)
             picture = next((found for found in pictures if found is not None), None)

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mgm_exp.errors import MgmError, UserError
+from mgm_exp.store import read_yaml
 
 if TYPE_CHECKING:
     from mgm_exp.compare import Run
@@ -66,8 +65,8 @@ def _place(runs: Sequence[Run], asked: str) -> tuple[str | None, str, str | None
     tracker: dict[str, Any] = {}
     for run in runs:
         try:
-            found = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+            found = read_yaml(run.path / "config.yaml")
+        except (OSError, ValueError):
             continue
         if isinstance(found, dict) and isinstance(found.get("tracker"), dict):
             tracker = found["tracker"]
