@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mgm_exp import stages
 from mgm_exp.compose import checked, explained, parse, refuse_unsafe
-from mgm_exp.config import AdapterKind, ExperimentConfig, plain
+from mgm_exp.config import AdapterKind, ExperimentConfig, LaunchConfig, Machines, plain
 from mgm_exp.errors import ConfigError, Interrupted, TrainingFailed, UserError
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
@@ -39,7 +39,7 @@ from mgm_exp.replay_findings import (
     steps_of,
 )
 from mgm_exp.store import StageOutput, Store, file_sha256, read_yaml, verify
-from mgm_exp.trained import paths_of
+from mgm_exp.trained import paths_of, refuse_places
 
 if TYPE_CHECKING:
     from mgm_exp.train import TrainJob
@@ -103,6 +103,9 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         OmegaConf.update(tree, "paths", paths_of(folder, tree, given), merge=True)
         for key, value in given.items():
             OmegaConf.update(tree, key, value)
+        # A run's folder may be another's, and commands for other machines stand in its configuration.
+        OmegaConf.update(tree, "launch", plain(LaunchConfig(machines=Machines.here, max_restarts=0)))
+        refuse_places(tree, {"eval.judge.url": None})  # nothing is scored
         config = checked(tree, overrides)
     except (OSError, ValueError, AttributeError) as error:
         if isinstance(error, OmegaConfBaseException):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,25 @@ def _of_run(folder: Path, overrides: Sequence[str]) -> ExperimentConfig:
     OmegaConf.update(tree, "paths", paths_of(folder, tree, given), merge=True)
     for key, value in given.items():
         OmegaConf.update(tree, key, value)
+    refuse_places(tree, given)
     return checked(tree, overrides)
+
+
+def refuse_places(tree: Any, given: Mapping[str, Any]) -> None:
+    """A run's folder may be another's: what its configuration names outside this machine is not asked, unless the user
+    names it too. The mirror is left out (what it has is in the store, or made again).
+
+    Raises:
+        ConfigError: it names a judge, who would be sent questions, answers and the environment's key.
+    """
+    if "paths.mirror" not in given and OmegaConf.select(tree, "paths.mirror") is not None:
+        OmegaConf.update(tree, "paths.mirror", None)
+    judge = OmegaConf.select(tree, "eval.judge.url")
+    if judge is not None and "eval.judge.url" not in given:
+        raise ConfigError(
+            f"The run's configuration names a judge at {judge}, who would be sent answers and MGM_EXP_JUDGE_KEY.",
+            advice=f"Give eval.judge.url={judge} if that is yours, or eval.judge.url=null to score without.",
+        )
 
 
 def paths_of(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:

@@ -34,6 +34,7 @@ from mgm_exp.record.wandb_client import (
     api,
     first_line,
     has_key,
+    refuse_key_for,
     row_key,
     rows_there,
     run_id,
@@ -147,6 +148,8 @@ def read_recorded(upload: Upload) -> Recorded:
             raise ValueError("it does not hold what a run writes")
         sweep = str(config["sweep"]["name"]) if config.get("trial") is not None else None
         tracker = {**config["tracker"], **upload.tracker}
+        if "base_url" not in upload.tracker:
+            refuse_key_for(tracker["base_url"])
         name = str(manifest["run_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

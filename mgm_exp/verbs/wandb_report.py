@@ -31,10 +31,11 @@ def save(comparison: Mapping[str, Any], runs: Sequence[Run], folder: Path, asked
         MgmError: W&B did not take it.
     """
     from mgm_exp.compare.wandb_report import Place, save_report, wandb_report
-    from mgm_exp.record.wandb_client import first_line, has_key, run_id
+    from mgm_exp.record.wandb_client import first_line, has_key, refuse_key_for, run_id
     from mgm_exp.store import read_json, write_json_atomic
 
     entity, project, base_url = _place(runs, asked)
+    refuse_key_for(base_url)
     if base_url and not os.environ.get("WANDB_BASE_URL"):
         os.environ["WANDB_BASE_URL"] = base_url
     os.environ.setdefault("WANDB_SILENT", "true")
