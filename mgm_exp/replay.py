@@ -11,6 +11,7 @@ store is written to.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from mgm_exp.train import TrainJob
 
 TRAINED = ("align", "instruct")
+# Overrides that say where something is now; whether it is what it was is found from its content.
+_PLACE = re.compile(r"(?:name|paths\.\w+|tracker\.\w+|[\w.]*\.(?:path|image_root|vision_tower|vision_tower_aux))=")
 # Of a checkpoint, what two equal runs have byte for byte; the others hold times.
 _SAME_BYTES = ("trainable.safetensors", "optimizer.safetensors", "rng-*.json")
 
@@ -207,11 +210,12 @@ class Replay:
                 f"{self.recorded.folder} recorded no training step, so there is nothing to compare.",
                 advice="mgm-exp doctor RUN says how far it came." if self.recorded.manifest else "",
             )
-        if self.start and self.only is None:
-            wanted = [stage for stage in wanted if self._checkpoint(stage).is_dir()]
-            if not wanted:
-                raise self._no_checkpoint(self.only or there[-1])
-        return wanted
+        if not self.start:
+            return wanted
+        continued = [stage for stage in wanted if self._checkpoint(stage).is_dir()]
+        if not continued:
+            raise self._no_checkpoint(wanted[-1])
+        return continued
 
     def _recorded_rows(self, stage: str) -> list[dict[str, Any]]:
         rows = [dict(row) for row in steps_of(self.recorded.rows, stage) if row["step"] > self.start]
@@ -412,7 +416,8 @@ class Replay:
         """What is not as it was when the run was recorded, the likeliest source of a difference first."""
         from mgm_exp.record import collect_environment
 
-        sources = [Source("settings", f"asked for {text}") for text in self.recorded.asked]
+        asked = [text for text in self.recorded.asked if not _PLACE.match(text)]
+        sources = [Source("settings", f"asked for {text}") for text in asked]
         if self.recorded.threads not in (None, self.threads):
             sources.append(Source("threads", f"asked for {self.threads}, the run had {self.recorded.threads}"))
         for stage, key, payload in self._keys:
