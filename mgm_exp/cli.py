@@ -199,6 +199,12 @@ def _launch(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _replay(arguments: list[str]) -> int:
+    from mgm_exp.verbs.replay import run
+
+    return run(arguments)
+
+
 def _merge(arguments: list[str]) -> int:
     from mgm_exp.verbs.merge import run
 
@@ -235,6 +241,7 @@ VERBS = {
     "split": Verb("split PATH --out DIR", "train, validation and test parts; no image in two of them", _split),
     "merge": Verb("merge RUN --out DIR", "a trained model as one standalone folder, with its card", _merge),
     "check": Verb("check DIR", "proves a merged folder equal to its base and adapter", _check),
+    "replay": Verb("replay RUN [--steps N --from S]", "steps of a run again, compared bit by bit", _replay),
     "gc": Verb("gc [--dry-run] [--older-than D]", "drop unused store entries", _gc),
 }
 

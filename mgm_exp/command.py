@@ -372,10 +372,11 @@ def _shown(arguments: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from mgm_exp.compose import explained
+    from mgm_exp.compose import explained, refuse_unsafe
 
     bootstrap.register()
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    refuse_unsafe(overrides)
     with _hydra_speaks(["mgm_exp", *bootstrap.quote_numeric_choices(arguments)]):
         try:
             with bootstrap.one_version_of_hydra():

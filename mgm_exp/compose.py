@@ -7,7 +7,6 @@ to disk, and those are refused before Hydra sees them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp import bootstrap
 from mgm_exp.config import ExperimentConfig, typed
 from mgm_exp.errors import ConfigError
+from mgm_exp.hydra_limits import CALLS, NOT_FOR_ANYBODY, refuse_foreign
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIG_NAME = "config"
-# Keys with which a configuration could name any class or function to be called.
-_CALLS = {"_target_", "_args_", "_partial_", "()", "class", "factory"}
 
 
 def compose(overrides: Iterable[str] = ()) -> ExperimentConfig:
@@ -87,7 +85,7 @@ def compose_tree(hydra: Hydra, overrides: Sequence[str], *, is_sweep: bool = Fal
 
     refuse_unsafe(overrides)
     try:
-        return hydra.compose_config(
+        tree = hydra.compose_config(
             config_name=CONFIG_NAME,
             overrides=bootstrap.quote_numeric_choices(overrides),
             run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
@@ -96,6 +94,8 @@ def compose_tree(hydra: Hydra, overrides: Sequence[str], *, is_sweep: bool = Fal
         )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explained(error, overrides) from error
+    refuse_foreign(tree)
+    return tree
 
 
 def checked(tree: DictConfig, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -143,16 +143,15 @@ def refuse_unsafe(overrides: Sequence[str]) -> None:
     """
     for text, override in zip(overrides, parse(overrides), strict=True):
         key = override.key_or_group
-        if re.match(r"hydra[./]callbacks\b", key) or _calls(key.split(".")) or _calls(_names(override.value())):
-            raise ConfigError(
-                f"{key}: the command line cannot name classes or functions to call (hydra.callbacks, _target_, ...).",
-                advice="Launchers and sweepers are chosen by name: hydra/launcher=..., hydra/sweeper=...",
-            )
         _refuse_secret(text, key)
-
-
-def _calls(names: Iterable[str]) -> bool:
-    return not _CALLS.isdisjoint(names)
+        named = {*key.split("."), *_names(override.value())}
+        if NOT_FOR_ANYBODY.match(key) or not CALLS.isdisjoint(named):
+            raise ConfigError(
+                f"{key}: the command line cannot name classes or functions to call, places to search or variables to "
+                "set (hydra.callbacks, _target_, hydra.searchpath, hydra.job.env_set, ...).",
+                advice="Launchers and sweepers are chosen by name (hydra/launcher=..., hydra/sweeper=...), presets "
+                "with --config-dir DIR.",
+            )
 
 
 def _names(value: Any) -> Iterator[str]:

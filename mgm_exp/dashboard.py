@@ -6,11 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mgm_exp.errors import MissingDependencyError, UserError
 from mgm_exp.search.study import open_storage, storage_place
 from mgm_exp.status import find, is_search
+from mgm_exp.store import read_yaml
 from mgm_exp.study_books import run_dirs
 
 
@@ -58,8 +57,8 @@ def _wanted(folder: Path) -> str | None:
     for trial in sorted(path for path in folder.iterdir() if path.name.isdigit()):
         for run in run_dirs(trial):
             try:
-                values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+                values = read_yaml(run / "config.yaml")
                 return values["sweep"]["storage"]
-            except (OSError, yaml.YAMLError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
     return None

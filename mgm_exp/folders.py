@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf.errors import OmegaConfBaseException
 
+from mgm_exp import store
 from mgm_exp.config import ExperimentConfig, PathsConfig, from_plain
 from mgm_exp.errors import ConfigError
 from mgm_exp.stages import config_hash
-from mgm_exp.store import Lease, Mirror, Store
+from mgm_exp.store import Lease, Mirror, Store, read_yaml
 
 LEASE = ".lease"
 # A run that ended in one of these ways is done: the same command makes a new one.
@@ -70,9 +69,9 @@ def recorded_hash(folder: Path) -> str | None:
     if written is not None:
         return str(written)
     try:  # killed before its manifest was written
-        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        values = read_yaml(folder / "config.yaml")
         return config_hash(from_plain(values)) if isinstance(values, dict) else None
-    except (FileNotFoundError, yaml.YAMLError, ConfigError, OmegaConfBaseException):
+    except (FileNotFoundError, ValueError, ConfigError, OmegaConfBaseException):
         return None
 
 
@@ -122,7 +121,7 @@ def writable(root: Path) -> None:
 def read_record(path: Path) -> dict[str, Any]:
     """A JSON object that a run wrote; empty where it is missing or was damaged from outside."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = store.read_record(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

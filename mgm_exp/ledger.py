@@ -276,7 +276,7 @@ def _entries(path: Path) -> list[Trial]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_record(path)
         rows = [*content["trials"], *content.get("pending", [])]
         return [
             Trial(

@@ -64,6 +64,8 @@ def config_hash(config: ExperimentConfig) -> str:
     for key in ("name", "paths", "tracker", "sweep", "plan", "launch", "trial"):
         values.pop(key, None)
     values["train"].pop("checkpoint", None)
+    if not config.train.deterministic:
+        values["train"].pop("deterministic")
     if config.train.early_stopping.patience is None:  # else the points decide when training ends
         values["train"].pop("validation", None)
         values["train"].pop("early_stopping", None)
@@ -177,13 +179,14 @@ def features_payload(config: ExperimentConfig, sources: Sources, align: str | No
         "precision": config.train.precision.value,
         "device": sources.device,
         "attention": sources.attention,
+        **_kernels(config),
     }
 
 
 def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | None, curate: str) -> Payload:
     """Stage 2: the adapter, its training settings, seed and engine."""
     section = plain(config.train)
-    for key in ("name", "align", "default_lr", "checkpoint", "workers"):
+    for key in ("name", "align", "default_lr", "checkpoint", "workers", "deterministic"):
         section.pop(key)
     if config.train.early_stopping.patience is None:  # validation points change nothing of the training
         section.pop("validation")
@@ -235,8 +238,14 @@ def _run(config: ExperimentConfig, sources: Sources) -> Payload:
             "device": sources.device,
             "attention": sources.attention,
             "gradient_checkpointing": config.model.gradient_checkpointing,
+            **_kernels(config),
         },
     }
+
+
+def _kernels(config: ExperimentConfig) -> Payload:
+    """Deterministic kernels add up in another order, so their bits are others."""
+    return {"deterministic": True} if config.train.deterministic else {}
 
 
 def _shared_optimizer(config: ExperimentConfig) -> Payload:

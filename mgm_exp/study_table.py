@@ -5,7 +5,6 @@ Read from ``sweep.json`` and the trials' folders, so it shows a search that runs
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.folders import LEASE, read_record
 from mgm_exp.repeats import run_dirs
 from mgm_exp.search.reports import read_reports
-from mgm_exp.store import Lease
+from mgm_exp.store import Lease, parse_record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,7 +90,7 @@ def _last_step(run_dir: Path) -> int | None:
         return None
     for line in reversed(lines):
         try:
-            row = json.loads(line)
+            row = parse_record(line)
         except ValueError:
             continue
         if isinstance(row, dict) and row.get("stage") == "instruct":

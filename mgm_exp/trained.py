@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from mgm_exp.command import quoted
@@ -17,7 +16,7 @@ from mgm_exp.config import BENCHMARKS, ExperimentConfig, Precision
 from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check_scoring
-from mgm_exp.store import cached_tree_fingerprint, fingerprint
+from mgm_exp.store import cached_tree_fingerprint, fingerprint, read_yaml
 
 _WHERE = r"device|paths\.(root|store|mirror)|data\.max_megapixels|model\.(vision_tower|vision_tower_aux)"
 _OF_RUNS = re.compile(rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model\.(path|attn_implementation)")
@@ -137,18 +136,36 @@ def _check_names(benchmarks: Sequence[str] | None) -> None:
 def _of_run(folder: Path, overrides: Sequence[str]) -> ExperimentConfig:
     """A run's configuration, with the places of files as they are now."""
     try:
-        values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        values = read_yaml(folder / "config.yaml")
         tree = OmegaConf.create(values if isinstance(values, dict) else {})
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder / 'config.yaml'} cannot be read as a run's config: {error}") from error
     given = _allowed(overrides, _OF_RUNS, "of a run only eval.*, device, paths.*, data.max_megapixels, model.path")
-    OmegaConf.update(tree, "paths", _paths(folder, tree, given), merge=True)
+    OmegaConf.update(tree, "paths", paths_of(folder, tree, given), merge=True)
     for key, value in given.items():
         OmegaConf.update(tree, key, value)
+    refuse_places(tree, given)
     return checked(tree, overrides)
 
 
-def _paths(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:
+def refuse_places(tree: Any, given: Mapping[str, Any]) -> None:
+    """A run's folder may be another's: what its configuration names outside this machine is not asked, unless the user
+    names it too. The mirror is left out (what it has is in the store, or made again).
+
+    Raises:
+        ConfigError: it names a judge, who would be sent questions, answers and the environment's key.
+    """
+    if "paths.mirror" not in given and OmegaConf.select(tree, "paths.mirror") is not None:
+        OmegaConf.update(tree, "paths.mirror", None)
+    judge = OmegaConf.select(tree, "eval.judge.url")
+    if judge is not None and "eval.judge.url" not in given:
+        raise ConfigError(
+            f"The run's configuration names a judge at {judge}, who would be sent answers and MGM_EXP_JUDGE_KEY.",
+            advice=f"Give eval.judge.url={judge} if that is yours, or eval.judge.url=null to score without.",
+        )
+
+
+def paths_of(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:
     """Where the run's store is now: as given, as it was, beside the run, or (a run that was moved alone) in it."""
     if "paths.root" in given or "paths.store" in given:
         root = given.get("paths.root", OmegaConf.select(tree, "paths.root"))

@@ -42,7 +42,7 @@ def main() -> None:
         place = [f"--user-data-dir={work}/profile", f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={shot}"]
         quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         subprocess.run([*browser, *quiet, *place, page.as_uri()], check=True, timeout=120, stderr=subprocess.DEVNULL)
-        with Image.open(shot) as taken:
+        with Image.open(shot, formats=("PNG",)) as taken:
             few = taken.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         few.save(options.picture, optimize=True)
     size = options.picture.stat().st_size

@@ -40,3 +40,11 @@ def compose(compose_tree: Callable[..., Any]) -> Callable[..., Any]:
     from mgm_exp.compose import checked
 
     return lambda *overrides: checked(compose_tree(*overrides), list(overrides))
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A real run of a few steps on data whose texts would run in a page, in an environment full of keys."""
+    from recorded_run import train_a_little
+
+    return train_a_little(tmp_path_factory.mktemp("recorded"))

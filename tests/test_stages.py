@@ -170,6 +170,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.freeze_connector": {"instruct"},
     "train.cache_visual_tokens": {"instruct"},
     "train.workers": NOTHING,
+    "train.deterministic": TRAINED | {"features"},
     "train.validation.every_steps": NOTHING,
     "train.validation.questions": NOTHING,
     "train.validation.share": NOTHING,

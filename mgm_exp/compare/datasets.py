@@ -6,11 +6,11 @@ the compared data have.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mgm_exp.compare.runs import Run
+from mgm_exp.store import read_record
 
 FILE = "data.json"
 
@@ -48,7 +48,7 @@ def datasets(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _read(run: Run) -> dict[str, Any] | None:
     """A run's ``data.json``; None where it has none, or a damaged one."""
     try:
-        content = json.loads((run.path / FILE).read_text(encoding="utf-8"))
+        content = read_record(run.path / FILE)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and isinstance(content.get("align"), dict) else None

@@ -7,7 +7,6 @@ run adds eight bytes a question; 200 runs of 5,000 questions on three benchmarks
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgm_exp.errors import UserError
-from mgm_exp.store import start_pool_process
+from mgm_exp.store import parse_record, read_text, start_pool_process
 
 Progress = Callable[[str, int, int], None]
 
@@ -184,8 +183,8 @@ class _Reader:
     def read(self, path: Path) -> tuple[str, NDArray[np.float64]]:
         """Digest of the questions of a file, and the scores ordered by question id."""
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path)
+        except (OSError, ValueError) as error:
             raise PairingError(f"{path} cannot be read: {error}.") from error
         if len(self._frames) > _MOST_FRAMES:
             self._frames.clear()
@@ -216,7 +215,7 @@ class _Reader:
         return None if row is None or score is None else (row, score)
 
     def _in_full(self, line: str) -> tuple[_Row, float]:
-        parsed = json.loads(line)
+        parsed = parse_record(line)
         score = float(parsed["score"])
         if not 0 <= score <= 1:
             raise ValueError(f"score {score} is not in 0..1")

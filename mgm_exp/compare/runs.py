@@ -6,7 +6,6 @@ listed as such with its cause, and takes part in no comparison.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mgm_exp.compare.predictions import PairingError, Predictions, Progress, read_many, read_predictions
 from mgm_exp.errors import UserError
-from mgm_exp.store import Lease
+from mgm_exp.store import Lease, read_record, read_yaml
 
 _NOT_COMPARED = ("name", "paths", "tracker", "sweep", "plan", "trial", "hydra")
 """Parts of a configuration that say where a run went, not what it is."""
 _NAMED = 3
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, ten times as fast where libyaml is
 
 
 @dataclass(frozen=True)
@@ -206,7 +202,7 @@ def _status(path: Path, result: Mapping[str, Any]) -> tuple[str, str]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_record(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -214,8 +210,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is a safe one
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        content = read_yaml(path)
+    except (OSError, ValueError):
         return {}
     if not isinstance(content, dict):
         return {}

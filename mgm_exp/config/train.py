@@ -120,6 +120,9 @@ class TrainConfig:
     cache_visual_tokens: bool = False
     # Processes that decode images beside the training process. 0: in the training process.
     workers: int = 0
+    # Only kernels that give the same bits every time. On a GPU it makes runs repeatable (mgm-exp replay) and slower; on
+    # the CPU they are anyway, with the same number of threads.
+    deterministic: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)

@@ -5,7 +5,6 @@ MgmCaptioner(Path("outputs/runs/first/2026-01-01_12-00-00"), "cuda").caption(ima
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from mgm_exp.data.captioner.folders import PRECISIONS
 from mgm_exp.data.captioner.model_captioner import CaptionSettings, ModelCaptioner
 from mgm_exp.data.conversations import CAPTION_PROMPTS
 from mgm_exp.errors import MissingDependencyError
+from mgm_exp.store import read_record
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +25,7 @@ def is_mgm(folder: str | Path) -> bool:
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
         return True
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_record(folder / "config.json")
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "mm_vision_tower_aux" in config

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import DataError
+from mgm_exp.store import parse_record
 
 MAX_JSON_BYTES = 4 << 30
 MAX_LINE_BYTES = 16 << 20
@@ -81,8 +82,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Row]]:
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except (ValueError, RecursionError) as error:
+                    row = parse_record(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except ValueError as error:
                     raise ValueError(f"line {number} is no JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} holds a {type(row).__name__}, not an object")

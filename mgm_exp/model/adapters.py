@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model.folders import read_json
 from mgm_exp.model.loading import connector_start, seeded_uniform
 from mgm_exp.model.mgm import MGMForConditionalGeneration
 from mgm_exp.model.tensors import CONNECTOR, official_name, read_pickled
@@ -28,6 +29,25 @@ from mgm_exp.model.trainable import connector_names, lora_names, lora_targets
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONNECTOR_FILE = "non_lora_trainables.safetensors"
+# Fields of PEFT's file that import a module (megatron_core) or start another method than plain LoRA.
+_OTHER_METHODS = (
+    "megatron_config",
+    "auto_mapping",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
+    "use_bdlora",
+    "use_qalora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "modules_to_save",
+)
 PEFT_PREFIX = "base_model.model."
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -139,6 +159,7 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
 
     folder = Path(folder)
     weights, connector = adapter_files(folder)
+    _refuse_other_methods(folder / "adapter_config.json")
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
@@ -156,6 +177,23 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
         load_connector(model, connector)
     model.requires_grad_(False)
     return model
+
+
+def _refuse_other_methods(file: Path) -> None:
+    """Plain LoRA only: other methods of PEFT import the module, or start the computation, that the file names.
+
+    Raises:
+        ModelError: naming the field.
+    """
+    fields = read_json(file)
+    asked = [name for name in _OTHER_METHODS if fields.get(name)]
+    if not isinstance(fields.get("init_lora_weights", True), bool):
+        asked.append("init_lora_weights")
+    if asked:
+        raise ModelError(
+            f"{file} sets {', '.join(asked)}, which plain LoRA does not; only plain LoRA is applied.",
+            advice="Use an adapter that was trained as plain LoRA.",
+        )
 
 
 def adapter_files(folder: Path) -> tuple[Path, Path | None]:

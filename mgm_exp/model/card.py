@@ -11,6 +11,7 @@ import yaml
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.merged_tensors import MergedTensors
+from mgm_exp.store import parse_yaml
 
 
 def model_card(
@@ -104,8 +105,8 @@ def stated_license(folder: Path) -> str | None:
     if len(parts) < 3 or parts[0].strip():
         return None
     try:
-        head = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
+        head = parse_yaml(parts[1])
+    except ValueError as error:
         raise ModelError(f"The head of {card} is not YAML: {error}", advice="Correct it, or give --license.") from error
     found = head.get("license") if isinstance(head, dict) else None
     return str(found) if found else None

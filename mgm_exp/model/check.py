@@ -32,6 +32,8 @@ from mgm_exp.store import file_sha256
 # that the merged weights were rounded to the folder's dtype and LoRA's product was not.
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1}
 QUESTIONS = ("What is in the picture?", "Read the text on the sign.", "Which colour is the larger shape?")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_MOST_PIXELS = 50_000_000
 _NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md")
 
 
@@ -343,9 +345,11 @@ def _answers(
 
 def _opened(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels; at most {_MOST_PIXELS:,} are decoded")
             return image.convert("RGB")
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ModelError(f"{path} cannot be opened as an image: {error}") from error
 
 

@@ -5,15 +5,13 @@ A folder is told by its files, never by its name (the official code dispatches o
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mgm_exp.errors import ModelError
+from mgm_exp.store import read_record, read_yaml
 
 TINY = Path(__file__).parent / "tiny"  # the base that is shipped
 
@@ -40,6 +38,7 @@ class ModelSource:
     dtype: str | None = None
 
 
+MAX_JSON_BYTES = 256 << 20
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -74,10 +73,10 @@ def find_source(path: str | Path) -> ModelSource:
 
 def _base_of_run(run: Path) -> ModelSource:
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        config = read_yaml(run / "config.yaml")
         section: dict[str, Any] = dict(config["model"])
         dtype = _DTYPES.get(config.get("train", {}).get("precision"))
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{run / 'config.yaml'} cannot be read as a run's config: {error}") from error
     return replace(source_of_section(section, adapter=run / "adapter"), dtype=dtype)
 
@@ -113,10 +112,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: missing, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_record(path, MAX_JSON_BYTES)
     except FileNotFoundError:
         raise ModelError(f"{path} is missing.", advice="The model folder is incomplete; copy it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds a {type(value).__name__}, expected a JSON object.")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 
 from mgm_exp.errors import DiskFullError, ModelError
@@ -27,7 +26,7 @@ from mgm_exp.model.card import model_card
 from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, read_json
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
-from mgm_exp.store import file_sha256, write_atomic, write_json_atomic
+from mgm_exp.store import file_sha256, read_yaml, write_atomic, write_json_atomic
 
 RECORD = "merge.json"
 INDEX = "model.safetensors.index.json"
@@ -294,8 +293,8 @@ def _origin(run: Path, source: ModelSource) -> Path:
     if source.adapter is not None:
         return source.folder
     try:
-        path = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"].get("path")
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        path = read_yaml(run / "config.yaml")["model"].get("path")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{run / 'config.yaml'} cannot be read as a run's config: {error}") from error
     return Path(path).expanduser() if path else TINY
 

@@ -29,6 +29,26 @@ _SECRET_VARIABLE = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|C
 # Shorter values of secret variables would match ordinary words of a log.
 _SHORTEST_VALUE = 8
 _SHAPES = (
+    # Addresses that are secrets themselves: whoever knows one can write there.
+    (
+        re.compile(r"(?i)(\bhttps?://hooks\.slack\.com/(?:services|workflows|triggers)/)[A-Za-z0-9/_\-]{8,}"),
+        rf"\g<1>{MASK}",
+    ),
+    (re.compile(r"(?i)(\bhttps?://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/)[\w/\-]{8,}"), rf"\g<1>{MASK}"),
+    (re.compile(r"(?i)(\bhttps?://[\w.\-]+\.webhook\.office\.com/)[\w/@\-]{8,}"), rf"\g<1>{MASK}"),
+    (re.compile(r"(?i)(\bhttps?://open\.(?:feishu|larksuite)\.\w+/open-apis/bot/v2/hook/)[\w\-]{8,}"), rf"\g<1>{MASK}"),
+    (
+        re.compile(
+            r"(?i)(\b(?:slack|discord|tgram|dingtalk|feishu|wecombot|msteams|mailtos?)://)[^\s\"'/]{8,}[^\s\"']*"
+        ),
+        rf"\g<1>{MASK}",
+    ),
+    (
+        re.compile(
+            r"(?i)(\bhttps?://[^\s\"'?]+\?(?:[^\s\"'&]*&)*(?:key|access_token|token|api_?key|secret|sig|signature)=)[^\s\"'&]{8,}"
+        ),
+        rf"\g<1>{MASK}",
+    ),
     # --api-key=..., token: ..., "password": "...". Twenty characters and more, as real keys have.
     (
         re.compile(r"(?i)((?:api[_-]?key|token|secret|password|passwd)\W{1,4})[A-Za-z0-9_\-]{20,}[A-Za-z0-9_\-.=/+]*"),
@@ -49,6 +69,11 @@ def is_secret_name(name: str) -> bool:
     if words[-1] == "token":
         return before is None or before in _SECRET_TOKENS
     return words[-1] in _SECRET_WORDS
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether an environment variable of this name holds a secret."""
+    return _SECRET_VARIABLE.search(name) is not None
 
 
 def secret_values() -> tuple[str, ...]:

@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
 from mgm_exp.config import TrackerMode
-from mgm_exp.store import die_with_parent
+from mgm_exp.errors import UserError
+from mgm_exp.store import die_with_parent, parse_record, read_text
 
 if TYPE_CHECKING:
     import wandb
@@ -40,6 +42,7 @@ ASK_S = 20
 # The longer side of an image in the predictions table; larger images than the limit are not decoded at all.
 IMAGE_SIDE = 384
 IMAGE_PIXELS = 50_000_000
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 Reply = Callable[..., None]
@@ -215,7 +218,7 @@ class WandbRun:
             return
         columns = ["question_id", "image", "question", "prediction", "answers", "score", "question_type"]
         table = wandb.Table(columns=columns)
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        rows = [parse_record(line) for line in read_text(path).splitlines()]
         for row in evenly(rows, int(self._tracker["table_rows"])):
             pictures = (thumbnail(Path(root), row) for root in image_roots)
             picture = next((found for found in pictures if found is not None), None)
@@ -258,6 +261,26 @@ def has_key(base_url: str | None) -> bool:
     from wandb.sdk.lib import wbauth
 
     return wbauth.read_netrc_auth(host=base_url or wandb.setup().settings.base_url) is not None
+
+
+def refuse_key_for(base_url: str | None) -> None:
+    """Refuses to send the environment's key to a server that only a run folder names: the folder may be another's.
+
+    A key in netrc belongs to one host and is safe.
+
+    Raises:
+        UserError: the key of ``WANDB_API_KEY`` would go to a host that neither the user nor the environment named.
+    """
+    if not base_url or not os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlsplit(base_url).hostname
+    if host in _LOOPBACK or host == urlsplit(os.environ.get("WANDB_BASE_URL", "")).hostname:
+        return
+    raise UserError(
+        f"The run's configuration names the W&B server {base_url}, and WANDB_API_KEY would be sent there.",
+        advice=f"Say that it is yours: --base-url {base_url} (or WANDB_BASE_URL), or put its key into netrc with "
+        "`wandb login`.",
+    )
 
 
 def api(tracker: Mapping[str, Any]) -> wandb.Api:

@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
 from mgm_exp.errors import DataError, MgmError, UserError
 from mgm_exp.record.recorder import Row, RunInfo, describe_run
 from mgm_exp.record.secrets import MASK
@@ -36,13 +34,14 @@ from mgm_exp.record.wandb_client import (
     api,
     first_line,
     has_key,
+    refuse_key_for,
     row_key,
     rows_there,
     run_id,
     table_key,
 )
 from mgm_exp.record.wandb_sink import kill_client
-from mgm_exp.store import die_with_parent
+from mgm_exp.store import die_with_parent, parse_record, read_record, read_text, read_yaml
 
 # Seconds that W&B has at the end of a run to take the rest; a table with images may be some MB on a slow line.
 FINISH_S = 600.0
@@ -138,19 +137,21 @@ def read_recorded(upload: Upload) -> Recorded:
     """
     folder = Path(upload.run_dir)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        manifest = read_record(folder / "manifest.json")
+        config = read_yaml(folder / "config.yaml") or {}
         result_file, rows_file = folder / "result.json", folder / "metrics.jsonl"
-        result = json.loads(result_file.read_text(encoding="utf-8")) if result_file.exists() else {}
-        text = rows_file.read_text(encoding="utf-8") if rows_file.exists() else ""
+        result = read_record(result_file) if result_file.exists() else {}
+        text = read_text(rows_file) if rows_file.exists() else ""
         # A process that was killed while it wrote leaves the last line unfinished.
-        rows = [json.loads(line) for line in text.split("\n")[:-1] if line]
+        rows = [parse_record(line) for line in text.split("\n")[:-1] if line]
         if not all(isinstance(part, dict) for part in (manifest, config, result, *rows)):
             raise ValueError("it does not hold what a run writes")
         sweep = str(config["sweep"]["name"]) if config.get("trial") is not None else None
         tracker = {**config["tracker"], **upload.tracker}
+        if "base_url" not in upload.tracker:
+            refuse_key_for(tracker["base_url"])
         name = str(manifest["run_id"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} cannot be read as a run ({first_line(error)}).", advice="Its other files are as they were."
         ) from error
@@ -169,8 +170,8 @@ def read_recorded(upload: Upload) -> Recorded:
 
 def _overrides(folder: Path) -> list[str]:
     try:
-        found = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        found = read_yaml(folder / ".hydra" / "overrides.yaml")
+    except (OSError, ValueError):
         return []
     given = [str(item) for item in found] if isinstance(found, list) else []
     return [item for item in given if item.partition("=")[0].lstrip("+") not in _OWN_KEYS]

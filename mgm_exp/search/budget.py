@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgm_exp.config import Direction, SweepConfig
-from mgm_exp.store import write_json_atomic
+from mgm_exp.store import read_record, write_json_atomic
 
 FOLDER = ".sweepers"
 _SAVE_EVERY_S = 5.0
@@ -36,7 +35,7 @@ class Clock:
         hours = gpu_hours = 0.0
         for path in self._folder.glob("clock-*.json"):
             try:
-                row = json.loads(path.read_text(encoding="utf-8"))
+                row = read_record(path)
                 hours += float(row["seconds"]) / 3600
                 gpu_hours += float(row["gpu_seconds"]) / 3600
             except (OSError, ValueError, KeyError, TypeError):

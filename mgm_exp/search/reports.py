@@ -16,7 +16,7 @@ from typing import Any
 
 from mgm_exp.config import ExperimentConfig, PrunerName, SweepConfig
 from mgm_exp.errors import Interrupted, MgmError
-from mgm_exp.store import write_atomic
+from mgm_exp.store import parse_record, read_record, write_atomic
 
 FILE = "reports.jsonl"
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def trial_in_study(sweep: SweepConfig, folder: Path, number: int, config: Experi
 def _is_grid(folder: Path) -> bool:
     """Whether the sweep keeps books and is no search."""
     try:
-        books = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+        books = read_record(folder / "sweep.json")
     except (OSError, ValueError):
         return False
     return isinstance(books, dict) and "sweeper" not in books
@@ -164,7 +164,7 @@ def read_reports(path: Path) -> list[Report]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_record(line)
             rows.append(Report(int(row["step"]), float(row["value"]), bool(row.get("stop"))))
         except (ValueError, KeyError, TypeError):
             continue  # damaged from outside: that point is reported again

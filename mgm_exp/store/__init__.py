@@ -15,6 +15,7 @@ from .files import (
     write_atomic,
     write_json_atomic,
 )
+from .foreign import parse_record, parse_yaml, read_record, read_text, read_yaml
 from .hash_cache import cached_tree_fingerprint
 from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
 from .layout import lease_of
@@ -52,9 +53,14 @@ __all__ = [
     "lease_of",
     "link_tree",
     "newest_whole",
+    "parse_record",
+    "parse_yaml",
     "prune",
     "publish_folder",
     "read_json",
+    "read_record",
+    "read_text",
+    "read_yaml",
     "remove_folder",
     "seal",
     "stage_key",

@@ -58,6 +58,11 @@ class Stage:
         """Says which samples of which rows step ``step`` holds, over all processes."""
         return batch_fingerprint(self.plan.global_batch(step), self.belongs_to["records"])
 
+    def batch_name(self, step: int) -> str:
+        """Thirteen hexadecimal digits that name the sample numbers of step ``step`` in their order: equal names, equal
+        batches, whatever the rows say."""
+        return f"{batch_fingerprint(self.plan.global_batch(step), 'samples'):013x}"
+
     @property
     def checkpointing(self) -> CheckpointConfig:
         return self.config.train.checkpoint

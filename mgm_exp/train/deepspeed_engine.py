@@ -5,7 +5,8 @@ Notable:
   inference collective that training never calls) is left out, so that no compiler is needed and no build lock can hang;
 - the loss is normalised over the global batch by the caller; DeepSpeed's own averaging is undone;
 - a gradient that is not finite leaves weights and optimizer state as they are, in every precision;
-- checkpoint files are DeepSpeed's own pickles: they are opened only after their manifest was verified.
+- checkpoint files are DeepSpeed's own pickles: they are opened only after their manifest was verified, and by torch's
+  restricted unpickler (:mod:`mgm_exp.train.restricted`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mgm_exp.train.engine import COMPUTE_DTYPE, Batch, Engine, Update, poisoned_
 from mgm_exp.train.job import StageSettings
 from mgm_exp.train.optimizer import build_optimizer, set_learning_rates
 from mgm_exp.train.ranks import Ranks
+from mgm_exp.train.restricted import load_restricted
 
 TAG = "deepspeed"
 
@@ -120,6 +122,7 @@ class DeepSpeedEngine(Engine):
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(groups, settings), config=deepspeed_config(settings, zero, ranks)
         )
+        self.engine.checkpoint_engine.load = load_restricted
 
     @property
     def groups(self) -> list[dict[str, Any]]:

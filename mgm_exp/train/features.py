@@ -36,6 +36,7 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
     from mgm_exp.model.folders import source_of_section
     from mgm_exp.model.processor import processor_of
     from mgm_exp.train.assemble import build_base, put_connector
+    from mgm_exp.train.determinism import determinism
     from mgm_exp.train.memory import PeakMemory
 
     started = time.perf_counter()
@@ -69,7 +70,10 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
 
     job.out.mkdir(parents=True, exist_ok=True)
     names = [record.image for record in read_records(job.records) if record.image is not None]
-    count = write_visual_tokens(names, encode, job.out, batch_size=settings.micro_batch_size, on_progress=on_progress)
+    with determinism(config.train.deterministic):
+        count = write_visual_tokens(
+            names, encode, job.out, batch_size=settings.micro_batch_size, on_progress=on_progress
+        )
     seconds = time.perf_counter() - started
     return {
         "images": count,

@@ -26,6 +26,7 @@ from mgm_exp.errors import Interrupted, MissingDependencyError
 from mgm_exp.store import write_atomic
 from mgm_exp.train.agent import AGENT, SHUTDOWN_S
 from mgm_exp.train.agents import Agents, agents_for
+from mgm_exp.train.determinism import environment
 from mgm_exp.train.failures import failure_of, result_of
 from mgm_exp.train.job import StageSummary, TrainJob
 from mgm_exp.train.launch_folder import GO_ON, POLL_S, STOP, LaunchFacts, LaunchFolder, guard_of
@@ -257,6 +258,7 @@ def worker_environment(config: ExperimentConfig, cluster: Cluster) -> dict[str, 
         "DS_ACCELERATOR": device,
         "OMP_NUM_THREADS": str(threads_each(cluster.per_machine)),
         "TOKENIZERS_PARALLELISM": "false",
+        **environment(config.train.deterministic),
     }
     # Else gloo looks the host's name up, which may be slow, and on several machines takes the network it finds first.
     if device == "cpu" and sys.platform.startswith("linux") and cluster.is_loopback:

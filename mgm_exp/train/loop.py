@@ -13,6 +13,7 @@ from mgm_exp.store import write_json_atomic
 from mgm_exp.train.assemble import Stage, assemble
 from mgm_exp.train.checkpoint import Progress, load_newest, save_checkpoint
 from mgm_exp.train.contract import MovementCheck
+from mgm_exp.train.determinism import determinism
 from mgm_exp.train.generators import own_generators
 from mgm_exp.train.job import StageSummary, TrainJob, derived_seed
 from mgm_exp.train.listener import Listener
@@ -40,7 +41,8 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
         TrainingFailed: The loss stays not finite, or the trainable set is not what was declared.
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
-    with own_generators(derived_seed(job.experiment().seed, job.stage), ranks.device):
+    config = job.experiment()
+    with own_generators(derived_seed(config.seed, job.stage), ranks.device), determinism(config.train.deterministic):
         return _train(job, ranks, listener, stop)
 
 
@@ -203,6 +205,7 @@ def _row(job: TrainJob, stage: Stage, progress: Progress, outcome: Outcome, seco
         "loss": _finite(outcome.loss),
         "lr": outcome.lr.get("llm", outcome.lr.get("connector")),
         "grad_norm": _finite(outcome.grad_norm),
+        "batch": stage.batch_name(progress.step - 1),
         "tokens": progress.tokens,
         "tokens_per_s": round(outcome.tokens / seconds, 3),
         "samples_per_s": round(outcome.samples / seconds, 3),

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.store import write_atomic
+from mgm_exp.store import parse_record, read_text, write_atomic
 
 
 class MetricsFile:
@@ -30,9 +30,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics file; a torn last line (a kill in mid-write) is left out."""
     if not path.exists():
         return []
-    *lines, torn = path.read_text(encoding="utf-8").split("\n")
+    *lines, torn = read_text(path).split("\n")
     del torn
-    return [json.loads(line) for line in lines]
+    return [parse_record(line) for line in lines]
 
 
 def _line(row: dict[str, Any]) -> str:

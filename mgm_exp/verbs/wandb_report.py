@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from mgm_exp.errors import MgmError, UserError
+from mgm_exp.store import read_yaml
 
 if TYPE_CHECKING:
     from mgm_exp.compare import Run
@@ -32,10 +31,11 @@ def save(comparison: Mapping[str, Any], runs: Sequence[Run], folder: Path, asked
         MgmError: W&B did not take it.
     """
     from mgm_exp.compare.wandb_report import Place, save_report, wandb_report
-    from mgm_exp.record.wandb_client import first_line, has_key, run_id
+    from mgm_exp.record.wandb_client import first_line, has_key, refuse_key_for, run_id
     from mgm_exp.store import read_json, write_json_atomic
 
     entity, project, base_url = _place(runs, asked)
+    refuse_key_for(base_url)
     if base_url and not os.environ.get("WANDB_BASE_URL"):
         os.environ["WANDB_BASE_URL"] = base_url
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -66,8 +66,8 @@ def _place(runs: Sequence[Run], asked: str) -> tuple[str | None, str, str | None
     tracker: dict[str, Any] = {}
     for run in runs:
         try:
-            found = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+            found = read_yaml(run.path / "config.yaml")
+        except (OSError, ValueError):
             continue
         if isinstance(found, dict) and isinstance(found.get("tracker"), dict):
             tracker = found["tracker"]

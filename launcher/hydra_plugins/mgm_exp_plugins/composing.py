@@ -58,14 +58,17 @@ class ComposingSweeper(Sweeper):
         from omegaconf.errors import OmegaConfBaseException
 
         from mgm_exp.compose import explained
+        from mgm_exp.hydra_limits import refuse_foreign
 
         assert self.config is not None and self.hydra_context is not None
         key = tuple(overrides)
         if key not in self._trees:
             try:
-                self._trees[key] = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+                tree = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise explained(error, overrides) from error
+            refuse_foreign(tree)
+            self._trees[key] = tree
             while len(self._trees) > _KEPT:
                 del self._trees[next(iter(self._trees))]
         return self._trees[key]
@@ -109,7 +112,13 @@ class _Remembering:
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         known = self._trees.pop(tuple(sweep_overrides), None)
-        return self._loader.load_sweep_config(master_config, sweep_overrides) if known is None else known
+        if known is not None:
+            return known
+        from mgm_exp.hydra_limits import refuse_foreign
+
+        tree: DictConfig = self._loader.load_sweep_config(master_config, sweep_overrides)
+        refuse_foreign(tree)
+        return tree
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from mgm_exp.compare.html.view import Cells, View
 from mgm_exp.compare.runs import Run
 from mgm_exp.compare.wording import percent, signed
 from mgm_exp.page import Column, Html, element, join
+from mgm_exp.store import parse_record, read_record
 
 _MOST_COLUMNS = 8
 _MOST_ANSWERED = 24
@@ -97,7 +97,7 @@ def read_rows(run: Run, benchmark: str) -> Rows:
         with (run.path / "predictions" / f"{benchmark}.jsonl").open(encoding="utf-8", errors="replace") as file:
             for text in file:
                 try:
-                    row = json.loads(text)
+                    row = parse_record(text)
                 except ValueError:
                     continue
                 if isinstance(row, dict) and "question_id" in row and "score" in row:
@@ -271,7 +271,7 @@ def image_roots(run: Run, benchmark: str) -> list[Path]:
     """Folders that the images of a benchmark may lie in: from the configuration, the data, and the stages of a run."""
     named = [run.config.get(f"eval.{benchmark}.images"), run.config.get("data.image_root")]
     try:
-        data = json.loads((run.path / "data.json").read_text(encoding="utf-8"))
+        data = read_record(run.path / "data.json")
     except (OSError, ValueError):
         data = {}
     for stage in ("instruct", "align"):

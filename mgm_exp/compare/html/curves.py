@@ -7,7 +7,6 @@ are kept.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from mgm_exp.compare.html.view import Cells, View, series
 from mgm_exp.compare.runs import Run
 from mgm_exp.compare.wording import count
 from mgm_exp.page import Column, Html, element
+from mgm_exp.store import parse_record, read_text
 
 _QUANTITIES = (
     ("loss", "Loss", ""),
@@ -96,13 +96,13 @@ def _chosen(view: View) -> list[int]:
 def _read(run: Run) -> dict[str, list[Mapping[str, Any]]]:
     """Optimizer steps of each stage; a line cut off by a kill is left out."""
     try:
-        text = (run.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_text(run.path / "metrics.jsonl", errors="replace")
+    except (OSError, ValueError):
         return {}
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for line in text.splitlines():
         try:
-            row = json.loads(line)
+            row = parse_record(line)
         except ValueError:
             continue
         if isinstance(row, dict) and "event" not in row and _number(row.get("step")) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from mgm_exp.compare.wording import (
     where,
 )
 from mgm_exp.page import Column, Html, Tile, element, join
+from mgm_exp.store import parse_record, read_text
 
 _LEVELS: dict[str, Any] = {"better": "good", "worse": "problem", "tied": "note"}
 _MOST_INTERVALS = 40
@@ -369,12 +369,12 @@ def ended(view: View) -> Html | None:
 def _reached(run: Run) -> str:
     """The last optimizer step that a run wrote down."""
     try:
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_text(run.path / "metrics.jsonl", errors="replace").splitlines()
+    except (OSError, ValueError):
         return "no optimizer step"
     for text in reversed(lines):
         try:
-            row = json.loads(text)
+            row = parse_record(text)
         except ValueError:
             continue  # killed while it wrote the line
         if isinstance(row, dict) and "event" not in row and "step" in row:

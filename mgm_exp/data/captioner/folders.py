@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.errors import MissingDependencyError, ModelError
+from mgm_exp.store import read_record
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ def model_type(folder: Path, what: str) -> str:
             advice="Give a local model folder in transformers format (config.json, safetensors, processor files).",
         )
     try:
-        kind = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+        kind = read_record(config)["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{config} does not say what model it describes ({error!r}).") from error
     return str(kind)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import ModelError
+from mgm_exp.store import read_record
 
 MAPPER_IMAGE_TOKEN = 50265
 """Data-Juicer's captioning mapper overwrites the model's image token with this one, that of BLIP-2 with OPT."""
@@ -26,7 +26,7 @@ def check_model_folder(what: str, folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"The model of {what} ({folder}) is no folder; nothing is downloaded.", advice=advice)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_record(folder / "config.json")
         architectures = config["architectures"]
     except FileNotFoundError:
         raise ModelError(f"The model folder of {what} ({folder}) has no config.json.", advice=advice) from None
@@ -73,6 +73,6 @@ def check_mapper_model(folder: Path, prompt: str | None = None) -> None:
 
 def _query_tokens(folder: Path) -> Any:
     try:
-        return json.loads((folder / "processor_config.json").read_text(encoding="utf-8")).get("num_query_tokens")
+        return read_record(folder / "processor_config.json").get("num_query_tokens")
     except (OSError, ValueError, AttributeError):
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import DataError
 from mgm_exp.evaluate.benchmarks.base import refuse
+from mgm_exp.store import read_record
 
 N_ANSWERS = 10
 
@@ -40,11 +40,11 @@ def read_annotations(path: Path) -> tuple[str, list[Annotation]]:
         DataError: the file is missing or not of this form; faulty rows are counted and named.
     """
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        raw = read_record(path)
     except FileNotFoundError as error:
         raise DataError(
             f"The annotation file {path} does not exist.", advice="Give the path of an existing file."
-        ) from (error)
+        ) from error
     except (ValueError, OSError) as error:
         raise DataError(f"The annotation file {path} cannot be read as JSON: {error}.") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("data"), list):

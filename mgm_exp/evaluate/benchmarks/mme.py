@@ -14,10 +14,12 @@ from mgm_exp.evaluate.classification import NEITHER
 from mgm_exp.evaluate.metrics import class_scores, confusion_matrix, macro_f1, mme_yes_no
 from mgm_exp.evaluate.pictures import Pictures
 from mgm_exp.evaluate.readers import image_bytes, parquet_files, read_parquet
+from mgm_exp.store import read_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _IN_FILE = " Please answer yes or no."
+MAX_PAIR_BYTES = 1 << 20
 _IMAGES = (".jpg", ".png", ".jpeg")
 
 
@@ -151,7 +153,7 @@ def yes_no_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _pair(task: str, image: str, file: Path, faults: list[str]) -> Iterator[Question]:
     try:
-        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in read_text(file, MAX_PAIR_BYTES).removeprefix("\ufeff").splitlines() if line.strip()]
         for place, line in enumerate(lines, 1):
             question, _, answer = line.rpartition("\t")
             yield _question(task, image, image, question, answer, place)

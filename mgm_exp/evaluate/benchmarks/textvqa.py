@@ -18,6 +18,7 @@ from mgm_exp.errors import ConfigError, DataError
 from mgm_exp.evaluate.benchmarks.annotations import Annotation, read_annotations
 from mgm_exp.evaluate.benchmarks.base import Benchmark, Question, Settings, Source, Submission, refuse
 from mgm_exp.evaluate.metrics import normalize_textvqa
+from mgm_exp.store import parse_record, read_text
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 OCR_LINE = "Reference OCR token:"
@@ -110,8 +111,8 @@ def read_answers(path: Path) -> list[PromptRow]:
 
 def _read_rows(path: Path, prompt_key: str, value_key: str) -> list[PromptRow]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}.", advice="Give the path of a JSONL file.") from error
     rows, faults = [], []
     lines = text.split("\n")  # not splitlines(): a question may hold other line separators
@@ -119,7 +120,7 @@ def _read_rows(path: Path, prompt_key: str, value_key: str) -> list[PromptRow]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_record(line)
             prompt, value = row[prompt_key], row[value_key]
             if not isinstance(prompt, str) or not isinstance(value, str):
                 raise TypeError(f"{prompt_key} and {value_key} must be texts")
