@@ -18,6 +18,8 @@ from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, Mirror, Store
 
 LEASE = ".lease"
+GALLERIES = "galleries"
+"""Pages of wrong answers, one a benchmark, in a run's folder."""
 # A run that ended in one of these ways is done: the same command makes a new one.
 DONE = ("completed", "pruned")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_DONE, DataError, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import count, megapixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,28 +63,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "'Answer the question using a single word or phrase.'",
     )
     parser.add_argument(
-        "--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer, in tokens (default: 128)"
+        "--max-new-tokens",
+        type=count("tokens", 4096),
+        default=128,
+        metavar="N",
+        help="longest answer, in tokens (default: 128)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: auto)"
     )
     parser.add_argument(
-        "--max-megapixels", type=_megapixels, default=50.0, metavar="M", help="refuse larger images (default: 50)"
+        "--max-megapixels", type=megapixels, default=50.0, metavar="M", help="refuse larger images (default: 50)"
     )
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens (1 to 4096)")
-    return int(text)
-
-
-def _megapixels(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megapixels above 0")
-    return value
