@@ -28,6 +28,8 @@ def run(arguments: list[str]) -> int:
     words = {True: "ok", False: "WRONG", None: "not checked"}
     for finding in findings:
         print(f"{finding.name:<{width}}  {words[finding.holds]:<11}  {finding.says}")
+        if finding.advice:
+            print(f"{'':<{width}}  {'':<11}  {finding.advice}")
     wrong = sum(finding.holds is not True for finding in findings)
     if wrong:
         print(f"{options.folder} is NOT proven: {wrong} of {len(findings)} checks do not hold")
