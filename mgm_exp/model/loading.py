@@ -104,16 +104,18 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
+    base: str | Path | None = None,
 ) -> MGMForConditionalGeneration:
     """Loads an MGM model, in eval mode, towers frozen.
 
     Args:
         path: a folder with official tensor names and `config.json` (sharded or single safetensors, towers inside or
-            beside), one of our own `save_pretrained`, or a run folder (its adapter is applied).
+            beside), one of our own `save_pretrained`, a run folder or an adapter folder (the adapter is applied).
         device: "cpu", "cuda", "cuda:1", ...
         dtype: of the weights, "bfloat16", torch.float32, ...; None: the precision of the run's training, or what
             `config.json` says, else float32.
         attn_implementation: "auto" (the default), "eager", "sdpa" or "flash_attention_2".
+        base: the base of an adapter folder that names none which exists here.
 
     Returns:
         The model; its `load_report` says what came from where.
@@ -122,7 +124,7 @@ def load_model(
         ModelError: the folder cannot be used: what was found, what is needed, what to do.
         MissingDependencyError: a device or a kernel that is not there.
     """
-    return load_source(find_source(path), device=device, dtype=dtype, attn_implementation=attn_implementation)
+    return load_source(find_source(path, base), device=device, dtype=dtype, attn_implementation=attn_implementation)
 
 
 def load_source(

@@ -26,7 +26,7 @@ from mgm_exp.errors import DiskFullError, ModelError
 from mgm_exp.model.adapter_export import FILES, write_adapter, write_card
 from mgm_exp.model.adapters import TOKENIZER_FILES, adapter_files, write_tensors
 from mgm_exp.model.card import model_card
-from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, read_json
+from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, is_adapter, read_json, source_of_adapter
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
 from mgm_exp.model.quantized import KINDS, is_packed, packer, settings
@@ -130,14 +130,9 @@ def source_of_run(run: Path, base: str | Path | None = None) -> ModelSource:
     Raises:
         ModelError: it is neither, or the base is not there.
     """
-    if (run / "adapter_config.json").is_file():
+    if is_adapter(run):
         adapter_files(run)
-        named = base or read_json(run / "adapter_config.json").get("base_model_name_or_path")
-        if not named or not Path(named).expanduser().is_dir():
-            raise ModelError(
-                f"The base model of {run} is {named!r}, which is no folder here.", advice="Give it with --base."
-            )
-        return replace(find_source(named), adapter=run)
+        return source_of_adapter(run, base)
     source = find_source(run)
     if not (run / "config.yaml").is_file():
         raise ModelError(

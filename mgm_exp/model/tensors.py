@@ -25,7 +25,7 @@ CLIP_PREFIX = "model.vision_tower.vision_tower.vision_model."
 CONVNEXT_PREFIX = "model.vision_tower_aux."
 CONNECTOR = re.compile(r"model\.(mm_projector\.[02]|vlm_uni_(?:query|aux|val)_projector\.[01])\.(?:weight|bias)")
 _WRAPPERS = re.compile(
-    r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.)|_orig_mod\.|model\.(?=model\.|lm_head\.|base_model\.))"
+    r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.|base_model\.|module\.)|_orig_mod\.|model\.(?=model\.|lm_head\.|base_model\.))"
 )
 
 

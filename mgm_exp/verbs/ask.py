@@ -27,8 +27,9 @@ def run(arguments: list[str]) -> int:
         from mgm_exp.preflight import resolve_device
 
         device = resolve_device(Device(options.device), 1)
-        model = load_model(options.model, device=device)
-        answer = ask(model, load_processor(options.model), picture, options.question, options.max_new_tokens)
+        model = load_model(options.model, device=device, base=options.base)
+        processor = load_processor(options.model, base=options.base)
+        answer = ask(model, processor, picture, options.question, options.max_new_tokens)
     print(answer)
     return EXIT_DONE
 
@@ -54,7 +55,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         description="Asks the model of a finished run, or of a checkpoint folder, one question about an image and "
         "prints its answer. Decoding is greedy, as in an evaluation.",
     )
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint or a LoRA")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="base model of an adapter folder that names none here")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG, WebP, ...")
     parser.add_argument(
         "question",

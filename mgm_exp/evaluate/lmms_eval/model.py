@@ -61,7 +61,7 @@ class MgmExp(lmms):
         batch_size: Prompts in one forward pass.
         device: cpu, cuda, cuda:1, ...; None: cuda where there is one.
         dtype: float32, bfloat16, float16; None: that of the run's training, or of the checkpoint.
-        attn_implementation: As for ``mgm_exp.model.load_model``.
+        attn_implementation, base: As for ``mgm_exp.model.load_model``.
 
     Raises:
         ModelError: the folder holds no model.
@@ -77,6 +77,7 @@ class MgmExp(lmms):
         device: str | None = None,
         dtype: str | None = None,
         attn_implementation: str | None = None,
+        base: str | None = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
@@ -89,8 +90,10 @@ class MgmExp(lmms):
             has_gpu = torch.cuda.is_available()
             device = f"cuda:{self.accelerator.local_process_index}" if has_gpu else "cpu"
         self.batch_size = int(batch_size)
-        self.model = load_model(pretrained, device=device, dtype=dtype, attn_implementation=attn_implementation)
-        self.processor = load_processor(pretrained)
+        self.model = load_model(
+            pretrained, device=device, dtype=dtype, attn_implementation=attn_implementation, base=base
+        )
+        self.processor = load_processor(pretrained, base=base)
         self.device = self.model.device
         self.task_dict: dict[str, Any] = {}
 
