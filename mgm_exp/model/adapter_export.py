@@ -90,13 +90,15 @@ def write_card(
     write_atomic(folder / "README.md", card[:start] + says + card[end:].replace(", merged (scale", " (scale"))
 
 
-def check_adapter(folder: Path, source: ModelSource, logits: Callable[[ModelSource], list[Tensor]]) -> list[Finding]:
+def check_adapter(
+    folder: Path, source: ModelSource, logits: Callable[[ModelSource], list[Tensor]] | None
+) -> list[Finding]:
     """Whether an exported adapter holds what the run's does, fits the base, and answers the same.
 
     Args:
         folder: The export.
         source: Base and adapter of the run.
-        logits: Answers of base and adapter to a few questions.
+        logits: Answers of base and adapter to a few questions; None: they are not compared.
     """
     there = source.adapter or folder
     findings = []
@@ -115,6 +117,8 @@ def check_adapter(folder: Path, source: ModelSource, logits: Callable[[ModelSour
     try:
         fits = MergedTensors(exported)
         findings.append(Finding("fits its base", True, f"{len(fits.adapted)} weights (scale {fits.scale:g})"))
+        if logits is None:
+            return [*findings, Finding("logits of both adapters", None, "left out with --no-logits")]
         here, wanted = logits(exported), logits(source)
     except ModelError as error:
         return [*findings, Finding("fits its base", False, str(error))]

@@ -44,9 +44,10 @@ from mgm_exp.store import file_sha256
 # Largest difference of logits, as a share of their standard deviation. Both models compute in fp32, so what differs is
 # that the merged weights were rounded to the folder's dtype and LoRA's product was not.
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1, "int8": 5e-1, "nf4": 3.0}
+_OF_LOGITS = "logits of merged and base + adapter"
 QUESTIONS = ("What is in the picture?", "Read the text on the sign.", "Which colour is the larger shape?")
 _VISION_PARTS = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "model.vision_tower_aux.")
-_OFFICIAL_FIELDS = (
+OFFICIAL_FIELDS = (
     *("architectures", "model_type", "torch_dtype", "hidden_size", "vocab_size", "mm_projector_type"),
     *("mm_vision_tower", "mm_vision_tower_aux", "mm_vision_select_layer", "mm_hidden_size", "mm_hidden_size_aux"),
     *("image_size_aux", "image_aspect_ratio", "mm_use_im_start_end", "mm_use_im_patch_token"),
@@ -70,6 +71,7 @@ def check_merged(
     base: str | Path | None = None,
     images: Sequence[Path] = (),
     device: str = "cpu",
+    with_logits: bool = True,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Finding]:
     """Looks at everything; the folder is proven when every finding holds.
@@ -80,6 +82,7 @@ def check_merged(
         base: where the base is now, likewise.
         images: pictures to compare logits on; none: three that are drawn.
         device: for the logits; both models compute in fp32, one after the other.
+        with_logits: False leaves them out: no model is loaded, and the folder is not wholly proven.
         on_progress: called with (what, tensors compared, tensors in all).
 
     Raises:
@@ -90,7 +93,7 @@ def check_merged(
     source = _source(folder, record, run, base)
     if record["export"] == ADAPTER:
         pictures = [_opened(path) for path in images] or drawn_pictures()
-        found = check_adapter(folder, source, lambda one: _answers_of(one, pictures, device))
+        found = check_adapter(folder, source, (lambda one: _answers_of(one, pictures, device)) if with_logits else None)
         return [_adapter(source, record), *_files(folder, record), *found, _card(folder)]
     expected = MergedTensors(source, record["dtype"])
     findings = [_adapter(source, record)]
@@ -104,7 +107,10 @@ def check_merged(
     if record["export"] == "safetensors":
         findings.append(_official(folder, found))
     findings += _processor(folder)
-    findings.append(_logits(folder, source, record, images, device))
+    if with_logits:
+        findings.append(_logits(folder, source, record, images, device))
+    else:
+        findings.append(Finding(_OF_LOGITS, None, "left out with --no-logits"))
     return findings
 
 
@@ -272,7 +278,7 @@ def _official(folder: Path, found: Mapping[str, _Found]) -> Finding:
         fields = read_json(folder / "config.json")
     except ModelError as error:
         return Finding(name, False, str(error))
-    wrong = [f"config.json lacks {key}" for key in _OFFICIAL_FIELDS if fields.get(key) is None]
+    wrong = [f"config.json lacks {key}" for key in OFFICIAL_FIELDS if fields.get(key) is None]
     homes = sorted({one.file for key, one in found.items() if key.startswith(_VISION_PARTS)})
     if len(homes) > 1:
         wrong.append(f"projector, mining and towers are divided over {', '.join(homes)}")
@@ -394,7 +400,7 @@ def _card(folder: Path) -> Finding:
 def _logits(
     folder: Path, source: ModelSource, record: Mapping[str, Any], images: Sequence[Path], device: str
 ) -> Finding:
-    name = "logits of merged and base + adapter"
+    name = _OF_LOGITS
     pictures = [_opened(path) for path in images] or drawn_pictures()
     try:
         merged = load_source(ModelSource(folder), device=device, dtype="float32", attn_implementation="eager")

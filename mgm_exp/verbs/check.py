@@ -22,6 +22,7 @@ def run(arguments: list[str]) -> int:
             base=options.base,
             images=options.image,
             device=options.device,
+            with_logits=not options.no_logits,
             on_progress=on_progress,
         )
     width = max(len(finding.name) for finding in findings)
@@ -52,4 +53,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--image", type=Path, action="append", default=[], metavar="FILE", help="compare logits on it (repeatable)"
     )
     parser.add_argument("--device", default="cpu", help="for the logits: cpu, cuda (default: cpu)")
+    parser.add_argument("--no-logits", action="store_true", help="load no model: quick, but not a whole proof")
     return parser.parse_args(arguments)
