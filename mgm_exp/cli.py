@@ -165,6 +165,12 @@ def _ask(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _gallery(arguments: list[str]) -> int:
+    from mgm_exp.verbs.gallery import run
+
+    return run(arguments)
+
+
 def _convert(arguments: list[str]) -> int:
     from mgm_exp.verbs.convert import run
 
@@ -232,6 +238,7 @@ VERBS = {
     "evaluate": Verb(
         "evaluate RUN --benchmarks A,B", "more scores for a finished run; with --out DIR for a checkpoint", _evaluate
     ),
+    "gallery": Verb("gallery RUN [--type T]", "what a run answered wrong, by type of question, with images", _gallery),
     "ask": Verb("ask RUN IMAGE QUESTION", "what a trained model answers about an image", _ask),
     "wandb-sync": Verb("wandb-sync DIR...", "send runs to W&B that were made offline or cut short", _wandb_sync),
     "curate": Verb("curate [OVERRIDES]", "run the data recipe alone: what became of every row", _curate),

@@ -17,6 +17,8 @@ from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, Mirror, Store, read_yaml
 
 LEASE = ".lease"
+GALLERIES = "galleries"
+"""Pages of wrong answers, one a benchmark, in a run's folder."""
 # A run that ended in one of these ways is done: the same command makes a new one.
 DONE = ("completed", "pruned")
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from mgm_exp import stages
 from mgm_exp.config import ExperimentConfig
+from mgm_exp.errors import DataError
+from mgm_exp.folders import GALLERIES
 from mgm_exp.preflight import Preflight
 from mgm_exp.store import StageOutput, fingerprint, hard_link_or_copy
 
@@ -138,7 +140,36 @@ class Scoring:
             kept_submission.parent.mkdir(exist_ok=True)
             hard_link_or_copy(scored.path / submission, kept_submission)
             self.say(f"{name}: the file for its server is submissions/{submission}")
+        if self.config.eval.gallery and not is_variant:
+            self._show(benchmark, kept)
         return kept, metrics
+
+    def _show(self, benchmark: Any, predictions: Path) -> None:
+        """The page of a benchmark's wrong answers."""
+        from mgm_exp import evaluate
+
+        place = Path(GALLERIES) / f"{benchmark.name}.html"
+        n_lost = evaluate.write_gallery(
+            predictions,
+            self.folder / place,
+            lambda row: _small(benchmark, str(row["image"])),
+            benchmark=benchmark.name,
+            label=f"{self.config.name}, {self.folder.name}",
+            per_type=self.config.eval.gallery,
+        )
+        if (self.folder / place).is_file():
+            self.say(f"{benchmark.name}: {n_lost:,} questions lost points, the worst are shown in {place}")
+
+
+def _small(benchmark: Any, image: str) -> bytes | None:
+    """A small copy of an image as the model saw it; None where it is not there any more."""
+    from mgm_exp import page
+    from mgm_exp.evaluate.gallery import PICTURE_SIDE
+
+    try:
+        return page.thumbnail(benchmark.picture(image), PICTURE_SIDE)
+    except DataError:
+        return None
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

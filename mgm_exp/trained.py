@@ -15,6 +15,7 @@ from mgm_exp.compose import checked, compose, parse, refuse_unsafe
 from mgm_exp.config import BENCHMARKS, ExperimentConfig, Precision
 from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.folders import open_store, read_record
+from mgm_exp.model.folders import ModelSource, find_source, is_adapter
 from mgm_exp.preflight import Preflight, check_scoring
 from mgm_exp.store import cached_tree_fingerprint, fingerprint, read_yaml
 
@@ -74,10 +75,12 @@ class Trained:
         Where the store still holds the run's instruct stage, and the folder's files are those, the key is the stage's:
         what the run scored is then found again.
         """
+        cache = Path(self.config.paths.store) / "fingerprints.json"
+        if is_adapter(self.folder):
+            return TrainedWeights(self.folder, fingerprint({"adapter": cached_tree_fingerprint([self.folder], cache)}))
         if not self.is_run:
             return None
         kind = "model" if (self.folder / "model").is_dir() else "adapter"
-        cache = Path(self.config.paths.store) / "fingerprints.json"
         content = cached_tree_fingerprint([self.folder / kind], cache)
         stage = self.stage("instruct")
         if stage is not None and cached_tree_fingerprint([stage.path / kind], cache) == content:
@@ -91,26 +94,28 @@ class Trained:
         return TrainedWeights(entry.path, entry.key) if entry else None
 
 
-def find_trained(path: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str]) -> Trained:
+def find_trained(
+    path: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str], base: Path | None = None
+) -> Trained:
     """Reads what is to be scored, and on what.
 
     Args:
-        path: A run's folder (``config.yaml`` beside ``adapter/`` or ``model/``), or a checkpoint's (``config.json``).
+        path: A run's folder (``config.yaml`` beside ``adapter/`` or ``model/``), a checkpoint's (``config.json``), or
+            an adapter's (``adapter_config.json``).
         benchmarks: Their names; None: those of the run.
         overrides: Where files are and how questions are asked (``eval.textvqa.questions=...``).
+        base: Base model of an adapter folder that names none which exists here.
 
     Raises:
         ConfigError: a name or an override that cannot be used.
         ModelError: the folder holds no model.
     """
-    from mgm_exp.model.folders import find_source
-
     folder = Path(path).expanduser().resolve()
     _check_names(benchmarks)
     refuse_unsafe(overrides)
-    find_source(folder)
-    is_run = not (folder / "config.json").is_file()
-    config = _of_run(folder, overrides) if is_run else _of_checkpoint(folder, benchmarks, overrides)
+    source = find_source(folder, base)
+    is_run = not is_adapter(folder) and not (folder / "config.json").is_file()
+    config = _of_run(folder, overrides) if is_run else _of_checkpoint(folder, source, benchmarks, overrides)
     section = config.eval
     config = replace(
         config,
@@ -180,8 +185,10 @@ def paths_of(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:
     return {"root": str(own), "store": str(own / "store")}
 
 
-def _of_checkpoint(folder: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str]) -> ExperimentConfig:
-    """A configuration that scores a checkpoint as it is, in the arithmetic that its config.json names."""
+def _of_checkpoint(
+    folder: Path, source: ModelSource, benchmarks: Sequence[str] | None, overrides: Sequence[str]
+) -> ExperimentConfig:
+    """A configuration that scores a checkpoint as it is, in the arithmetic that its base's config.json names."""
     from mgm_exp.model.folders import read_json
 
     if not benchmarks:
@@ -192,7 +199,7 @@ def _of_checkpoint(folder: Path, benchmarks: Sequence[str] | None, overrides: Se
         "of a checkpoint only eval.*, device, paths.*, data.max_megapixels, model, model.vision_tower, "
         "model.hidden_activation, train.precision",
     )
-    stated = read_json(folder / "config.json")
+    stated = read_json(source.folder / "config.json")
     name = str(stated.get("dtype") or stated.get("torch_dtype") or "float32").removeprefix("torch.")
     precision = Precision(_PRECISIONS.get(name, "fp32"))
     if precision is Precision.fp16 and "train.precision" not in given:
@@ -201,7 +208,9 @@ def _of_checkpoint(folder: Path, benchmarks: Sequence[str] | None, overrides: Se
         if given.get("device") == "cpu" or not torch.cuda.is_available():
             precision = Precision.fp32  # which holds every fp16 value, and a CPU can compute with
     before = [f"train.precision={precision.value}"]
-    after = [f"model.path={quoted(str(folder))}", f"eval.benchmarks=[{','.join(benchmarks)}]"]
+    towers = {"vision_tower": source.vision_tower, "vision_tower_aux": source.vision_tower_aux}
+    before += [f"model.{key}={quoted(str(place))}" for key, place in towers.items() if place is not None]
+    after = [f"model.path={quoted(str(source.folder))}", f"eval.benchmarks=[{','.join(benchmarks)}]"]
     return compose([*before, *overrides, *after])
 
 

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"config", "store", "page"},
     "model": {"config", "store"},
     "train": {"config", "store", "data", "model", "evaluate"},
-    "evaluate": {"config", "store", "data", "model"},
+    "evaluate": {"config", "store", "page", "data", "model"},
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},

@@ -183,6 +183,7 @@ AFFECTS: dict[str, set[str]] = {
     "eval.name": NOTHING,
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},
+    "eval.gallery": NOTHING,
     "eval.textvqa.questions": NOTHING,
     "eval.textvqa.annotations": NOTHING,
     "eval.textvqa.images": NOTHING,

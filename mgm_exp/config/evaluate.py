@@ -249,6 +249,9 @@ class EvalConfig:
     benchmarks: list[str] = field(default_factory=list)
     # Use only the first N questions of each benchmark. null: all.
     max_questions: int | None = None
+    # Wrong answers shown of each type of question in galleries/<benchmark>.html, with small pictures; at most 24 types
+    # have pictures (about 6 KiB each). 0: no page.
+    gallery: int = 12
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     textvqa: TextVqaConfig = field(default_factory=TextVqaConfig)

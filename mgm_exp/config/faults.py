@@ -220,6 +220,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "data.captioner.seed": data.captioner.seed,
         "train.early_stopping.min_delta": train.early_stopping.min_delta,
         "launch.max_restarts": config.launch.max_restarts,
+        "eval.gallery": config.eval.gallery,
         "sweep.retries": sweep.retries,
         "sweep.sampler.seed": sweep.sampler.seed,
         "sweep.sampler.startup": sweep.sampler.startup,

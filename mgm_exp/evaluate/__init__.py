@@ -14,6 +14,7 @@ _HOMES = {
     "load_benchmark": "benchmarks",
     "EvalResult": "generate",
     "evaluate": "generate",
+    "write_gallery": "gallery",
     "HeldOut": "held_out",
     "Guessed": "question_only",
     "score_guesses": "question_only",

@@ -66,7 +66,9 @@ def load_weights(config: ExperimentConfig, weights: Path | None, device: str) ->
         # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
         section = replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
     model, _ = build_model(section, device=device, dtype=DTYPE[config.train.precision])
-    if weights is not None and (weights / ADAPTER).is_dir():
+    if weights is not None and (weights / "adapter_config.json").is_file():
+        load_adapter(model, weights)
+    elif weights is not None and (weights / ADAPTER).is_dir():
         load_adapter(model, weights / ADAPTER)
     elif weights is not None and (weights / CONNECTOR).is_file():
         load_connector(model, weights / CONNECTOR)

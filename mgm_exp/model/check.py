@@ -19,31 +19,42 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model.adapter_export import check_adapter
 from mgm_exp.model.adapters import load_adapter
+from mgm_exp.model.card import stated_license
+from mgm_exp.model.finding import Finding, some
 from mgm_exp.model.folders import ModelSource, find_source, read_json
 from mgm_exp.model.loading import load_source
 from mgm_exp.model.merged_tensors import STORED, MergedTensors
 from mgm_exp.model.mgm import MGMForConditionalGeneration
 from mgm_exp.model.processor import MGMProcessor, load_processor, processor_of
-from mgm_exp.model.standalone import INDEX, RECORD, SCHEMA_VERSION, adapter_fingerprints, recorded_source, source_of_run
+from mgm_exp.model.quantized import KINDS, Packed, agrees, is_packed, kind_of, unpack
+from mgm_exp.model.standalone import (
+    ADAPTER,
+    INDEX,
+    RECORD,
+    SCHEMA_VERSION,
+    adapter_fingerprints,
+    recorded_source,
+    source_of_run,
+)
+from mgm_exp.model.tensors import TensorPlace, with_packed
 from mgm_exp.store import file_sha256
 
 # Largest difference of logits, as a share of their standard deviation. Both models compute in fp32, so what differs is
 # that the merged weights were rounded to the folder's dtype and LoRA's product was not.
-TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1}
+TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1, "int8": 5e-1, "nf4": 3.0}
+_OF_LOGITS = "logits of merged and base + adapter"
 QUESTIONS = ("What is in the picture?", "Read the text on the sign.", "Which colour is the larger shape?")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MOST_PIXELS = 50_000_000
+_VISION_PARTS = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "model.vision_tower_aux.")
+OFFICIAL_FIELDS = (
+    *("architectures", "model_type", "torch_dtype", "hidden_size", "vocab_size", "mm_projector_type"),
+    *("mm_vision_tower", "mm_vision_tower_aux", "mm_vision_select_layer", "mm_hidden_size", "mm_hidden_size_aux"),
+    *("image_size_aux", "image_aspect_ratio", "mm_use_im_start_end", "mm_use_im_patch_token"),
+)
 _NEEDED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: `name`, whether it `holds` (None: could not be looked at), and what was seen."""
-
-    name: str
-    holds: bool | None
-    says: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ def check_merged(
     base: str | Path | None = None,
     images: Sequence[Path] = (),
     device: str = "cpu",
+    with_logits: bool = True,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Finding]:
     """Looks at everything; the folder is proven when every finding holds.
@@ -72,6 +84,7 @@ def check_merged(
         base: where the base is now, likewise.
         images: pictures to compare logits on; none: three that are drawn.
         device: for the logits; both models compute in fp32, one after the other.
+        with_logits: False leaves them out: no model is loaded, and the folder is not wholly proven.
         on_progress: called with (what, tensors compared, tensors in all).
 
     Raises:
@@ -80,15 +93,26 @@ def check_merged(
     folder = Path(folder).expanduser()
     record = read_record(folder)
     source = _source(folder, record, run, base)
+    if record["export"] == ADAPTER:
+        pictures = [_opened(path) for path in images] or drawn_pictures()
+        found = check_adapter(folder, source, (lambda one: _answers_of(one, pictures, device)) if with_logits else None)
+        return [_adapter(source, record), *_files(folder, record), *found, _card(folder)]
     expected = MergedTensors(source, record["dtype"])
     findings = [_adapter(source, record)]
     findings += _files(folder, record)
     found, damaged = _headers(folder, record)
     findings += [damaged, _index(folder, found)]
+    found, packed, few_bits = _packed(folder, found, expected, record["export"])
+    findings += few_bits
     findings += _tensors(expected, found, is_complete=damaged.holds is True)
-    findings += _weights(folder, expected, found, on_progress)
+    findings += _weights(folder, expected, found, packed, on_progress)
+    if record["export"] == "safetensors":
+        findings.append(_official(folder, found))
     findings += _processor(folder)
-    findings.append(_logits(folder, source, record, images, device))
+    if with_logits:
+        findings.append(_logits(folder, source, record, images, device))
+    else:
+        findings.append(Finding(_OF_LOGITS, None, "left out with --no-logits"))
     return findings
 
 
@@ -113,6 +137,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / RECORD} points outside its folder ({outside[0]!r}).")
     if record.get("dtype") not in TOLERANCES:
         raise ModelError(f"{folder / RECORD} is damaged: dtype {record.get('dtype')!r}.")
+    if record.setdefault("export", "safetensors") not in ("safetensors", ADAPTER, *KINDS):
+        raise ModelError(f"{folder / RECORD} is damaged: export {record['export']!r}.")
     return record
 
 
@@ -162,7 +188,7 @@ def _files(folder: Path, record: Mapping[str, Any]) -> list[Finding]:
         missing = [name for name in names if not (folder / name).is_file()]
         changed = [n for n in names if n not in missing and file_sha256(folder / n) != names[n]]
         wrong = [f"{name} is missing" for name in missing] + [f"bytes of {name} changed" for name in changed]
-        findings.append(Finding(what, not wrong, _some(wrong) or f"{len(names)} files as they were written"))
+        findings.append(Finding(what, not wrong, some(wrong) or f"{len(names)} files as they were written"))
     return findings
 
 
@@ -184,7 +210,7 @@ def _headers(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, _Found]
             wrong.append(f"{name} is missing")
         except (SafetensorError, OSError) as error:
             wrong.append(f"{name} is truncated or damaged ({' '.join(str(error).split())})")
-    return found, Finding("shards can be read", not wrong, _some(wrong) or f"{len(record['shards'])} shards")
+    return found, Finding("shards can be read", not wrong, some(wrong) or f"{len(record['shards'])} shards")
 
 
 def _index(folder: Path, found: Mapping[str, _Found]) -> Finding:
@@ -200,7 +226,7 @@ def _index(folder: Path, found: Mapping[str, _Found]) -> Finding:
         for name in sorted({*weight_map, *places})
         if weight_map.get(name) != places.get(name)
     ]
-    return Finding("index", not wrong, _some(wrong) or f"{len(found)} tensors lie where it says")
+    return Finding("index", not wrong, some(wrong) or f"{len(found)} tensors lie where it says")
 
 
 def _tensors(expected: MergedTensors, found: Mapping[str, _Found], *, is_complete: bool) -> list[Finding]:
@@ -218,17 +244,54 @@ def _tensors(expected: MergedTensors, found: Mapping[str, _Found], *, is_complet
     ]
     because = "" if is_complete else " (a shard cannot be read)"
     return [
-        Finding("no tensor missing", not missing, _some(missing) + because if missing else f"{len(shapes)} expected"),
-        Finding("no tensor too many", not extra, _some(extra) or "none"),
-        Finding("shapes", not misshapen, _some(misshapen) or "as the configuration says"),
-        Finding("dtype", not foreign, _some(foreign) or f"{expected.dtype} everywhere"),
+        Finding("no tensor missing", not missing, some(missing) + because if missing else f"{len(shapes)} expected"),
+        Finding("no tensor too many", not extra, some(extra) or "none"),
+        Finding("shapes", not misshapen, some(misshapen) or "as the configuration says"),
+        Finding("dtype", not foreign, some(foreign) or f"{expected.dtype} everywhere"),
     ]
+
+
+def _packed(
+    folder: Path, found: dict[str, _Found], expected: MergedTensors, export: str
+) -> tuple[dict[str, _Found], dict[str, Packed], list[Finding]]:
+    """The tensors as they are after expansion; how those of few bits are stored, and whether all of them are."""
+    if export == "safetensors":
+        return found, {}, []
+    name = f"weights in {export}"
+    places = {key: TensorPlace(folder / one.file, key, one.shape, one.dtype) for key, one in found.items()}
+    wrong = [f"{key} is not" for key in expected.shapes if is_packed(key) and kind_of(key, places) != export]
+    try:
+        joined = with_packed(places)
+    except ModelError as error:
+        return found, {}, [Finding(name, False, str(error))]
+    packed = {key: place.packed for key, place in joined.items() if place.packed is not None}
+    dtypes = {dtype: stored for stored, dtype in STORED.items()}
+    after = {
+        key: _Found(place.file.name, place.shape, dtypes[expected.dtype] if key in packed else place.dtype)
+        for key, place in joined.items()
+    }
+    return after, packed, [Finding(name, not wrong, some(wrong) or f"{len(packed)}, with their scales")]
+
+
+def _official(folder: Path, found: Mapping[str, _Found]) -> Finding:
+    """What the official code needs beyond names and an index: its config fields, and all of vision in one file."""
+    name = "loads in the official code"
+    try:
+        fields = read_json(folder / "config.json")
+    except ModelError as error:
+        return Finding(name, False, str(error))
+    wrong = [f"config.json lacks {key}" for key in OFFICIAL_FIELDS if fields.get(key) is None]
+    homes = sorted({one.file for key, one in found.items() if key.startswith(_VISION_PARTS)})
+    if len(homes) > 1:
+        wrong.append(f"projector, mining and towers are divided over {', '.join(homes)}")
+    return Finding(name, not wrong, some(wrong) or "names, index and config.json as it wants them")
 
 
 def _weights(
     folder: Path,
     expected: MergedTensors,
     found: Mapping[str, _Found],
+    packed: Mapping[str, Packed],
     on_progress: Callable[[str, int, int], None] | None,
 ) -> list[Finding]:
     """Values are finite, and what base and adapter give: bit for bit where LoRA adds nothing, else to the last bit."""
@@ -243,22 +306,38 @@ def _weights(
     for file, inside in by_file.items():
         with safe_open(str(folder / file), framework="pt") as handle:
             for name, wanted in expected.read(inside):
-                tensor = handle.get_tensor(name)
+                tensor = unpack(packed[name], handle.get_tensor) if name in packed else handle.get_tensor(name)
                 if not torch.isfinite(tensor.float()).all():
                     infinite.append(name)
-                if not _agrees(tensor, wanted, is_sum=name in expected.adapted):
+                if name in packed:
+                    if _is_nearer_to_base(expected, name, tensor, wanted):
+                        plain.append(name)
+                    elif not agrees(tensor, wanted, packed[name].kind):
+                        other.append(name)
+                elif not _agrees(tensor, wanted, is_sum=name in expected.adapted):
                     (plain if _is_base(expected, name, tensor, wanted) else other).append(name)
                 done += 1
                 if on_progress is not None:
                     on_progress("tensors compared", done, len(names))
     findings = [
-        Finding("values are finite", not infinite, _some(infinite) or f"{done} tensors"),
-        Finding("weights are base + adapter", not other, _some(other) or f"{done - len(plain)} tensors"),
+        Finding("values are finite", not infinite, some(infinite) or f"{done} tensors"),
+        Finding("weights are base + adapter", not other, some(other) or f"{done - len(plain)} tensors"),
     ]
     if expected.adapted:
-        says = f"in {len(expected.adapted)} weights (scale {expected.scale:g})"
-        not_applied = f"not applied to {len(plain)} of {len(expected.adapted)} weights: {_some(plain)}"
-        findings.append(Finding("LoRA is applied", not plain, not_applied if plain else says))
+        count = len(expected.adapted)
+        left = [name for name in plain if name in expected.adapted]
+        says = f"in {count} weights (scale {expected.scale:g})"
+        if left:
+            says = f"not applied to {len(left)} of {count} weights: {some(left)}"
+        elif len(expected.idle) == count:
+            says = f"it changes nothing: B is zero in all {count} weights, first {min(expected.idle)}"
+        findings.append(Finding("LoRA is applied", not left and len(expected.idle) < count, says))
+    if expected.replaced:
+        left = [name for name in plain if name in expected.replaced]
+        says = f"{len(expected.replaced)} tensors"
+        if left:
+            says = f"{len(left)} of {len(expected.replaced)} are the base's: {some(left)}"
+        findings.append(Finding("projector and mining are the run's", not left, says))
     return findings
 
 
@@ -280,12 +359,24 @@ def _agrees(tensor: Tensor, wanted: Tensor, *, is_sum: bool) -> bool:
 
 
 def _is_base(expected: MergedTensors, name: str, tensor: Tensor, wanted: Tensor) -> bool:
-    return name in expected.adapted and tensor.dtype == wanted.dtype and torch.equal(tensor, expected.base(name))
+    if name not in expected.adapted | expected.replaced or tensor.dtype != wanted.dtype:
+        return False
+    base = expected.base(name)
+    return base is not None and torch.equal(tensor, base)
+
+
+def _is_nearer_to_base(expected: MergedTensors, name: str, tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether codes were made of the base's weight: a small LoRA lies within the width of a code."""
+    base = expected.base(name) if name in expected.adapted - expected.idle else None
+    if base is None:
+        return False
+    values = tensor.float()
+    return float((values - base.float()).abs().sum()) < float((values - wanted.float()).abs().sum())
 
 
 def _processor(folder: Path) -> list[Finding]:
     missing = [name for name in _NEEDED if not (folder / name).is_file()]
-    findings = [Finding("files beside the weights", not missing, _some([f"{n} is missing" for n in missing]) or "all")]
+    findings = [Finding("files beside the weights", not missing, some([f"{n} is missing" for n in missing]) or "all")]
     try:
         tokenizer = load_processor(folder).tokenizer
         findings.append(Finding("tokenizer", True, f"{len(tokenizer):,} words"))
@@ -296,13 +387,22 @@ def _processor(folder: Path) -> list[Finding]:
         findings.append(Finding("generation config", stops is not None, f"answers end at {json.dumps(stops)}"))
     except ModelError as error:
         findings.append(Finding("generation config", False, str(error)))
-    return findings
+    return [*findings, _card(folder)]
+
+
+def _card(folder: Path) -> Finding:
+    try:
+        license_name = stated_license(folder)
+    except ModelError as error:
+        return Finding("model card", False, str(error))
+    says = f"license {license_name}" if license_name else "README.md is missing, or its head states no license"
+    return Finding("model card", license_name is not None, says)
 
 
 def _logits(
     folder: Path, source: ModelSource, record: Mapping[str, Any], images: Sequence[Path], device: str
 ) -> Finding:
-    name = "logits of merged and base + adapter"
+    name = _OF_LOGITS
     pictures = [_opened(path) for path in images] or drawn_pictures()
     try:
         merged = load_source(ModelSource(folder), device=device, dtype="float32", attn_implementation="eager")
@@ -319,8 +419,9 @@ def _logits(
         return Finding(name, False, "the two give sequences of different length: other tokenizer or image settings")
     spread = float(torch.cat([t.flatten() for t in there]).std())
     largest = max(float((a - b).abs().max()) for a, b in zip(here, there, strict=True))
-    limit = TOLERANCES[record["dtype"]] * spread
-    says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({record['dtype']}), standard deviation {spread:.2g}"
+    stored = record["dtype"] if record["export"] == "safetensors" else record["export"]
+    limit = TOLERANCES[stored] * spread
+    says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({stored}), standard deviation {spread:.2g}"
     if source.adapter is not None:
         for module in model.modules():
             if isinstance(scaling := getattr(module, "scaling", None), dict):
@@ -328,6 +429,13 @@ def _logits(
         [without] = _answers(model, processor_of(plain), pictures[:1])
         says += f"; without LoRA {float((without - there[0]).abs().max()):.2g}"
     return Finding(name, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
+
+
+def _answers_of(source: ModelSource, pictures: Sequence[Image.Image], device: str) -> list[Tensor]:
+    model = load_source(replace(source, adapter=None), device=device, dtype="float32", attn_implementation="eager")
+    if source.adapter is not None:
+        load_adapter(model, source.adapter).float()  # an old adapter of 16 bits would compute in 16 bits
+    return _answers(model, processor_of(replace(source, adapter=None)), pictures)
 
 
 @torch.no_grad()
@@ -351,9 +459,3 @@ def _opened(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ModelError(f"{path} cannot be opened as an image: {error}") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return "; ".join(names[:3]) + more

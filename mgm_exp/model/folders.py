@@ -42,8 +42,12 @@ MAX_JSON_BYTES = 256 << 20
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def find_source(path: str | Path) -> ModelSource:
-    """Tells a model folder from a run folder (`config.yaml` beside `adapter/` or `model/`).
+def find_source(path: str | Path, base: str | Path | None = None) -> ModelSource:
+    """Tells a model folder from a run folder (`config.yaml` beside `adapter/` or `model/`) and from an adapter's.
+
+    Args:
+        path: The folder.
+        base: The base model of an adapter folder, where that names none that exists here.
 
     Raises:
         ModelError: the path does not exist, or holds neither.
@@ -54,6 +58,10 @@ def find_source(path: str | Path) -> ModelSource:
             f"Model folder {str(path)!r} {'is not a folder' if folder.exists() else 'does not exist'}.",
             advice="Give the folder that holds config.json and the safetensors files, or a run folder.",
         )
+    if is_adapter(folder):  # before config.json: the official code saves one beside the adapter
+        return source_of_adapter(folder, base)
+    if base is not None:
+        raise ModelError(f"{str(path)!r} is no adapter folder, so it takes no base.", advice="Leave --base out.")
     if (folder / "config.json").is_file():
         return ModelSource(folder)
     if (folder / "config.yaml").is_file():
@@ -69,6 +77,39 @@ def find_source(path: str | Path) -> ModelSource:
         f"{str(path)!r} is not a model folder: it has no config.json (and no config.yaml of a run).",
         advice="Give the folder of an MGM or Gemma checkpoint with config.json and safetensors files.",
     )
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone: PEFT's, ours, or one of the official code."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.yaml").is_file()
+
+
+def source_of_adapter(folder: Path, base: str | Path | None = None) -> ModelSource:
+    """Base and adapter of an adapter folder.
+
+    The official code trains LoRA on a plain Gemma too and names the towers in the config.json beside the adapter: they
+    are then looked for beside the base.
+
+    Raises:
+        ModelError: the base is not there.
+    """
+    stated = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    named = base or stated
+    places = [Path(named).expanduser(), folder / str(named)] if named else []
+    place = next((one for one in places if one.is_dir()), None)
+    if place is None or place.resolve() == folder.resolve():
+        raise ModelError(
+            f"The base model of {folder} is {named!r}, which is no folder here.", advice="Give it with --base."
+        )
+    source = find_source(place)
+    if source.adapter is not None:
+        raise ModelError(f"The base {named!r} of {folder} has an adapter itself.", advice="Merge that one first.")
+    of_base = read_json(source.folder / "config.json")
+    beside = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if of_base.get("mm_vision_tower") or not beside.get("mm_vision_tower"):
+        return replace(source, adapter=folder)
+    clip, aux = (find_tower(source, None, beside.get(key)) for key in ("mm_vision_tower", "mm_vision_tower_aux"))
+    return replace(source, adapter=folder, vision_tower=clip, vision_tower_aux=aux)
 
 
 def _base_of_run(run: Path) -> ModelSource:

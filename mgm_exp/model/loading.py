@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from mgm_exp.model.tensors import (
     checkpoint_name,
     clip_name,
     convnext_name,
+    read_one,
     read_tensors,
     tensor_map,
+    with_packed,
 )
 
 log = logging.getLogger(__name__)
@@ -101,16 +104,18 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
+    base: str | Path | None = None,
 ) -> MGMForConditionalGeneration:
     """Loads an MGM model, in eval mode, towers frozen.
 
     Args:
         path: a folder with official tensor names and `config.json` (sharded or single safetensors, towers inside or
-            beside), one of our own `save_pretrained`, or a run folder (its adapter is applied).
+            beside), one of our own `save_pretrained`, a run folder or an adapter folder (the adapter is applied).
         device: "cpu", "cuda", "cuda:1", ...
         dtype: of the weights, "bfloat16", torch.float32, ...; None: the precision of the run's training, or what
             `config.json` says, else float32.
         attn_implementation: "auto" (the default), "eager", "sdpa" or "flash_attention_2".
+        base: the base of an adapter folder that names none which exists here.
 
     Returns:
         The model; its `load_report` says what came from where.
@@ -119,7 +124,7 @@ def load_model(
         ModelError: the folder cannot be used: what was found, what is needed, what to do.
         MissingDependencyError: a device or a kernel that is not there.
     """
-    return load_source(find_source(path), device=device, dtype=dtype, attn_implementation=attn_implementation)
+    return load_source(find_source(path, base), device=device, dtype=dtype, attn_implementation=attn_implementation)
 
 
 def load_source(
@@ -194,6 +199,7 @@ def plan_tensors(source: ModelSource, config: MGMConfig) -> TensorPlan:
             ignored.append(key)  # buffers that old files hold
         else:
             places[checkpoint_name(key)] = place
+    places = with_packed(places)
     sources = {"llm": str(source.folder)}
     towers = (
         ("vision_tower", CLIP_PREFIX, clip_name, source.vision_tower, config.mm_vision_tower),
@@ -256,6 +262,7 @@ def _load(
     plan = plan_tensors(source, config)
     model = _empty_model(config, target, weights_dtype)
     report = _fill(model, source, plan, attention, seed)
+    _keep_packed(model, plan, target)
     freeze_towers(model)
     model.eval()
     model.generation_config.eos_token_id = stop_ids(source.folder, config)
@@ -310,6 +317,20 @@ def _fill(
         dtype=str(config.dtype).removeprefix("torch."),
         device=str(next(model.parameters()).device),
     )
+
+
+def _keep_packed(model: MGMForConditionalGeneration, plan: TensorPlan, device: torch.device) -> None:
+    """Weights of few bits stay so on a GPU; elsewhere, and without bitsandbytes, they are expanded: equal numbers."""
+    packed = {name: place.packed for name, place in plan.places.items() if place.packed is not None}
+    if not packed:
+        return
+    if device.type != "cuda" or find_spec("bitsandbytes") is None:
+        why = "bitsandbytes is not installed" if device.type == "cuda" else f"the device is {device.type}"
+        log.info("%d weights of few bits are expanded to %s: %s", len(packed), model.config.dtype, why)
+        return
+    from mgm_exp.model.quantized import keep_packed
+
+    keep_packed(model, packed, lambda name, key: read_one(plan.places[name].file, key))
 
 
 def _empty_model(config: MGMConfig, device: torch.device, dtype: torch.dtype) -> MGMForConditionalGeneration:

@@ -39,6 +39,8 @@ class MergedTensors:
         shapes: of every tensor that belongs to the model.
         dtype: of all tensors that are given out, a name of `DTYPES`.
         adapted: names of the weights that LoRA changes.
+        idle: those of them that it leaves as they are, as its B is zero.
+        replaced: names of the projector and mining tensors that come from the run.
         scale: of B @ A; 0 without an adapter.
 
     Args:
@@ -59,6 +61,8 @@ class MergedTensors:
         if source.adapter is not None:
             self._read_adapter(source.adapter)
         self.adapted = frozenset(n.replace(".lora_A.", ".") for n in self._lora if ".lora_A." in n)
+        self.idle = frozenset(n for n in self.adapted if not self._lora[n.replace(".weight", ".lora_B.weight")].any())
+        self.replaced = frozenset(self._connector)
         if missing := sorted(set(self.shapes) - set(self._places) - set(self._connector)):
             raise ModelError(
                 f"{len(missing)} tensors of {source.folder} are nowhere, first {missing[0]!r}.",
@@ -87,8 +91,10 @@ class MergedTensors:
                 tensor = tensor.float().addmm(up, down, alpha=self.scale)
             yield name, self._finished(name, tensor)
 
-    def base(self, name: str) -> Tensor:
-        """A weight as the base has it, in the dtype of the result."""
+    def base(self, name: str) -> Tensor | None:
+        """A tensor as the base has it, in the dtype of the result; None where the base has none."""
+        if name not in self._places:
+            return None
         [(_, tensor)] = read_tensors({name: self._places[name]})
         return tensor.to(DTYPES[self.dtype])
 

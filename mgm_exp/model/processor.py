@@ -226,17 +226,19 @@ def front_image(value: str) -> str:
     return f"{IMAGE_TOKEN}\n{value.replace(IMAGE_TOKEN, '').strip()}".strip()
 
 
-def load_processor(path: str | Path, model_max_length: int | None = None) -> MGMProcessor:
+def load_processor(
+    path: str | Path, model_max_length: int | None = None, *, base: str | Path | None = None
+) -> MGMProcessor:
     """The processor of a model folder or of a run.
 
     Args:
-        path: as for `load_model`.
+        path, base: as for `load_model`.
         model_max_length: tokens of a row; None: `tokenizer_model_max_length` of the folder.
 
     Raises:
         ModelError: no tokenizer, or no description of the CLIP tower.
     """
-    return processor_of(find_source(path), model_max_length)
+    return processor_of(find_source(path, base), model_max_length)
 
 
 def processor_of(source: ModelSource, model_max_length: int | None = None) -> MGMProcessor:

@@ -40,7 +40,7 @@ def resolve_config(source: ModelSource) -> MGMConfig:
             advice="Give an MGM-2B folder, or a Gemma-2B folder to start stage 1 from.",
         )
     is_plain_gemma = model_type == "gemma"
-    for key in ("architectures", "transformers_version", "auto_map", "_name_or_path"):
+    for key in ("architectures", "transformers_version", "auto_map", "_name_or_path", "quantization_config"):
         fields.pop(key, None)
     if source.hidden_activation is not None:
         fields["hidden_activation"] = source.hidden_activation

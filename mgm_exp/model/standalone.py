@@ -19,19 +19,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from mgm_exp.errors import DiskFullError, ModelError
+from mgm_exp.model.adapter_export import FILES, write_adapter, write_card
 from mgm_exp.model.adapters import TOKENIZER_FILES, adapter_files, write_tensors
 from mgm_exp.model.card import model_card
-from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, read_json
+from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, is_adapter, read_json, source_of_adapter
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
+from mgm_exp.model.quantized import KINDS, is_packed, packer, settings
 from mgm_exp.store import file_sha256, read_yaml, write_atomic, write_json_atomic
 
 RECORD = "merge.json"
 INDEX = "model.safetensors.index.json"
 SCHEMA_VERSION = 1
 SHARD_BYTES = 2**30
+ADAPTER = "peft"
+EXPORTS = ("safetensors", ADAPTER, *KINDS)
 _VISION = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "model.vision_tower_aux.")
 
 
@@ -45,6 +50,7 @@ class Merged:
     shards: int
     n_bytes: int
     dtype: str
+    export: str = "safetensors"
 
 
 def merge_run(
@@ -55,6 +61,8 @@ def merge_run(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     license_name: str | None = None,
+    export: str = "safetensors",
+    device: str | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Merged:
     """Merges a run into one standalone folder.
@@ -67,9 +75,13 @@ def merge_run(
         dtype: of the weights; None: as the base stores its LLM.
         shard_bytes: size of a file; one tensor, and the vision part, may be larger.
         license_name: for the card; None: what the base's card says.
+        export: "safetensors": a standalone model; "int8", "nf4": the same with the LLM's linear layers in few bits
+            (see `quantized.py`); "peft": the adapter alone (see `adapter_export.py`).
+        device: where they are made; None: the first CUDA GPU.
         on_progress: called with (what, bytes written, bytes in all).
 
     Raises:
+        MissingDependencyError: few bits are asked for without a GPU or bitsandbytes.
         ModelError: parts that do not fit together, or an `out` that holds something.
         DiskFullError: there is no space for it.
     """
@@ -78,25 +90,37 @@ def merge_run(
         raise ModelError(f"A shard of {shard_bytes} bytes cannot be written.", advice="Give a size like 2GiB.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not empty.", advice="Give a new folder with --out, or remove this one.")
+    if export not in EXPORTS:
+        raise ModelError(f"There is no export {export!r}.", advice=f"There are {', '.join(EXPORTS)}.")
+    pack = packer(export, device) if export in KINDS else None
     source = source_of_run(run, base)
     merged = MergedTensors(source, dtype)
-    n_bytes = sum(_n_bytes(merged, name) for name in merged.shapes)
+    n_bytes = 0 if export == ADAPTER else sum(_n_bytes(merged, name) for name in merged.shapes)
     with _folder_beside(out, run) as partial:
         _check_space(partial, n_bytes)
         try:
-            shards = _write_shards(merged, partial, shard_bytes, n_bytes, on_progress)
-            _write_settings(source, merged, partial)
             origin = _origin(run, source)
-            write_atomic(partial / "README.md", model_card(_facts(run), _name(origin), origin, merged, license_name))
+            if export == ADAPTER:
+                n_tensors, n_written = write_adapter(source, partial, _name(origin))
+                shards = {name: name for name in FILES if (partial / name).suffix == ".safetensors"}
+                shards = {name: name for name in shards if (partial / name).is_file()}
+                write_card(_facts(run), _name(origin), origin, merged, license_name, partial)
+            else:
+                n_tensors = len(merged.shapes)
+                shards, n_written = _write_shards(merged, partial, shard_bytes, n_bytes, pack, on_progress)
+                _write_settings(source, merged, partial, export)
+                card = model_card(_facts(run), _name(origin), origin, merged, license_name)
+                write_atomic(partial / "README.md", card)
             _copy_licenses(origin, partial)
-            write_json_atomic(partial / RECORD, _record(run, source, merged, partial, out, shards))
+            write_json_atomic(partial / RECORD, _record(run, source, merged, partial, out, shards) | {"export": export})
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
                 raise DiskFullError(
                     f"No space is left for {out}.", advice="Free some, or give another --out."
                 ) from error
             raise
-    return Merged(out, len(merged.shapes), len(merged.adapted), len(set(shards.values())), n_bytes, merged.dtype)
+    n_shards = len(set(shards.values()))
+    return Merged(out, n_tensors, len(merged.adapted), n_shards, n_written, merged.dtype, export)
 
 
 def source_of_run(run: Path, base: str | Path | None = None) -> ModelSource:
@@ -105,14 +129,9 @@ def source_of_run(run: Path, base: str | Path | None = None) -> ModelSource:
     Raises:
         ModelError: it is neither, or the base is not there.
     """
-    if (run / "adapter_config.json").is_file():
+    if is_adapter(run):
         adapter_files(run)
-        named = base or read_json(run / "adapter_config.json").get("base_model_name_or_path")
-        if not named or not Path(named).expanduser().is_dir():
-            raise ModelError(
-                f"The base model of {run} is {named!r}, which is no folder here.", advice="Give it with --base."
-            )
-        return replace(find_source(named), adapter=run)
+        return source_of_adapter(run, base)
     source = find_source(run)
     if not (run / "config.yaml").is_file():
         raise ModelError(
@@ -199,24 +218,29 @@ def _write_shards(
     folder: Path,
     shard_bytes: int,
     n_bytes: int,
+    pack: Callable[[str, Tensor], dict[str, Tensor]] | None,
     on_progress: Callable[[str, int, int], None] | None,
-) -> dict[str, str]:
+) -> tuple[dict[str, str], int]:
+    """Writes all files; file of each key, and the bytes of their tensors."""
     groups = _divide(merged, shard_bytes)
     weight_map: dict[str, str] = {}
-    done = 0
+    done = written = 0
     for number, names in enumerate(groups, 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = dict(merged.read(names))
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in merged.read(names):
+            tensors.update({name: tensor} if pack is None or not is_packed(name) else pack(name, tensor))
         write_tensors(folder / file, tensors)
         os.chmod(folder / file, 0o644)  # safetensors writes for its owner alone
-        weight_map.update(dict.fromkeys(names, file))
-        done += sum(t.numel() * t.element_size() for t in tensors.values())
+        weight_map.update(dict.fromkeys(tensors, file))
+        written += sum(t.numel() * t.element_size() for t in tensors.values())
         del tensors
+        done += sum(_n_bytes(merged, name) for name in names)
         if on_progress is not None:
-            on_progress("bytes written", done, n_bytes)
-    index = {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+            on_progress("bytes merged", done, n_bytes)
+    index = {"metadata": {"total_size": written}, "weight_map": dict(sorted(weight_map.items()))}
     write_json_atomic(folder / INDEX, index)
-    return weight_map
+    return weight_map, written
 
 
 def _divide(merged: MergedTensors, shard_bytes: int) -> list[list[str]]:
@@ -242,7 +266,7 @@ def _n_bytes(merged: MergedTensors, name: str) -> int:
     return count * torch.finfo(DTYPES[merged.dtype]).bits // 8
 
 
-def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path) -> None:
+def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path, export: str) -> None:
     """config.json, generation_config.json, and what the processor needs."""
     from transformers import GenerationConfig
 
@@ -257,6 +281,9 @@ def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path) ->
     fields |= {"architectures": ["MGMGemmaForCausalLM"], "torch_dtype": merged.dtype}
     if theta := (fields.get("rope_parameters") or {}).get("rope_theta"):
         fields["rope_theta"] = theta
+    fields.pop("quantization_config", None)  # of a base that was read from few bits
+    if export != "safetensors":
+        fields["quantization_config"] = settings(export, merged.dtype)
     write_json_atomic(folder / "config.json", fields)
     for name in TOKENIZER_FILES:
         if (source.folder / name).is_file():

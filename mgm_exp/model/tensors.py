@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.folders import read_json
+from mgm_exp.model.quantized import Packed, kind_of, logical_shape, roles, unpack
 
 CLIP_PREFIX = "model.vision_tower.vision_tower.vision_model."
 CONVNEXT_PREFIX = "model.vision_tower_aux."
 CONNECTOR = re.compile(r"model\.(mm_projector\.[02]|vlm_uni_(?:query|aux|val)_projector\.[01])\.(?:weight|bias)")
 _WRAPPERS = re.compile(
-    r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.)|_orig_mod\.|model\.(?=model\.|lm_head\.|base_model\.))"
+    r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.|base_model\.|module\.)|_orig_mod\.|model\.(?=model\.|lm_head\.|base_model\.))"
 )
 
 
@@ -40,12 +41,13 @@ def official_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """A tensor in a file; `shape` and `dtype` as stored."""
+    """A tensor in a file; `shape` and `dtype` as stored. A weight of few bits has the shape that it is expanded to."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    packed: Packed | None = None
 
 
 def tensor_map(folder: Path) -> dict[str, TensorPlace]:
@@ -68,6 +70,28 @@ def tensor_map(folder: Path) -> dict[str, TensorPlace]:
                 part = handle.get_slice(key)
                 places[key] = TensorPlace(file, key, tuple(part.get_shape()), str(part.get_dtype()))
     return places
+
+
+def with_packed(places: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
+    """The same tensors, with the several ones of a weight of few bits as one.
+
+    Raises:
+        ModelError: some of them are missing or damaged.
+    """
+    found = dict(places)
+    for name, place in places.items():
+        kind = kind_of(name, places)
+        if kind is None:
+            continue
+        keys = roles(name, kind)
+        if missing := [key for key in keys.values() if key not in places or places[key].file != place.file]:
+            raise ModelError(f"{place.file} holds {name} as {kind}, but not {missing[0]}.", advice="Copy it again.")
+        packed = Packed(kind, {role: places[key].key for role, key in keys.items()})
+        for key in set(keys.values()) - {name}:
+            found.pop(key)
+        with _opened(place.file) as handle:
+            found[name] = replace(place, shape=logical_shape(packed, place.shape, handle.get_tensor), packed=packed)
+    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -151,7 +175,18 @@ def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tenso
             continue
         with _opened(file) as handle:
             for name, key in entries:
-                yield name, handle.get_tensor(key)
+                packed = places[name].packed
+                yield name, handle.get_tensor(key) if packed is None else unpack(packed, handle.get_tensor)
+
+
+def read_one(file: Path, key: str) -> Tensor:
+    """A tensor of a safetensors file, as it is stored.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    with _opened(file) as handle:
+        return handle.get_tensor(key)
 
 
 def convnext_shape(names: Mapping[str, TensorPlace]) -> dict[str, Any]:

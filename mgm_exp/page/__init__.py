@@ -35,6 +35,7 @@ from mgm_exp.page.blocks import (
 from mgm_exp.page.html import Html, element, join
 from mgm_exp.page.page import Page
 from mgm_exp.page.svg import THEME, inline_svg
+from mgm_exp.page.thumbnail import thumbnail
 
 __all__ = [
     "THEME",
@@ -62,5 +63,6 @@ __all__ = [
     "section",
     "subsection",
     "table",
+    "thumbnail",
     "tiles",
 ]

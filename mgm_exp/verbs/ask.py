@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_DONE, DataError, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import count, megapixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,8 +27,9 @@ def run(arguments: list[str]) -> int:
         from mgm_exp.preflight import resolve_device
 
         device = resolve_device(Device(options.device), 1)
-        model = load_model(options.model, device=device)
-        answer = ask(model, load_processor(options.model), picture, options.question, options.max_new_tokens)
+        model = load_model(options.model, device=device, base=options.base)
+        processor = load_processor(options.model, base=options.base)
+        answer = ask(model, processor, picture, options.question, options.max_new_tokens)
     print(answer)
     return EXIT_DONE
 
@@ -53,7 +55,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         description="Asks the model of a finished run, or of a checkpoint folder, one question about an image and "
         "prints its answer. Decoding is greedy, as in an evaluation.",
     )
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint or a LoRA")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="base model of an adapter folder that names none here")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG, WebP, ...")
     parser.add_argument(
         "question",
@@ -62,28 +65,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "'Answer the question using a single word or phrase.'",
     )
     parser.add_argument(
-        "--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer, in tokens (default: 128)"
+        "--max-new-tokens",
+        type=count("tokens", 4096),
+        default=128,
+        metavar="N",
+        help="longest answer, in tokens (default: 128)",
     )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs (default: auto)"
     )
     parser.add_argument(
-        "--max-megapixels", type=_megapixels, default=50.0, metavar="M", help="refuse larger images (default: 50)"
+        "--max-megapixels", type=megapixels, default=50.0, metavar="M", help="refuse larger images (default: 50)"
     )
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 4096:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens (1 to 4096)")
-    return int(text)
-
-
-def _megapixels(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megapixels above 0")
-    return value

@@ -22,12 +22,15 @@ def run(arguments: list[str]) -> int:
             base=options.base,
             images=options.image,
             device=options.device,
+            with_logits=not options.no_logits,
             on_progress=on_progress,
         )
     width = max(len(finding.name) for finding in findings)
     words = {True: "ok", False: "WRONG", None: "not checked"}
     for finding in findings:
         print(f"{finding.name:<{width}}  {words[finding.holds]:<11}  {finding.says}")
+        if finding.advice:
+            print(f"{'':<{width}}  {'':<11}  {finding.advice}")
     wrong = sum(finding.holds is not True for finding in findings)
     if wrong:
         print(f"{options.folder} is NOT proven: {wrong} of {len(findings)} checks do not hold")
@@ -50,4 +53,5 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--image", type=Path, action="append", default=[], metavar="FILE", help="compare logits on it (repeatable)"
     )
     parser.add_argument("--device", default="cpu", help="for the logits: cpu, cuda (default: cpu)")
+    parser.add_argument("--no-logits", action="store_true", help="load no model: quick, but not a whole proof")
     return parser.parse_args(arguments)

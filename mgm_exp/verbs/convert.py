@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import count
 from mgm_exp.verbs.progress_bar import progress_bar
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "operators see by itself; the question comes back with the conversion back",
     )
     parser.add_argument(
-        "--shard-rows", type=_count, default=5_000, metavar="N", help="most rows of a tar shard (default: 5000)"
+        "--shard-rows", type=count("rows"), default=5_000, metavar="N", help="most rows of a tar shard (default: 5000)"
     )
     parser.add_argument(
         "--packed-images",
@@ -86,12 +87,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--unpack-to", type=Path, metavar="DIR", help="folder for unpacked images (default: that of OUT)"
     )
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows (1, 2, ...)")
-    return int(text)
 
 
 def _show(report: WriteReport, writer: RowWriter, source: Location, is_tar: bool, ignored: tuple[str, ...]) -> None:

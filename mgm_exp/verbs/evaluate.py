@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
     from mgm_exp.trained import find_trained
 
     with stop_on_signals():
-        trained = find_trained(options.model, options.benchmarks, options.overrides)
+        trained = find_trained(options.model, options.benchmarks, options.overrides, options.base)
         if not trained.is_run and options.out is None:
             raise UserError(f"{options.model} is a checkpoint, not a run.", advice="Say with --out where to write.")
         if options.out is not None and options.out.exists() and not options.out.is_dir():
@@ -41,10 +41,11 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "benchmarks.json and predictions/; or on a checkpoint folder, with --out. What was scored before is taken from "
         "the store, and a stopped evaluation continues.",
     )
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint or a LoRA")
     parser.add_argument(
         "--benchmarks", type=_names, metavar="A,B", help="names, with commas (default: those the run was made with)"
     )
+    parser.add_argument("--base", type=Path, metavar="DIR", help="base model of an adapter folder that names none here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write there and leave RUN as it is")
     parser.add_argument(
         "overrides",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_DONE, Interrupted, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import count, megapixels
 from mgm_exp.verbs.progress_bar import progress_bar
 
 if TYPE_CHECKING:
@@ -145,32 +146,18 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="model folder whose tokenizer counts tokens (default: the small model of the demo)",
     )
     parser.add_argument(
-        "--max-length", type=_count, metavar="N", help="longest sequence, in tokens (default: the model's)"
+        "--max-length", type=count("tokens"), metavar="N", help="longest sequence, in tokens (default: the model's)"
     )
     parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="CLIP or BLIP-ITM folder that judges captions by their images"
     )
     parser.add_argument("--device", default="cpu", help="where --clip runs: cpu (default), cuda")
-    parser.add_argument("--sample", type=_count, metavar="N", help="look at N rows, drawn at random (default: at all)")
-    parser.add_argument("--seed", type=int, default=0, help="of samples and subsamples (default: 0)")
-    parser.add_argument("--workers", type=_count, metavar="N", help="processes (default: all cores)")
     parser.add_argument(
-        "--max-megapixels", type=_megapixels, default=50.0, metavar="M", help="larger images are broken (default: 50)"
+        "--sample", type=count("rows"), metavar="N", help="look at N rows, drawn at random (default: at all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of samples and subsamples (default: 0)")
+    parser.add_argument("--workers", type=count("processes"), metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--max-megapixels", type=megapixels, default=50.0, metavar="M", help="larger images are broken (default: 50)"
     )
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _megapixels(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megapixels above 0")
-    return value

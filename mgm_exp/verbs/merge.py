@@ -26,12 +26,14 @@ def run(arguments: list[str]) -> int:
             dtype=options.dtype,
             shard_bytes=options.shard_size,
             license_name=options.license,
+            export=options.export,
             on_progress=on_progress,
         )
-    print(
-        f"{merged.tensors:,} tensors ({merged.adapted:,} with LoRA added), {merged.n_bytes / 2**30:.3f} GiB of "
-        f"{merged.dtype} in {merged.shards} shards: {options.out}"
-    )
+    form = merged.dtype if options.export == "safetensors" else f"{merged.dtype} and {options.export}"
+    says = f"{merged.adapted:,} with LoRA added), {merged.n_bytes / 2**30:.3f} GiB of {form} in {merged.shards} shards"
+    if options.export == "peft":
+        says = f"LoRA for {merged.adapted:,} weights), {merged.n_bytes / 2**20:.1f} MiB in {merged.shards} files"
+    print(f"{merged.tensors:,} tensors ({says}: {options.out}")
     print(f"prove it with: mgm-exp check {options.out}")
     return EXIT_DONE
 
@@ -52,6 +54,13 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--shard-size", type=_size, default=2**30, metavar="SIZE", help="of a file: 500MiB, 4GiB (default: 1GiB)"
+    )
+    parser.add_argument(
+        "--export",
+        choices=("safetensors", "peft", "int8", "nf4"),
+        default="safetensors",
+        help="a standalone model (default); the adapter alone, as PEFT reads it; or a standalone model whose LLM has "
+        "linear layers of 8 or 4 bits, made by bitsandbytes on a CUDA GPU",
     )
     parser.add_argument("--license", metavar="NAME", help="for the card (default: what the base's card says)")
     return parser.parse_args(arguments)

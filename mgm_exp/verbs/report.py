@@ -10,6 +10,7 @@ from typing import Any
 
 from mgm_exp.errors import EXIT_DONE, Interrupted, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import count, seconds
 from mgm_exp.verbs.progress_bar import progress_bar
 
 FORMATS = (".md", ".tex", ".csv", ".html")
@@ -97,10 +98,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         metavar="D",
         help="how many questions or seeds would find a true difference of D (0.01: one point)?",
     )
-    parser.add_argument("--workers", type=_count, metavar="N", help="processes that read (default: all cores)")
+    parser.add_argument(
+        "--workers", type=count("processes"), metavar="N", help="processes that read (default: all cores)"
+    )
     parser.add_argument(
         "--watch",
-        type=_seconds,
+        type=seconds,
         nargs="?",
         const=10.0,
         metavar="S",
@@ -114,22 +117,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help="also save a W&B report of it (default: tracker.project of the runs)",
     )
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1, 2, ...)")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds (0.1 to 86400)")
-    return seconds
 
 
 def _files(folders: Sequence[Path], out: Path | None) -> tuple[list[Path], Path]:

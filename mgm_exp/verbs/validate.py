@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import count, megapixels
 from mgm_exp.verbs.progress_bar import progress_bar
 
 if TYPE_CHECKING:
@@ -56,30 +57,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("path", type=Path, metavar="PATH", help="file of rows, folder of shards, or folder with one")
     parser.add_argument("--images", type=Path, metavar="ROOT", help="folder of the images (default: that of the rows)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole report as JSON")
-    parser.add_argument("--workers", type=_count, metavar="N", help="processes that decode images (default: all cores)")
     parser.add_argument(
-        "--max-megapixels", type=_size, default=50.0, metavar="M", help="larger images are broken (default: 50)"
+        "--workers", type=count("processes"), metavar="N", help="processes that decode images (default: all cores)"
+    )
+    parser.add_argument(
+        "--max-megapixels", type=megapixels, default=50.0, metavar="M", help="larger images are broken (default: 50)"
     )
     parser.add_argument(
         "--fix", type=Path, metavar="DIR", help="write a clean copy into a new folder; the original stays as it is"
     )
     return parser.parse_args(arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (1, 2, ...)")
-    return int(text)
-
-
-def _size(text: str) -> float:
-    try:
-        size = float(text)
-    except ValueError:
-        size = 0.0
-    if not 0 < size < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megapixels above 0")
-    return size
 
 
 def _check_json(path: Path) -> None:
@@ -127,14 +114,14 @@ def _table(report: ValidationReport) -> Table:
     table.add_column("rows", justify="right")
     table.add_column("what it means; where it was found first", ratio=3)
     table.add_column("what to do", ratio=2)
-    for kind, count in report.counts.items():
+    for kind, n in report.counts.items():
         first = report.first[kind]
         found = Text(KINDS[kind])
         found.append(f"\n{_place(first[0])}: {printable(first[0].detail)[:_WIDEST_DETAIL]}", style="dim")
         if len(first) > 1:
             also = "; ".join(_place(fault) for fault in first[1:3])
             found.append(f"\nalso {also}{'; ...' if len(first) > 3 else ''}", style="dim")
-        table.add_row(kind, f"{count:,}", found, ADVICE[kind])
+        table.add_row(kind, f"{n:,}", found, ADVICE[kind])
     return table
 
 

@@ -106,6 +106,16 @@ def test_page_loads_nothing(demo_sweep: Path) -> None:
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|import\(", text)
 
 
+def test_a_page_links_to_the_wrong_answers_of_its_runs(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "runs" / name, [1.0, 0.0, 0.5]) for name in ("a b", "c")]
+    (runs[0] / "galleries").mkdir()
+    (runs[0] / "galleries" / "demo.html").write_text("")
+    (tmp_path / "pages").mkdir()
+    page = write_html(compare(runs, strict=False), load_runs(runs), tmp_path / "pages" / "report.html")
+    linked = [one for one in _outline(page.read_text()).addresses if "galleries" in one]
+    assert linked == ["../runs/a%20b/galleries/demo.html"]
+
+
 def test_what_comes_from_runs_is_escaped(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 

@@ -56,6 +56,9 @@ def test_a_run_ends_with_a_table_of_its_benchmarks(tmp_path, capsys):
     assert result["objective"] == result["metrics"]["mmbench/accuracy"]
     submissions = sorted(path.name for path in (run / "submissions").iterdir())
     assert submissions == ["mmbench_dev_submission.xlsx", "vqav2_val2014_results.json"]
+    pages = sorted(path.name for path in (run / "galleries").iterdir())
+    assert pages == ["mmbench.html", "vqav2.html"]
+    assert "data:image/jpeg" in (run / "galleries" / "vqav2.html").read_text()
     table = json.loads((run / "benchmarks.json").read_text())["lines"]
     assert list(dict.fromkeys(line["benchmark"] for line in table)) == names
     shown = captured.out[captured.out.index("benchmark  ") :]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +142,94 @@ def test_an_adapter_of_the_official_code_merges_and_loads(trained, run_folder: P
     wanted = logits(trained, batch)
     assert (logits(load_model(tmp_path / "out"), batch) - wanted).abs().max() < 2e-5
     assert (logits(load_adapter(load_model(GOLDEN / "model"), old), batch) - wanted).abs().max() < 2e-5
+
+
+def legacy(run_folder: Path, folder: Path, prefix: str = "", **config: Any) -> Path:
+    """A LoRA folder as LLaVA's and MGM's trainers leave it."""
+    folder.mkdir()
+    for name in ("adapter_model", "non_lora_trainables"):
+        tensors = load_file(str(run_folder / "adapter" / f"{name}.safetensors"))
+        torch.save({prefix + n: t for n, t in tensors.items()}, folder / f"{name}.bin")
+    stated = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none", "target_modules": ["q_proj", "up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps({**stated, "base_model_name_or_path": "./gone", **config}))
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "base_model.model.module.", "_orig_mod."])
+def test_wrapped_names_of_old_adapters_are_read(trained, run_folder: Path, batch, tmp_path: Path, prefix: str) -> None:
+    old = legacy(run_folder, tmp_path / "old", prefix, base_model_name_or_path=str(GOLDEN / "model"))
+    assert (logits(load_model(old), batch) - logits(trained, batch)).abs().max() < 2e-5
+
+
+def test_an_old_adapter_is_loaded_by_itself_and_converted(
+    trained, run_folder: Path, batch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = legacy(run_folder, tmp_path / "llava-lora")
+    (old / "config.json").write_text(json.dumps({"model_type": "mgm_gemma"}))  # the trainer saves one beside it
+    with pytest.raises(ModelError, match=r"'\./gone', which is no folder here"):
+        load_model(old)
+    wanted = logits(trained, batch)
+    assert (logits(load_model(old, base=GOLDEN / "model"), batch) - wanted).abs().max() < 2e-5
+    out = tmp_path / "peft"
+    say = ["--base", str(GOLDEN / "model"), "--license", "mit"]
+    assert main(["merge", str(old), "--out", str(out), "--export", "peft", *say]) == 0
+    assert main(["check", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "44 tensors (LoRA for 14 weights)" in shown and "differ by at most 0; allowed 0" in shown
+    stated = json.loads((out / "adapter_config.json").read_text())
+    assert stated["base_model_name_or_path"] == "model" and len(stated["target_modules"]) == 14
+    from peft import LoraConfig
+
+    assert LoraConfig.from_pretrained(str(out)).r == 8
+    assert (logits(load_adapter(load_model(GOLDEN / "model"), out), batch) - wanted).abs().max() < 2e-5
+
+
+def test_an_old_adapter_on_a_plain_gemma_finds_the_towers_that_its_config_names(
+    run_folder: Path, trained, batch, tmp_path: Path
+) -> None:
+    base = tmp_path / "gemma"
+    shutil.copytree(GOLDEN / "model", base)
+    shutil.copytree(GOLDEN / "towers", tmp_path / "towers")
+    tensors = {n: t for f in base.glob("*.safetensors") for n, t in load_file(str(f)).items()}
+    for file in [*base.glob("*.safetensors"), base / "model.safetensors.index.json"]:
+        file.unlink()
+    for part, prefix in (("openclip", "model.vision_tower_aux."), ("clip-vit", "model.vision_tower.vision_tower.")):
+        [tower] = [one for one in (tmp_path / "towers").iterdir() if part in one.name]
+        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        save_file(inside, str(tower / "model.safetensors"))
+    plain = {n: t for n, t in tensors.items() if not re.search("vision|mm_projector|vlm_uni", n)}
+    save_file(plain, str(base / "model.safetensors"))
+    official = json.loads((base / "config.json").read_text())
+    gemma = {k: v for k, v in official.items() if not k.startswith(("mm_", "image_", "optimize", "tune", "use_mm"))}
+    (base / "config.json").write_text(json.dumps({**gemma, "model_type": "gemma", "image_size_aux": 128}))
+    old = legacy(run_folder, tmp_path / "old", base_model_name_or_path=str(base))
+    with pytest.raises(ModelError, match="CLIP tower"):
+        load_model(old)
+    shutil.copyfile(GOLDEN / "model" / "config.json", old / "config.json")
+    assert (logits(load_model(old), batch) - logits(trained, batch)).abs().max() < 2e-5
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("owned",))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "non_lora_trainables.bin"])
+def test_a_pickle_with_more_than_tensors_is_refused_and_not_run(
+    run_folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = legacy(run_folder, tmp_path / "old", base_model_name_or_path=str(GOLDEN / "model"))
+    torch.save({"model.mm_projector.0.weight": _Payload()}, old / name)
+    with pytest.raises(ModelError, match=rf"{name} holds objects other than tensors and was refused"):
+        merge_run(old, tmp_path / "out")
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "out").exists()
+
+
+def test_the_adapter_of_full_training_cannot_be_exported(full_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="trained the whole model, so it has no adapter"):
+        merge_run(full_run, tmp_path / "out", export="peft")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_names_base_data_scores_and_license_and_no_place(run_folder: Path, tmp_path: Path) -> None:

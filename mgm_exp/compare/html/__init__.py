@@ -40,13 +40,19 @@ def write_html(
         The file.
     """
     target = Path(path)
-    write_atomic(target, html_page(comparison, runs, refresh_s=refresh_s))
+    write_atomic(target, html_page(comparison, runs, refresh_s=refresh_s, folder=target.parent))
     return target
 
 
-def html_page(comparison: Mapping[str, Any], runs: Sequence[Run], *, refresh_s: float | None = None) -> str:
-    """The page as text; see :func:`write_html`."""
-    view = View(comparison, runs)
+def html_page(
+    comparison: Mapping[str, Any],
+    runs: Sequence[Run],
+    *,
+    refresh_s: float | None = None,
+    folder: Path | None = None,
+) -> str:
+    """The page as text; see :func:`write_html`. With the folder that it will lie in, it links to the runs' pages."""
+    view = View(comparison, runs, folder)
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     document = Page(_title(view), f"{len(view.entries)} runs, compared {now}", kicker="mgm_exp report")
     document.add(element("style", Html(_own("report.css"))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,9 +144,17 @@ def answer_statistics(view: View, answers: Mapping[tuple[str, str], Rows]) -> Ht
             top = ", ".join(
                 f"{_cut(answer, 24) or '(nothing)'} {times / facts['n']:.1%}" for answer, times in facts["top"]
             )
+            wrong = view.link(entry["run_dir"], f"galleries/{benchmark}.html")
             rows.append(
                 [
-                    join([swatch(place), entry["label"]], " "),
+                    join(
+                        [
+                            swatch(place),
+                            entry["label"],
+                            element("small", element("a", "wrong answers", href=wrong)) if wrong else "",
+                        ],
+                        " ",
+                    ),
                     (f"{facts['distinct']:,} of {facts['n']:,}", float(facts["distinct"])),
                     (f"{facts['words']:.2f}", facts["words"]),
                     (f"{facts['empty']:,}", float(facts["empty"])),
@@ -302,11 +309,7 @@ def thumbnail(name: str, roots: Sequence[Path]) -> bytes | None:
                 if opened.width * opened.height > _MOST_PIXELS:
                     return None
                 opened.draft("RGB", (2 * _PICTURE, 2 * _PICTURE))
-                picture = opened.convert("RGB")
-            picture.thumbnail((_PICTURE, _PICTURE))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=78, optimize=True)
+                return page.thumbnail(opened, _PICTURE)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None  # a damaged image is shown as none
-        return buffer.getvalue()
     return None

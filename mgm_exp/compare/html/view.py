@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mgm_exp.compare.differences import choices, confounded, shown
 from mgm_exp.compare.runs import Run
@@ -23,10 +26,12 @@ class View:
     Args:
         comparison: What ``compare`` returned.
         runs: The runs it was made of, in the same order.
+        folder: Where the page will lie; None: not known, and it links to no run.
     """
 
     comparison: Mapping[str, Any]
     runs: Sequence[Run]
+    folder: Path | None = None
 
     @property
     def entries(self) -> Sequence[Mapping[str, Any]]:
@@ -42,6 +47,13 @@ class View:
     def run(self, name: str) -> Run | None:
         """The folder behind a name of the comparison."""
         return next((run for run in self.runs if run.name == name), None)
+
+    def link(self, name: str, file: str) -> str | None:
+        """Address of a file of a run, as seen from the page; None where it is not there."""
+        run = self.run(name)
+        if run is None or self.folder is None or not (run.path / file).is_file():
+            return None
+        return quote(os.path.relpath(run.path.resolve() / file, self.folder.resolve()))
 
     def label(self, name: str) -> str:
         """What a run or an arm is called."""

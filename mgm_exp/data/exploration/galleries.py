@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 
 from mgm_exp import page
@@ -166,10 +165,7 @@ def thumbnail(exploration: Exploration, path: str) -> page.Html | None:
         picture = open_image(exploration.location.image_root, path, _MAX_MEGAPIXELS)
     except ImageFault:
         return None
-    picture.thumbnail((_SIDE, _SIDE))
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=82)
-    return page.image(content.getvalue(), "jpeg", path)
+    return page.image(page.thumbnail(picture, _SIDE), "jpeg", path)
 
 
 def cut(text: str, longest: int = _LONGEST_TEXT) -> str:

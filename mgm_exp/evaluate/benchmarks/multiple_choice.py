@@ -42,8 +42,8 @@ class MultipleChoice(Benchmark):
         return float(extract_choice(prediction, question.choices) == question.answers[0])
 
     def reading(self, prediction: str, question: Question) -> dict[str, Any]:
-        """The letter that was read; None: none could be."""
-        return {"choice": extract_choice(prediction, question.choices)}
+        """The letter that was read (None: none could be), and what there was to choose from."""
+        return {"choice": extract_choice(prediction, question.choices), "options": dict(question.choices)}
 
     def settle(self, rows: list[dict[str, Any]], out: Path) -> list[dict[str, Any]]:
         """Asks the judge, where there is one, about the answers that the rules could not read."""

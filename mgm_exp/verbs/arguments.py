@@ -1,0 +1,48 @@
+"""Numbers as they stand on a command line: what argparse turns them into, and what it says where they are none."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def count(what: str, most: int | None = None) -> Callable[[str], int]:
+    """A whole number from 1, for argparse's ``type``.
+
+    Args:
+        what: What is counted, for the message: "rows".
+        most: The largest one that is taken; None: there is none.
+    """
+
+    def read(text: str) -> int:
+        # More digits than any count has are refused before they are turned into a number.
+        if not (text.isascii() and text.isdecimal() and len(text) <= 18) or not 1 <= int(text) <= (most or 10**18):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number of {what} ({f'1 to {most}' if most else '1, 2, ...'})"
+            )
+        return int(text)
+
+    return read
+
+
+def megapixels(text: str) -> float:
+    """A number of megapixels above 0."""
+    value = _number(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megapixels above 0")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A number of seconds, at most a day."""
+    value = _number(text)
+    if not 0.1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds (0.1 to 86400)")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
