@@ -256,7 +256,8 @@ def _weights(
     if expected.adapted:
         says = f"in {len(expected.adapted)} weights (scale {expected.scale:g})"
         not_applied = f"not applied to {len(plain)} of {len(expected.adapted)} weights: {_some(plain)}"
-        findings.append(Finding("LoRA is applied", not plain, not_applied if plain else says))
+        called = "LoRA" if expected.kind == "lora" else expected.kind
+        findings.append(Finding(f"{called} is applied", not plain, not_applied if plain else says))
     return findings
 
 
@@ -320,11 +321,14 @@ def _logits(
     limit = TOLERANCES[record["dtype"]] * spread
     says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({record['dtype']}), standard deviation {spread:.2g}"
     if source.adapter is not None:
-        for module in model.modules():
-            if isinstance(scaling := getattr(module, "scaling", None), dict):
-                scaling.update(dict.fromkeys(scaling, 0.0))
-        [without] = _answers(model, processor_of(plain), pictures[:1])
-        says += f"; without LoRA {float((without - there[0]).abs().max()):.2g}"
+        layers = [
+            m for m in model.modules() if callable(getattr(m, "enable_adapters", None)) and hasattr(m, "base_layer")
+        ]
+        for layer in layers:
+            layer.enable_adapters(False)
+        if layers:
+            [without] = _answers(model, processor_of(plain), pictures[:1])
+            says += f"; without the adapter {float((without - there[0]).abs().max()):.2g}"
     return Finding(name, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
 
 

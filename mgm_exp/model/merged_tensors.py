@@ -34,6 +34,8 @@ class MergedTensors:
         config: of the model, complete.
         shapes: of every tensor that belongs to the model.
         dtype: of all tensors that are given out, a name of `DTYPES`.
+        kind: of the adapter; None without one.
+        n_changed: weights that it adds to or replaces.
         adapted: names of the weights that the adapter adds to.
         scale: of its update; 0 without one.
 
@@ -55,6 +57,8 @@ class MergedTensors:
         if source.adapter is not None:
             self._read_adapter(source.adapter)
         self.scale, self.adapted = self._adapter.scale, frozenset(self._adapter.changed)
+        self.kind = self._kind.kind.value if self._kind is not None else None
+        self.n_changed = len(self._adapter.changed) + len(self._adapter.replaced)
         if missing := sorted(set(self.shapes) - set(self._places) - set(self._connector)):
             raise ModelError(
                 f"{len(missing)} tensors of {source.folder} are nowhere, first {missing[0]!r}.",

@@ -80,6 +80,7 @@ class AdaLora(Adapter):
             total_step=1,  # RankSharing knows how many there will be
         )
         inject(model, config)
+        _fix_numbers(model)
         parameters = by_official_name(model)
         start({name: parameters[name] for name in self.added(llm)}, ["lora_E"], seed)
         self._config = config
@@ -90,12 +91,15 @@ class AdaLora(Adapter):
         return super().to_files(stated_config(self._config), state)
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         if stated.get("rank_pattern"):
             raise ModelError("This AdaLoRA adapter has layers of different rank.", advice="Merge it with PEFT.")
         inject(model, peft_config(stated))
+        _fix_numbers(model)
         own = {n: p for n, p in by_official_name(model).items() if n.endswith(_PARTS)}
-        copy_exactly(own, tensors, "adapter", widen=True)
+        return copy_exactly(own, tensors, "adapter", widen=True)
 
     @classmethod
     def merged_weights(cls, stated: Mapping[str, Any], tensors: Mapping[str, Tensor], shapes: Shapes) -> MergedWeights:
@@ -111,6 +115,14 @@ class AdaLora(Adapter):
     def merged(cls, weight: Tensor, parts: Mapping[str, Tensor], merge: MergedWeights) -> Tensor:
         values = parts["lora_A"].float() * parts["lora_E"].float()
         return weight.addmm(parts["lora_B"].float(), values, alpha=merge.scale)
+
+
+def _fix_numbers(model: nn.Module) -> None:
+    """PEFT keeps each layer's number of singular values as a parameter, and trains it on a base of 16 bits."""
+    for name, parameter in by_official_name(model).items():
+        if name.endswith(".ranknum"):
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.float()
 
 
 class RankSharing:

@@ -124,8 +124,10 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Puts a saved adapter into its base: the modules, then the tensors (by official name)."""
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
+        """Puts a saved adapter into its base: the modules, then the tensors (by official name); returns their names."""
 
     # -- merged -------------------------------------------------------------------------------------------------
 
@@ -181,8 +183,8 @@ def by_official_name(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def copy_exactly(
     parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], what: str, widen: bool = False
-) -> None:
-    """Copies tensors into parameters of exactly the same names and shapes.
+) -> frozenset[str]:
+    """Copies tensors into parameters of exactly the same names and shapes; returns the names.
 
     Args:
         widen: Gives the parameters the tensors' dtype first.
@@ -209,6 +211,7 @@ def copy_exactly(
             if widen:
                 parameter.data = parameter.data.to(tensors[name].dtype)
             parameter.copy_(tensors[name])
+    return frozenset(parameters)
 
 
 def start(parameters: Mapping[str, nn.Parameter], zeros: Iterable[str], seed: int) -> None:

@@ -51,12 +51,14 @@ class BitFit(Adapter):
         return {"peft_type": self.peft_type, "tensors": sorted(self.tuned(llm))}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         allowed = {**llm.bias_names(), **llm.norm_names()}
         if foreign := sorted(set(tensors) - set(allowed)) or not tensors:
             raise ModelError(f"The BitFit adapter does not fit its base: {foreign}.", advice=ADVICE)
         parameters = by_official_name(model)
-        copy_exactly({name: parameters[name] for name in tensors}, tensors, "adapter")
+        return copy_exactly({name: parameters[name] for name in tensors}, tensors, "adapter")
 
     @classmethod
     def merged_weights(cls, stated: Mapping[str, Any], tensors: Mapping[str, Tensor], shapes: Shapes) -> MergedWeights:

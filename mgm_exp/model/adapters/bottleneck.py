@@ -67,13 +67,15 @@ class BottleneckAdapter(Adapter):
         return {"peft_type": self.peft_type, "width": self.section.rank, "target_modules": self.section.target_modules}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         width, modules = stated.get("width"), stated.get("target_modules")
         if not isinstance(width, int) or width < 1 or not isinstance(modules, list):
             raise ModelError(f"adapter_config.json has no usable width and target_modules: {width!r}.", advice=ADVICE)
         _wrap(model, llm, [str(name) for name in modules], width)
         own = {n: p for n, p in by_official_name(model).items() if ".bottleneck_" in n}
-        copy_exactly(own, tensors, "adapter", widen=True)
+        return copy_exactly(own, tensors, "adapter", widen=True)
 
 
 def _wrap(model: nn.Module, llm: LlmLayout, modules: Iterable[str], width: int) -> None:

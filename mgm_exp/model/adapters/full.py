@@ -28,5 +28,7 @@ class Full(Adapter):
         return {}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         raise ModelError("A full fine-tuning is a model folder of its own, not an adapter.")

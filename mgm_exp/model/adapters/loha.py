@@ -75,10 +75,12 @@ class LoHa(Adapter):
         return stated_config(config)
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         inject(model, peft_config(stated))
         own = {n: p for n, p in by_official_name(model).items() if n.endswith(_PARTS)}
-        copy_exactly(own, tensors, "adapter", widen=True)
+        return copy_exactly(own, tensors, "adapter", widen=True)
 
     @classmethod
     def merged_weights(cls, stated: Mapping[str, Any], tensors: Mapping[str, Tensor], shapes: Shapes) -> MergedWeights:

@@ -129,9 +129,11 @@ class Lora(Adapter):
         return {f"{n}.weight" if n.endswith(old) else n: t for n, t in tensors.items()}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         inject(model, peft_config(stated))
-        copy_exactly(
+        return copy_exactly(
             {n: p for n, p in by_official_name(model).items() if ".lora_" in n}, tensors, "adapter", widen=True
         )
 

@@ -75,7 +75,9 @@ class Prefix(Adapter):
         return stated, {PEFT_NAME: tensor}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         if stated.get("prefix_projection"):
             raise ModelError(
                 "A prefix with a projection cannot be opened.", advice="Save it without prefix_projection."
@@ -83,7 +85,7 @@ class Prefix(Adapter):
         values = one_tensor(tensors)
         _attach(model, llm, values.shape[0])
         name = f"{llm.body}.{NAME}.weight"
-        copy_exactly({name: by_official_name(model)[name]}, {name: values}, "adapter", widen=True)
+        return copy_exactly({name: by_official_name(model)[name]}, {name: values}, "adapter", widen=True)
 
 
 def _width(llm: LlmLayout) -> int:

@@ -73,11 +73,13 @@ class Prompt(Adapter):
         return stated, {PEFT_NAME: tensor}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
         embeddings = one_tensor(tensors)
         _attach(model, llm, embeddings.shape[0])
         name = f"{llm.body}.{NAME}.weight"
-        copy_exactly({name: by_official_name(model)[name]}, {name: embeddings}, "adapter", widen=True)
+        return copy_exactly({name: by_official_name(model)[name]}, {name: embeddings}, "adapter", widen=True)
 
 
 def one_tensor(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class Installed:
-    """The adapter of a model: its kind, the names of its tensors, and its `adapter_config.json`."""
+    """The adapter of a model: its kind (None: it was loaded), its tensors' names, and its `adapter_config.json`."""
 
     adapter: Adapter | None
     names: frozenset[str]
@@ -125,11 +125,11 @@ def save_adapter(
     found = installed(model)
     if found is None:
         raise ModelError("The model has no adapter to save.", advice="A full fine-tuning is saved with save_full.")
+    if found.adapter is None:
+        raise ModelError("This adapter was loaded from a folder.", advice="Copy that folder: it holds all there is.")
     folder.mkdir(parents=True, exist_ok=True)
     state = dict(adapter if adapter is not None else adapter_state(model))
-    stated, tensors = found.stated, {PEFT_PREFIX + name: tensor for name, tensor in state.items()}
-    if found.adapter is not None:
-        stated, tensors = found.adapter.to_files(dict(found.stated), state)
+    stated, tensors = found.adapter.to_files(dict(found.stated), state)
     named = base_name or Path(getattr(model, "source_folder", "") or "mgm").name
     stated = {**stated, "base_model_name_or_path": named, "inference_mode": True}
     write_tensors(folder / ADAPTER_FILE, tensors)
@@ -152,10 +152,8 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
     if weights.suffix == ".bin":  # suffixes, which hit CLIP too: the official code added LoRA before the towers
         stated["target_modules"] = sorted({n.rsplit(".lora_", 1)[0] for n in tensors})
     kind = class_of_folder(stated, folder)
-    before = set(by_official_name(model))
-    kind.open(model, layout_of(model), stated, kind.from_files(stated, tensors))
-    names = {n for n in by_official_name(model) if n not in before} or set(tensors)
-    model.installed_adapter = Installed(None, frozenset(names), stated)  # type: ignore[assignment]
+    names = kind.open(model, layout_of(model), stated, kind.from_files(stated, tensors))
+    model.installed_adapter = Installed(None, names, stated)  # type: ignore[assignment]
     if connector is not None:
         load_beside(model, connector)
     model.requires_grad_(False)

@@ -22,7 +22,6 @@ from mgm_exp.model.adapters.base import (
     by_official_name,
     check_parts,
     copy_exactly,
-    inject,
     peft_config,
     split_by_module,
     start,
@@ -68,7 +67,7 @@ class Vera(Adapter):
             d_initial=_FIRST,
             task_type="CAUSAL_LM",
         )
-        inject(model, config)
+        _inject(model, config)
         self._shared = _shared(model)
         parameters = by_official_name(model)
         own = {name: parameters[name] for name in self.added(llm)}
@@ -88,14 +87,17 @@ class Vera(Adapter):
         return {name.removeprefix(_SHARED_HOME): tensor for name, tensor in tensors.items()}
 
     @classmethod
-    def open(cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        inject(model, peft_config(stated))
+    def open(
+        cls, model: nn.Module, llm: LlmLayout, stated: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> frozenset[str]:
+        _inject(model, peft_config(stated))
         own = {n: p for n, p in by_official_name(model).items() if n.endswith(_PARTS)}
-        copy_exactly(own, {n: t for n, t in tensors.items() if n not in _SHARED}, "adapter", widen=True)
+        names = copy_exactly(own, {n: t for n, t in tensors.items() if n not in _SHARED}, "adapter", widen=True)
         for name, there in _shared(model).items():
             if name not in tensors or tensors[name].shape != there.shape:
                 raise ModelError(f"The VeRA adapter lacks {name} of shape {list(there.shape)}.", advice=ADVICE)
             there.copy_(tensors[name])
+        return names
 
     @classmethod
     def merged_weights(cls, stated: Mapping[str, Any], tensors: Mapping[str, Tensor], shapes: Shapes) -> MergedWeights:
@@ -112,6 +114,17 @@ class Vera(Adapter):
         up = parts["vera_B"][:outputs].float() * parts["vera_lambda_b"].float()[:, None]
         down = parts["vera_A"][:, :inputs].float() * parts["vera_lambda_d"].float()[:, None]
         return weight + up @ down
+
+
+def _inject(model: nn.Module, config: Any) -> None:
+    """As `inject`, by the class itself: `inject_adapter_in_model` refuses kinds with shared matrices."""
+    from peft import VeraModel
+
+    try:
+        VeraModel(model, config, "default")
+    except ValueError as error:
+        raise ModelError(f"The adapter cannot be put into this model: {error}", advice=ADVICE) from error
+    model.train(model.training)
 
 
 def _shared(model: nn.Module) -> dict[str, Tensor]:
