@@ -321,9 +321,7 @@ def _logits(
     limit = TOLERANCES[record["dtype"]] * spread
     says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({record['dtype']}), standard deviation {spread:.2g}"
     if source.adapter is not None:
-        layers = [
-            m for m in model.modules() if callable(getattr(m, "enable_adapters", None)) and hasattr(m, "base_layer")
-        ]
+        layers: list[Any] = [m for m in model.modules() if hasattr(m, "enable_adapters") and hasattr(m, "base_layer")]
         for layer in layers:
             layer.enable_adapters(False)
         if layers:

@@ -127,9 +127,7 @@ def moments(sizes: Architecture, parameters: Parameters, work: Work) -> list[Mom
         moment("loss", before, saved + llm.copies_forward, words.forward, words.weight_copy),
         moment("backward of the head", before, saved + llm.copies_backward, words.backward, words.weight_gradient),
         moment("backward of the last layer", after_head, saved + llm.copies_backward + llm.backward, 0.0, llm.buffers),
-        moment(
-            "backward of the first layer", has.gradients, mine.saved + seen + llm.inputs + llm.backward_first, 0.0, 0.0
-        ),
+        moment("backward of the first layer", has.gradients, mine.saved + seen + llm.inputs + llm.backward_first),
     ]
     if mine.backward:
         found.append(moment("backward of mining", has.gradients, mine.saved + seen + llm.inputs + mine.backward))

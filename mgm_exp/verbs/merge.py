@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mgm-exp merge",
-        description="Writes the LLM with its adapter added, projector, mining and towers under the official names, with "
+        description="Writes LLM with its adapter, projector, mining and towers under the official names, with "
         "tokenizer, model card and a merge record. One shard is in memory at a time; DIR appears whole or not at all.",
     )
     parser.add_argument(
