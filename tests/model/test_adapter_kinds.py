@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import pytest
 import torch
 from model_files import GOLDEN, SEVEN
-from safetensors.torch import load_file
 
 from mgm_exp.config import BOTTLENECK_PLACES, AdaLoraConfig, AdapterConfig, AdapterInit, AdapterKind
-from mgm_exp.errors import ConfigError, ModelError
+from mgm_exp.errors import ModelError
 from mgm_exp.model import apply_adapter, load_adapter, load_model, official_name, save_adapter, set_trainable
 from mgm_exp.model.adapters import adapter_of, layout_of
 from mgm_exp.model.adapters.adalora import RankSharing
 from mgm_exp.model.merged_tensors import MergedTensors
 from mgm_exp.model.standalone import merge_run, source_of_run
-from mgm_exp.plan.architecture import parameters_of
 
 
 def low_rank(name: str, kind: AdapterKind = AdapterKind.lora, **settings: Any) -> AdapterConfig:
