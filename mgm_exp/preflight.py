@@ -52,7 +52,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     device = resolve_device(config.device, config.devices)
     _check_recipe(config)
     if not is_data_only:
-        _check_packages(config)
+        _check_packages(config, device)
         _check_precision(config, device)
         _check_benchmarks(config)
     folder = model_folder(config)
@@ -167,13 +167,17 @@ def model_folder(config: ExperimentConfig) -> Path:
     return folder.resolve()
 
 
-def _check_packages(config: ExperimentConfig) -> None:
+def _check_packages(config: ExperimentConfig, device: str) -> None:
     if config.zero.stage and importlib.util.find_spec("deepspeed") is None:
         raise MissingDependencyError(
             f"zero={config.zero.stage} needs DeepSpeed, which is not installed in this environment.",
             advice="pip install deepspeed, or use zero=none (plain PyTorch).",
         )
     _check_attention(config)
+    if config.adapter.base_bits == 4:
+        from mgm_exp.model.adapters.quantized import check_quantization
+
+        check_quantization(device)
 
 
 def _check_attention(config: ExperimentConfig) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, plain
+from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, adapter_key, plain, trains_towers
 from mgm_exp.data.recipe import bounds_of, operators_of
 from mgm_exp.store import fingerprint, stage_key
 
@@ -193,13 +193,15 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
         section.pop("early_stopping")
     if config.train.freeze_connector:
         section.pop("projector_lr")
-    adapter = plain(config.adapter)
-    adapter.pop("name")
-    adapter["target_modules"] = sorted(adapter["target_modules"])
+    for key in ("optimize_vision_tower", "optimize_vision_tower_aux"):
+        if not section[key]:
+            section.pop(key)
+    if not trains_towers(config.train):
+        section.pop("vision_tower_lr")
     return {
         "align": align,
         "curate": curate,
-        "adapter": adapter,
+        "adapter": adapter_key(config.adapter),
         "section": _length_of_training(section),
         **_run(config, sources),
     }

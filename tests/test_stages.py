@@ -12,6 +12,7 @@ import pytest
 from mgm_exp import stages
 from mgm_exp.config import (
     BENCHMARKS,
+    AdaLoraConfig,
     AdapterConfig,
     AdapterKind,
     CaptionEngine,
@@ -133,6 +134,15 @@ AFFECTS: dict[str, set[str]] = {
     "adapter.alpha": {"instruct"},
     "adapter.dropout": {"instruct"},
     "adapter.target_modules": {"instruct"},
+    "adapter.use_rslora": {"instruct"},
+    "adapter.use_dora": {"instruct"},
+    "adapter.init": {"instruct"},
+    "adapter.pissa_iterations": {"instruct"},
+    "adapter.b_lr_ratio": {"instruct"},
+    "adapter.base_bits": {"instruct"},
+    # A LoRA does not read them; see test_settings_of_an_adapter_matter_for_the_kind_that_reads_them
+    **{f"adapter.{key}": NOTHING for key in ("tokens", "norms")},
+    **{f"adapter.adalora.{key}": NOTHING for key in plain(AdaLoraConfig())},
     "zero.stage": TRAINED,
     "zero.offload_optimizer": NOTHING,
     "zero.reduce_bucket_size": NOTHING,
@@ -149,8 +159,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.align.image_aspect": {"align"},
     "train.align.group_by": {"align"},
     "train.align.reset": {"align"},
-    "train.default_lr.full": NOTHING,
-    "train.default_lr.lora": NOTHING,
+    **{f"train.default_lr.{kind.value}": NOTHING for kind in AdapterKind},
     "train.lr": {"instruct"},
     "train.projector_lr": {"instruct"},
     "train.epochs": {"instruct"},
@@ -168,6 +177,9 @@ AFFECTS: dict[str, set[str]] = {
     "train.group_by": {"instruct"},
     "train.loss_norm": {"align", "instruct"},
     "train.freeze_connector": {"instruct"},
+    "train.optimize_vision_tower": {"instruct"},
+    "train.optimize_vision_tower_aux": {"instruct"},
+    "train.vision_tower_lr": NOTHING,  # without a switch nothing of a tower is trained
     "train.cache_visual_tokens": {"instruct"},
     "train.workers": NOTHING,
     "train.deterministic": TRAINED | {"features"},
@@ -291,6 +303,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 OTHER = {
+    "adapter.init": "pissa",
     "adapter.kind": "full",
     "adapter.target_modules": ["q_proj"],
     "data.bad_rows": "fail",
@@ -397,6 +410,42 @@ def test_each_source_changes_its_stages(field: str, affected: set[str]) -> None:
     sources = replace(SOURCES, **{field: "another"})
     before, after = keys(base()), keys(base(), sources)
     assert {stage for stage in before if before[stage] != after[stage]} == affected
+
+
+@pytest.mark.parametrize(
+    ("adapter", "key", "value"),
+    [
+        (AdapterConfig("", AdapterKind.prompt, tokens=8), "tokens", 16),
+        (AdapterConfig("", AdapterKind.bitfit), "norms", True),
+        *[
+            (AdapterConfig("", AdapterKind.adalora, 4, 8.0, 0.0, ["q_proj"]), "adalora", AdaLoraConfig(**{key: value}))
+            for key, value in {
+                "initial_rank": 16, "warmup_share": 0.2, "final_share": 0.2, "every_steps": 5, "orthogonality": 0.5,
+            }.items()
+        ],
+    ],
+)  # fmt: skip
+def test_settings_of_an_adapter_matter_for_the_kind_that_reads_them(
+    adapter: AdapterConfig, key: str, value: Any
+) -> None:
+    before = keys(replace(base(), adapter=adapter))
+    after = keys(replace(base(), adapter=replace(adapter, **{key: value})))
+    assert {stage for stage in before if before[stage] != after[stage]} == {"instruct"}
+
+
+def test_the_rate_of_the_towers_matters_where_one_is_trained() -> None:
+    train = replace(base().train, optimize_vision_tower=True)
+    before = keys(replace(base(), train=train))
+    after = keys(replace(base(), train=replace(train, vision_tower_lr=1e-6)))
+    assert {stage for stage in before if before[stage] != after[stage]} == {"instruct"}
+
+
+def test_a_lora_keeps_the_key_that_it_had_before_other_kinds_came() -> None:
+    """The settings of later kinds are left out at their default, so that stores stay of use."""
+    adapter = stages.instruct_payload(base(), SOURCES, "aligned", "curated")["adapter"]
+    assert adapter == {
+        "kind": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"],
+    }  # fmt: skip
 
 
 def _captioned(**settings: Any) -> ExperimentConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mgm_exp.config.as_json import plain
 from mgm_exp.config.choices import (
+    AdapterInit,
     AdapterKind,
     Aspect,
     Attention,
@@ -82,9 +83,12 @@ from mgm_exp.config.faults import (
     validate,
 )
 from mgm_exp.config.model import (
+    BOTTLENECK_PLACES,
     LINEAR_LAYERS,
+    AdaLoraConfig,
     AdapterConfig,
     ModelConfig,
+    adapter_key,
 )
 from mgm_exp.config.surroundings import (
     LaunchConfig,
@@ -107,10 +111,12 @@ from mgm_exp.config.train import (
     TrainConfig,
     ValidationConfig,
     ZeroConfig,
+    trains_towers,
 )
 
 __all__ = [
     "BENCHMARKS",
+    "BOTTLENECK_PLACES",
     "CORPUS_SCORES",
     "JUDGE_URL",
     "LINEAR_LAYERS",
@@ -118,7 +124,9 @@ __all__ = [
     "PERCENTILE",
     "RECIPE_OPERATORS",
     "SCORES",
+    "AdaLoraConfig",
     "AdapterConfig",
+    "AdapterInit",
     "AdapterKind",
     "AlignConfig",
     "AnswerConfig",
@@ -189,8 +197,10 @@ __all__ = [
     "VqaConfig",
     "WatermarkConfig",
     "ZeroConfig",
+    "adapter_key",
     "from_plain",
     "plain",
+    "trains_towers",
     "typed",
     "validate",
 ]

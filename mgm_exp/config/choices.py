@@ -19,6 +19,20 @@ class AdapterKind(Enum):
 
     full = "full"
     lora = "lora"
+    adalora = "adalora"
+    loha = "loha"
+    vera = "vera"
+    prompt = "prompt"
+    prefix = "prefix"
+    bottleneck = "bottleneck"
+    bitfit = "bitfit"
+
+
+class AdapterInit(Enum):
+    """What a LoRA adapter starts from: ``zero`` changes nothing yet, ``pissa`` holds the weights' principal part."""
+
+    zero = "zero"
+    pissa = "pissa"
 
 
 class Precision(Enum):

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from mgm_exp.config.adapter_faults import adapter_faults
 from mgm_exp.config.as_json import plain
 from mgm_exp.config.choices import (
-    AdapterKind,
     CaptionEngine,
     CaptionPolicy,
     Device,
@@ -20,14 +20,12 @@ from mgm_exp.config.choices import (
 )
 from mgm_exp.config.data import PERCENTILE, RECIPE_OPERATORS
 from mgm_exp.config.evaluate import BENCHMARKS, CORPUS_SCORES, JUDGE_URL, SCORES
-from mgm_exp.config.model import LINEAR_LAYERS
 from mgm_exp.errors import ConfigError
 
 if TYPE_CHECKING:
     from mgm_exp.config.data import DataConfig
     from mgm_exp.config.evaluate import EvalConfig
     from mgm_exp.config.experiment import ExperimentConfig
-    from mgm_exp.config.model import AdapterConfig
     from mgm_exp.config.train import AlignConfig, TrainConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
@@ -46,7 +44,7 @@ def validate(config: ExperimentConfig) -> None:
 
 def _faults(config: ExperimentConfig) -> Iterator[str]:
     yield from _range_faults(config)
-    yield from _adapter_faults(config.adapter)
+    yield from adapter_faults(config)
     yield from _batch_faults(config)
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not NAME.fullmatch(name):
@@ -148,6 +146,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "devices": config.devices,
         "train.lr": train.lr,
         "train.projector_lr": train.projector_lr,
+        "train.vision_tower_lr": train.vision_tower_lr,
         "train.epochs": train.epochs,
         "train.max_steps": train.max_steps,
         "train.global_batch_size": train.global_batch_size,
@@ -293,23 +292,6 @@ def _limit_faults(key: str, limit: int | float | str | None) -> Iterator[str]:
         yield f"{key}={limit!r} must be a number, a percentile from p1 to p99 (p5, p97.5), or null"
     elif isinstance(limit, (int, float)) and not abs(limit) < float("inf"):
         yield f"{key}={limit} must be finite; leave it null for no limit"
-
-
-def _adapter_faults(adapter: AdapterConfig) -> Iterator[str]:
-    if adapter.kind is AdapterKind.full:
-        if adapter.rank or adapter.alpha or adapter.dropout or adapter.target_modules:
-            yield (
-                "adapter=full trains every weight of the LLM and takes no rank, alpha, dropout or target_modules; "
-                "use adapter=lora_r8 or lora_r16 with them"
-            )
-        return
-    if adapter.rank < 1:
-        yield f"adapter.rank={adapter.rank} must be 1 or above for a LoRA adapter"
-    if not 0 < adapter.alpha < float("inf"):
-        yield f"adapter.alpha={adapter.alpha} must be a finite number above 0 (the update is scaled by alpha / rank)"
-    wrong = [name for name in adapter.target_modules if name not in LINEAR_LAYERS]
-    if wrong or not adapter.target_modules:
-        yield f"adapter.target_modules={adapter.target_modules}; allowed are {list(LINEAR_LAYERS)}, at least one"
 
 
 def _batch_faults(config: ExperimentConfig) -> Iterator[str]:

@@ -83,6 +83,13 @@ class DefaultLrConfig:
 
     full: float = 2e-5
     lora: float = 2e-4
+    adalora: float = 5e-4
+    loha: float = 2e-4
+    vera: float = 4e-3
+    prompt: float = 3e-2
+    prefix: float = 1e-2
+    bottleneck: float = 1e-4
+    bitfit: float = 1e-3
 
 
 @dataclass
@@ -116,6 +123,12 @@ class TrainConfig:
     loss_norm: LossNorm = LossNorm.tokens
     # Keeps projector and mining as the align stage left them (official: they are trained in both stages).
     freeze_connector: bool = False
+    # Trains the later half of CLIP's layers that are run (the official switch); with any adapter, costs memory.
+    optimize_vision_tower: bool = False
+    # Trains the last block of each ConvNeXt stage (the official switch); costs much more memory.
+    optimize_vision_tower_aux: bool = False
+    # Learning rate of what is trained of the towers.
+    vision_tower_lr: float = 2e-5
     # With a frozen connector: encode every image once and read the tokens from disk afterwards.
     cache_visual_tokens: bool = False
     # Processes that decode images beside the training process. 0: in the training process.
@@ -126,3 +139,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+def trains_towers(train: TrainConfig) -> bool:
+    """Whether the instruct stage trains part of a vision tower."""
+    return train.optimize_vision_tower or train.optimize_vision_tower_aux

@@ -38,16 +38,18 @@ def model_card(
         "base_model": base_name,
         "pipeline_tag": "image-text-to-text",
         "library_name": "mgm_exp",
-        "tags": ["mgm", "lora" if merged.adapted else "full-fine-tuning"],
+        "tags": ["mgm", merged.kind or "full-fine-tuning"],
     }
     if stated is None:
         head["license_name"] = "that-of-the-base-model"
     scores = {k: v for k, v in metrics.items() if k.endswith("/accuracy")}
     if scores:
         head["model-index"] = [{"name": title, "results": [_hub_result(k, v) for k, v in scores.items()]}]
-    training = f"LoRA on {len(merged.adapted)} weights, merged (scale {merged.scale:g})"
-    if not merged.adapted:
-        training = "full fine-tuning"
+    training = "full fine-tuning"
+    if merged.kind is not None:
+        called = "LoRA" if merged.kind == "lora" else merged.kind
+        scale = f", merged (scale {merged.scale:g})" if merged.scale else ", put in their places"
+        training = f"{called} on {merged.n_changed} weights{scale}"
     n_parameters = sum(math.prod(shape) for shape in merged.shapes.values())
     lines = ["---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(), "---", f"# {title}", ""]
     lines += [

@@ -324,14 +324,14 @@ def _weights(
         Finding("weights are base + adapter", not other, some(other) or f"{done - len(plain)} tensors"),
     ]
     if expected.adapted:
-        count = len(expected.adapted)
+        count, called = len(expected.adapted), "LoRA" if expected.kind == "lora" else expected.kind
         left = [name for name in plain if name in expected.adapted]
         says = f"in {count} weights (scale {expected.scale:g})"
         if left:
             says = f"not applied to {len(left)} of {count} weights: {some(left)}"
         elif len(expected.idle) == count:
-            says = f"it changes nothing: B is zero in all {count} weights, first {min(expected.idle)}"
-        findings.append(Finding("LoRA is applied", not left and len(expected.idle) < count, says))
+            says = f"it changes nothing: a factor is zero in all {count} weights, first {min(expected.idle)}"
+        findings.append(Finding(f"{called} is applied", not left and len(expected.idle) < count, says))
     if expected.replaced:
         left = [name for name in plain if name in expected.replaced]
         says = f"{len(expected.replaced)} tensors"
@@ -423,11 +423,12 @@ def _logits(
     limit = TOLERANCES[stored] * spread
     says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({stored}), standard deviation {spread:.2g}"
     if source.adapter is not None:
-        for module in model.modules():
-            if isinstance(scaling := getattr(module, "scaling", None), dict):
-                scaling.update(dict.fromkeys(scaling, 0.0))
-        [without] = _answers(model, processor_of(plain), pictures[:1])
-        says += f"; without LoRA {float((without - there[0]).abs().max()):.2g}"
+        layers: list[Any] = [m for m in model.modules() if hasattr(m, "enable_adapters") and hasattr(m, "base_layer")]
+        for layer in layers:
+            layer.enable_adapters(False)
+        if layers:
+            [without] = _answers(model, processor_of(plain), pictures[:1])
+            says += f"; without the adapter {float((without - there[0]).abs().max()):.2g}"
     return Finding(name, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
 
 

@@ -51,7 +51,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv_dw(x).permute(0, 2, 3, 1)  # (B, H, W, C): a view, the map is stored channels-last
         y = self.mlp(self.norm(y)).mul(self.gamma)
-        return x + y.permute(0, 3, 1, 2)
+        return x + y.permute(0, 3, 1, 2).to(x.dtype)  # a trained block is fp32, those behind it may be half
 
 
 class ConvNeXtStage(nn.Module):

@@ -32,6 +32,7 @@ from mgm_exp.model.clip import ClipTower
 from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN_INDEX, MGMConfig
 from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower
 from mgm_exp.model.head import LanguageHead
+from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.merge import plan_merge
 from mgm_exp.model.mining import mine
 
@@ -162,6 +163,11 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
         self.post_init()
+
+    @property
+    def llm_layout(self) -> LlmLayout:
+        """Names and sizes of the LLM's parts, which adapters are declared by."""
+        return LlmLayout.of(self.config)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes the LLM's layers and the mining in the backward pass (non-reentrant)."""

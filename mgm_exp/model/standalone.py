@@ -339,7 +339,7 @@ def _record(
     others = sorted(p.name for p in folder.iterdir() if p.name not in ("lock", "unfinished.json"))
     return {
         "schema_version": SCHEMA_VERSION,
-        "kind": "lora" if source.adapter is not None else "full",
+        "kind": merged.kind or "full",
         "dtype": merged.dtype,
         "base": {
             "name": _name(_origin(run, source)),

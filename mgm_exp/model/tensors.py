@@ -36,7 +36,7 @@ def official_name(name: str) -> str:
     """
     while found := _WRAPPERS.match(name):
         name = name[found.end() :]
-    return name.replace(".base_layer.", ".").replace(".default.weight", ".weight")
+    return name.replace(".base_layer.", ".").replace(".default.weight", ".weight").removesuffix(".default")
 
 
 @dataclass(frozen=True)

@@ -10,49 +10,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.model.configuration import MGMConfig
-from mgm_exp.model.tensors import official_name
-
-ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
-LLM_LINEARS = ATTENTION_LINEARS + MLP_LINEARS
+from mgm_exp.model.layout import LlmLayout
+from mgm_exp.model.tensors import CLIP_PREFIX, CONVNEXT_PREFIX, official_name
 
 CONNECTOR_PATTERN = r"model\.(mm_projector\.[02]|vlm_uni_(query|aux|val)_projector\.[01])\.(weight|bias)"
 PROJECTOR_PATTERN = r"model\.mm_projector\.[02]\.(weight|bias)"
-LLM_PATTERN = (
-    r"model\.(embed_tokens|norm|layers\.\d+\.((self_attn\.[qkvo]_proj)|(mlp\.(gate|up|down)_proj)"
-    r"|(input|post_attention)_layernorm))\.(weight|bias)"
-)
-# Adding a constant to all keys of a region changes no softmax: these biases have no gradient but rounding noise
+# Adding a constant to all keys (of a region) changes no softmax: these biases have no gradient but rounding noise
 ZERO_GRADIENT = frozenset({"model.vlm_uni_aux_projector.0.bias", "model.vlm_uni_aux_projector.1.bias"})
-
-
-def lora_targets(modules: Iterable[str]) -> str:
-    """The full-match pattern of LLM linears that PEFT gets as `target_modules`.
-
-    Raises:
-        ConfigError: a module that is not one of the LLM's seven linears.
-    """
-    chosen = [m if m.endswith("_proj") else f"{m}_proj" for m in modules]
-    unknown = [m for m in chosen if m not in LLM_LINEARS]
-    if unknown or not chosen:
-        raise ConfigError(
-            f"adapter.target_modules {unknown or chosen} cannot be used: allowed are {', '.join(LLM_LINEARS)}."
-        )
-    attention = [m.removesuffix("_proj") for m in ATTENTION_LINEARS if m in chosen]
-    mlp = [m.removesuffix("_proj") for m in MLP_LINEARS if m in chosen]
-    groups = [
-        rf"{place}\.({'|'.join(letters)})_proj"
-        for place, letters in (("self_attn", attention), ("mlp", mlp))
-        if letters
-    ]
-    return rf"model\.layers\.\d+\.({'|'.join(groups)})"
 
 
 @dataclass(frozen=True)
@@ -60,9 +31,15 @@ class TrainableSet:
     """Official names of everything a stage trains.
 
     Attributes:
-        lora, connector, llm: the three groups; projector and mining are a group with their own learning rate.
+        lora: tensors that the adapter put in, of whatever kind.
+        connector: projector and mining, a group with their own learning rate.
+        llm: the LLM's own tensors.
         patterns: the anchored patterns that the names match, for the record.
-        n_lora, n_other: numbers of parameters (LoRA; everything else).
+        n_lora, n_other: numbers of parameters (the adapter's; everything else).
+        towers: what is trained of the vision towers, a group with its own learning rate.
+        late: tensors without a gradient in the first update, because a factor is still zero.
+        uncertain: tensors that need never move.
+        rates: name -> multiple of its group's learning rate, where it is not 1.
     """
 
     lora: frozenset[str]
@@ -71,10 +48,14 @@ class TrainableSet:
     patterns: tuple[str, ...]
     n_lora: int
     n_other: int
+    towers: frozenset[str] = frozenset()
+    late: frozenset[str] = frozenset()
+    uncertain: frozenset[str] = frozenset()
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def names(self) -> frozenset[str]:
-        return self.lora | self.connector | self.llm
+        return self.lora | self.connector | self.llm | self.towers
 
     @property
     def connector_names(self) -> frozenset[str]:
@@ -82,8 +63,19 @@ class TrainableSet:
 
     @property
     def zero_gradient_by_construction(self) -> frozenset[str]:
-        """Tensors that need not move in the first update: two biases without effect, and LoRA's A while B = 0."""
-        return (ZERO_GRADIENT & self.names) | {n for n in self.lora if n.endswith(".lora_A.weight")}
+        """Tensors that need not move in the first update: biases without effect, and LoRA's A while B = 0."""
+        return self.never_certain | self.late
+
+    @property
+    def never_certain(self) -> frozenset[str]:
+        """Tensors whose true gradient is zero, or that may be set back: whether they move says nothing."""
+        keys = {n for n in self.towers if n.endswith(".k_proj.bias")}  # for the same reason, in CLIP's attention
+        return (ZERO_GRADIENT & self.names) | self.uncertain | keys
+
+    @property
+    def needs_images(self) -> frozenset[str]:
+        """Tensors without a gradient in a batch without images."""
+        return self.connector | self.towers
 
     def counts(self) -> dict[str, int]:
         return {"n_lora": self.n_lora, "n_other": self.n_other, "n_total": self.n_lora + self.n_other}
@@ -100,73 +92,104 @@ def connector_names() -> frozenset[str]:
     return frozenset(f"model.{module}.{kind}" for module in modules for kind in ("weight", "bias"))
 
 
-def llm_names(config: MGMConfig) -> frozenset[str]:
-    """All tensors of the LLM; the head is tied to the embeddings and not counted."""
-    names = {"model.embed_tokens.weight", "model.norm.weight"}
-    if not config.tie_word_embeddings:
-        names.add("lm_head.weight")
-    for i in range(config.num_hidden_layers):
-        names |= {f"model.layers.{i}.{norm}.weight" for norm in ("input_layernorm", "post_attention_layernorm")}
-        names |= {f"model.layers.{i}.{_home(m)}.{m}.weight" for m in LLM_LINEARS}
-        if config.attention_bias:
-            names |= {f"model.layers.{i}.self_attn.{m}.bias" for m in ATTENTION_LINEARS}
+def tower_names(config: MGMConfig, *, low: bool, high: bool) -> frozenset[str]:
+    """What the official switches train of the towers.
+
+    Args:
+        low: `optimize_vision_tower`: the later half of CLIP's layers. The official code sets the last layer too, which
+            is never run with `mm_vision_select_layer` -2; here only layers that are run are declared.
+        high: `optimize_vision_tower_aux`: the last block of each ConvNeXt stage.
+
+    Source: github.com/dvlab-research/MGM, mgm/train/train.py (Apache-2.0).
+    """
+    names: set[str] = set()
+    if low:
+        clip = config.vision_config or {}
+        layers = clip["num_hidden_layers"]
+        for i in range(layers // 2, config.mm_vision_select_layer % (layers + 1)):
+            for part in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2", *(f"self_attn.{a}" for a in _CLIP)):
+                names |= {f"{CLIP_PREFIX}encoder.layers.{i}.{part}.{kind}" for kind in ("weight", "bias")}
+    if high:
+        for stage, depth in enumerate((config.vision_aux_config or {})["depths"]):
+            block = f"{CONVNEXT_PREFIX}vision_stages.{stage}.blocks.{depth - 1}"
+            names.add(f"{block}.gamma")
+            for part in ("conv_dw", "norm", "mlp.fc1", "mlp.fc2"):
+                names |= {f"{block}.{part}.{kind}" for kind in ("weight", "bias")}
     return frozenset(names)
 
 
-def lora_names(config: MGMConfig, modules: Iterable[str]) -> frozenset[str]:
-    """A and B of every targeted linear, without the adapter's name."""
-    chosen = [m if m.endswith("_proj") else f"{m}_proj" for m in modules]
-    return frozenset(
-        f"model.layers.{i}.{_home(m)}.{m}.lora_{side}.weight"
-        for i in range(config.num_hidden_layers)
-        for m in chosen
-        for side in "AB"
-    )
+_CLIP = ("q_proj", "k_proj", "v_proj", "out_proj")
+TOWER_PATTERNS = {
+    "low": re.escape(CLIP_PREFIX) + r"encoder\.layers\.\d+\.(layer_norm[12]|mlp\.fc[12]|self_attn\.\w+)\.(weight|bias)",
+    "high": re.escape(CONVNEXT_PREFIX)
+    + r"vision_stages\.\d+\.blocks\.\d+\.(gamma|(conv_dw|norm|mlp\.fc[12])\.(weight|bias))",
+}
 
 
-def _home(module: str) -> str:
-    return "self_attn" if module in ATTENTION_LINEARS else "mlp"
+def llm_names(config: MGMConfig) -> frozenset[str]:
+    """All tensors of the LLM; the head is tied to the embeddings and not counted."""
+    return frozenset(LlmLayout.of(config).names())
 
 
-def set_trainable(model: nn.Module, stage: str, adapter: Any = None, freeze_connector: bool = False) -> TrainableSet:
+def lora_targets(modules: Iterable[str], config: MGMConfig | None = None) -> str:
+    """The full-match pattern of LLM linears that PEFT gets as `target_modules`.
+
+    Raises:
+        ConfigError: a module that is not one of the LLM's seven linears.
+    """
+    return LlmLayout.of(config or MGMConfig()).targets(modules)
+
+
+def set_trainable(
+    model: nn.Module,
+    stage: str,
+    adapter: Any = None,
+    freeze_connector: bool = False,
+    *,
+    vision_tower: bool = False,
+    vision_tower_aux: bool = False,
+) -> TrainableSet:
     """Sets `requires_grad` of every parameter for a stage and asserts that exactly the declared set is trainable.
 
     Args:
         model: the model, its adapter already applied where the stage has one.
         stage: "align" (projector and mining) or "instruct" (adapter or LLM, and the connector unless frozen).
-        adapter: `mgm_exp.config.AdapterConfig` or a mapping with `kind` and `target_modules`; not used for "align".
+        adapter: `mgm_exp.config.AdapterConfig` or a mapping with some of its keys; not used for "align".
         freeze_connector: keeps projector and mining as they are in "instruct".
+        vision_tower, vision_tower_aux: the official switches, in "instruct"; see `tower_names`.
 
     Raises:
         ModelError: the model lacks a declared tensor, or holds adapter tensors that were not declared.
-        ConfigError: an unknown stage or kind of adapter.
+        ConfigError: an unknown stage or kind of adapter, or one that trains nothing.
     """
-    config: MGMConfig = model.config  # type: ignore[assignment]
-    lora, llm, patterns = frozenset[str](), frozenset[str](), []
+    from mgm_exp.model.adapters.kinds import adapter_of
+
+    lora, llm, towers, patterns = frozenset[str](), frozenset[str](), frozenset[str](), []
+    late, uncertain, rates = frozenset[str](), frozenset[str](), dict[str, float]()
     connector = connector_names()
     if stage == "instruct":
-        kind = str(getattr(_get(adapter, "kind"), "value", _get(adapter, "kind")))
-        if kind == "lora":
-            modules = list(_get(adapter, "target_modules"))
-            lora = lora_names(config, modules)
-            patterns.append(lora_targets(modules) + r"\.lora_[AB]\.weight")
-        elif kind == "full":
-            llm = llm_names(config)
-            patterns.append(LLM_PATTERN)
-        else:
-            raise ConfigError(f"adapter.kind {kind!r} is not known: allowed are 'full' and 'lora'.")
+        kind, layout = adapter_of(adapter), model.llm_layout
+        assert isinstance(layout, LlmLayout)
+        lora, llm = frozenset(kind.added(layout)), frozenset(kind.tuned(layout))
+        late, uncertain, rates = frozenset(kind.late(layout)), frozenset(kind.uncertain(layout)), kind.rates(layout)
+        patterns += kind.patterns(layout)
         connector = frozenset() if freeze_connector else connector
+        if vision_tower or vision_tower_aux:
+            towers = tower_names(model.config, low=vision_tower, high=vision_tower_aux)  # type: ignore[arg-type]
+            patterns += [TOWER_PATTERNS["low"]] if vision_tower else []
+            patterns += [TOWER_PATTERNS["high"]] if vision_tower_aux else []
     elif stage != "align":
         raise ConfigError(f"Stage {stage!r} trains nothing: allowed are 'align' and 'instruct'.")
     if connector:
         patterns.append(CONNECTOR_PATTERN)
 
-    declared = lora | connector | llm
+    declared = lora | connector | llm | towers
     parameters = {official_name(name): p for name, p in model.named_parameters()}
     if missing := sorted(declared - set(parameters)):
         raise ModelError(f"The model lacks {len(missing)} tensors that stage {stage!r} trains, first {missing[0]!r}.")
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in declared)
+        if name in declared or parameter.is_floating_point():  # 4-bit weights cannot be asked
+            parameter.requires_grad_(name in declared)
     if stray := sorted(n for n in declared if not any(re.fullmatch(p, n) for p in patterns)):
         raise ModelError(f"{stray[0]!r} is declared trainable but matches none of {patterns}.")
     model.train(model.training)  # towers that just froze go to eval mode
@@ -176,7 +199,11 @@ def set_trainable(model: nn.Module, stage: str, adapter: Any = None, freeze_conn
         llm=llm,
         patterns=tuple(patterns),
         n_lora=sum(_numel(parameters[n]) for n in lora),
-        n_other=sum(_numel(parameters[n]) for n in connector | llm),
+        n_other=sum(_numel(parameters[n]) for n in connector | llm | towers),
+        towers=towers,
+        late=late,
+        uncertain=uncertain,
+        rates=rates,
     )
     assert_trainable(model, trainable)
     return trainable
@@ -199,7 +226,3 @@ def assert_trainable(model: nn.Module, trainable: TrainableSet) -> None:
 
 def _numel(parameter: Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _get(section: Any, key: str) -> Any:
-    return section[key] if isinstance(section, Mapping) else getattr(section, key)

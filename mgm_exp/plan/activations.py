@@ -18,6 +18,23 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
+class AdapterWork:
+    """What a kind of adapter needs beside its parameters and the inputs of its target layers.
+
+    Args:
+        kept: Elements for each token and block that are kept for the backward pass.
+        whole: Elements of temporaries of a weight's size, in fp32.
+        state: Bytes that it remembers between steps.
+        packed: Parameters of the base that are held in 4 bits.
+    """
+
+    kept: float = 0.0
+    whole: float = 0.0
+    state: float = 0.0
+    packed: int = 0
+
+
+@dataclass(frozen=True)
 class Work:
     """What one process sends through the model in one micro-batch, and how it computes.
 
@@ -36,6 +53,8 @@ class Work:
         accumulation: Micro-batches of one process in a step.
         is_cpu: torch's AdamW takes tensors one by one there.
         pixel_bytes: Of one sample's images.
+        adapter: What a kind of adapter needs beside inputs of its targets; None: nothing.
+        tower, tower_aux: Whether part of the low- and of the high-resolution tower is trained.
     """
 
     stage: str
@@ -60,6 +79,9 @@ class Work:
     accumulation: int = 1
     is_cpu: bool = False
     pixel_bytes: float = 0.0
+    adapter: AdapterWork | None = None
+    tower: bool = False
+    tower_aux: bool = False
 
     @property
     def tokens(self) -> int:
@@ -132,6 +154,27 @@ def towers(sizes: Architecture, work: Work) -> float:
     return work.batch * max(joining, raising, block)
 
 
+def towers_saved(sizes: Architecture, work: Work) -> float:
+    """What the towers keep for their backward pass where part of them is trained: an estimate, not compared.
+
+    CLIP: a layer's norms in fp32, its inputs, queries, keys, values, MLP before and after its activation. ConvNeXt: the
+    last block of a stage feeds all later stages, so everything after the first stage's last block is kept: of each
+    block its input, the norm's input and output, the MLP's inner values before and after GELU, the scaled output.
+    """
+    if not work.encodes_images:
+        return 0.0
+    f = 4 if work.autocast else work.bytes
+    total = 0.0
+    if work.tower:
+        tokens = work.batch * sizes.views * sizes.clip_tokens
+        total += sizes.clip_tuned * tokens * (sizes.clip_width * (8 + 7 * work.bytes) + 2 * work.bytes * sizes.clip_mlp)
+    if work.tower_aux:
+        depths = (1, *sizes.map_depths[1:])
+        for stage, (width, depth) in enumerate(zip(sizes.map_widths, depths, strict=True)):
+            total += work.batch * depth * (sizes.map_side >> stage) ** 2 * width * (3 * f + 10 * work.bytes)
+    return total
+
+
 def connector(sizes: Architecture, work: Work) -> Connector:
     """Patch info mining, where memory goes: keys and values of all positions of the high-resolution map.
 
@@ -147,7 +190,7 @@ def connector(sizes: Architecture, work: Work) -> Connector:
     small = tokens * (sizes.clip_width * 6 + sizes.hidden * 4)  # patches, query, scores, the projector's own
     s = work.bytes
     high = 4 if work.autocast else s
-    if not work.trains_connector:
+    if not (work.trains_connector or work.tower or work.tower_aux):
         # high, its copy in s, regions; the norm's fp32 input and output, then the linear layer's input.
         norm = 8 if work.autocast else s
         return Connector(0.0, m * (high + (s if high != s else 0) + s + norm) + 2 * s * k + s * small, 0.0)
@@ -176,6 +219,10 @@ def layers(sizes: Architecture, work: Work) -> Layers:
     small_copies = s * work.rank * sum(sum(sizes.linear(m)) for m in work.targets) * count if work.autocast else 0.0
     running = _block_backward(sizes, work)
     gradient = (2 + 4 if work.autocast else s) * d * sizes.mlp if work.trains_llm else 0.0
+    if work.adapter is not None:
+        gradient += 4 * work.adapter.whole
+        # One layer's weight is unpacked at a time
+        gradient += s * sizes.hidden * sizes.mlp if work.adapter.packed else 0.0
     if work.checkpointing:
         saved = count * t * n * d + ends
         return Layers(saved, t * n * d, weights + small_copies, 0.0, one + running, one + running, gradient)
@@ -206,7 +253,8 @@ def block_saved(sizes: Architecture, work: Work) -> float:
     if work.is_eager:
         attention += (4 + s) * work.batch * sizes.heads * work.length**2 + s * n * 2 * (query - key)
     mlp = 3 * s * n * f
-    return norms + attention + mlp + sum(_input_saved(sizes, work).values())
+    own = s * n * work.adapter.kept if work.adapter is not None else 0.0
+    return norms + attention + mlp + own + sum(_input_saved(sizes, work).values())
 
 
 def _input_saved(sizes: Architecture, work: Work) -> dict[str, float]:

@@ -18,6 +18,7 @@ from mgm_exp.errors import ModelError
 
 if TYPE_CHECKING:
     from mgm_exp.model.configuration import MGMConfig
+    from mgm_exp.model.layout import LlmLayout
 
 PARTS = ("llm", "vision_tower", "vision_tower_aux", "mining", "projector")
 
@@ -34,6 +35,9 @@ class Architecture:
         grid, has_global: HD mode: g x g crops, and one view of the whole image.
         map_side: Of the high-resolution map; its positions are ``map_side ** 2``.
         map_widths, map_depths: Channels and blocks of its stages.
+        llm: Names and sizes of the LLM's parts.
+        tunable: Parameters that the official switches train of the two towers.
+        clip_tuned: Layers of the low-resolution tower that its switch trains.
         note: What was assumed; empty where the description was read from the checkpoint.
     """
 
@@ -55,6 +59,9 @@ class Architecture:
     map_side: int
     map_widths: tuple[int, ...]
     map_depths: tuple[int, ...]
+    llm: LlmLayout
+    tunable: tuple[int, int]
+    clip_tuned: int
     note: str = ""
 
     @property
@@ -87,6 +94,7 @@ class Parameters:
         lora: Of the adapter (0 in the align stage's own count, which has none).
         trained_llm: Weights of the LLM that are trained.
         trained_connector: Projector and mining, where they are trained.
+        trained_towers: What the official switches train of the towers.
     """
 
     llm: int
@@ -97,6 +105,7 @@ class Parameters:
     lora: int
     trained_llm: int
     trained_connector: int
+    trained_towers: int = 0
 
     @property
     def total(self) -> int:
@@ -108,7 +117,7 @@ class Parameters:
 
     @property
     def trainable(self) -> int:
-        return self.lora + self.trained_llm + self.trained_connector
+        return self.lora + self.trained_llm + self.trained_connector + self.trained_towers
 
     def to_json(self) -> dict[str, int]:
         names = ("llm", "vision_tower", "vision_tower_aux", "mining", "projector", "lora", "total", "trainable")
@@ -159,6 +168,8 @@ def _architecture(
 
 def _sizes(config: MGMConfig, note: str) -> Architecture:
     from mgm_exp.model import meta_model, official_name
+    from mgm_exp.model.layout import LlmLayout, n_elements
+    from mgm_exp.model.trainable import tower_names
 
     shapes = {official_name(name): tuple(p.shape) for name, p in meta_model(config).named_parameters()}
     clip, aux = config.vision_config or {}, config.vision_aux_config or {}
@@ -182,34 +193,52 @@ def _sizes(config: MGMConfig, note: str) -> Architecture:
         map_side=config.image_size_aux // 4,
         map_widths=tuple(aux["dims"]),
         map_depths=tuple(aux["depths"]),
+        llm=LlmLayout.of(config),
+        tunable=(
+            n_elements(shapes[name] for name in tower_names(config, low=True, high=False)),
+            n_elements(shapes[name] for name in tower_names(config, low=False, high=True)),
+        ),
+        clip_tuned=config.mm_vision_select_layer % n_states - clip["num_hidden_layers"] // 2,
         note=note,
     )
 
 
-def parameters_of(sizes: Architecture, stage: str, adapter: AdapterConfig, *, is_connector_frozen: bool) -> Parameters:
-    """Exact counts for a stage.
-
-    LoRA adds ``rank * (inputs + outputs)`` for each targeted layer of each block (Hu et al., arXiv 2106.09685).
+def parameters_of(
+    sizes: Architecture,
+    stage: str,
+    adapter: AdapterConfig,
+    *,
+    is_connector_frozen: bool,
+    tower: bool = False,
+    tower_aux: bool = False,
+) -> Parameters:
+    """Exact counts for a stage: those of the tensors that the adapter declares.
 
     Args:
         stage: ``align`` (connector), ``features`` (nothing) or ``instruct`` (adapter or LLM, and the connector unless
             it is frozen).
+        tower, tower_aux: What instruct trains of the towers, by the official switches.
     """
     counts = _part_counts(sizes)
-    lora = trained_llm = 0
-    if stage == "instruct" and adapter.kind is AdapterKind.lora:
-        sides = [sum(sizes.linear(module)) for module in _targets(adapter)]
-        lora = adapter.rank * sum(sides) * sizes.layers
-    elif stage == "instruct":
-        trained_llm = counts["llm"]
+    lora = trained_llm = trained_towers = 0
+    if stage == "instruct":
+        from mgm_exp.model.adapters import adapter_of
+        from mgm_exp.model.layout import n_elements
+
+        kind = adapter_of(adapter)
+        lora = n_elements(kind.added(sizes.llm).values())
+        trained_llm = n_elements(kind.tuned(sizes.llm).values())
+        trained_towers = sizes.tunable[0] * tower + sizes.tunable[1] * tower_aux
     trains_connector = stage == "align" or (stage == "instruct" and not is_connector_frozen)
     connector = counts["mining"] + counts["projector"] if trains_connector else 0
-    return Parameters(**counts, lora=lora, trained_llm=trained_llm, trained_connector=connector)
+    return Parameters(
+        **counts, lora=lora, trained_llm=trained_llm, trained_connector=connector, trained_towers=trained_towers
+    )
 
 
 def targets_of(adapter: AdapterConfig) -> tuple[str, ...]:
-    """The linear layers of a block that get an update, with their full names."""
-    return tuple(_targets(adapter)) if adapter.kind is AdapterKind.lora else ()
+    """The linear layers of a block whose inputs an update keeps, with their full names."""
+    return () if adapter.kind is AdapterKind.bottleneck else tuple(_targets(adapter))
 
 
 def _targets(adapter: AdapterConfig) -> list[str]:

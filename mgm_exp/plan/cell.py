@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import (
     AdapterConfig,
@@ -16,11 +16,14 @@ from mgm_exp.config import (
     Offload,
     Precision,
 )
-from mgm_exp.plan.activations import Work
+from mgm_exp.plan.activations import AdapterWork, Work
 from mgm_exp.plan.architecture import Architecture, Parameters, architecture_of, parameters_of, targets_of
 from mgm_exp.plan.cards import device_of, verdict
 from mgm_exp.plan.cost import disk_of, flops_of_mining, flops_of_sample, flops_of_towers, rows_of, steps_of
 from mgm_exp.plan.memory import GIB, Moment, moments, peak
+
+if TYPE_CHECKING:
+    from mgm_exp.model.adapters import Cost
 
 _COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 # The demo's longest conversation has so many tokens of text.
@@ -157,7 +160,14 @@ def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePla
     train = config.train
     section = train.align if name == "align" else train
     is_frozen = name == "features" or (name == "instruct" and train.freeze_connector)
-    parameters = parameters_of(sizes, name, config.adapter, is_connector_frozen=is_frozen)
+    parameters = parameters_of(
+        sizes,
+        name,
+        config.adapter,
+        is_connector_frozen=is_frozen,
+        tower=train.optimize_vision_tower,
+        tower_aux=train.optimize_vision_tower_aux,
+    )
     work = _work(config, sizes, name, parameters)
     rows = rows_of(config, name)
     steps = rows if name == "features" else steps_of(section, rows)
@@ -180,6 +190,8 @@ def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePla
 
 
 def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters: Parameters) -> Work:
+    from mgm_exp.model.adapters import adapter_of
+
     train, zero = config.train, config.zero
     section = train.align if stage == "align" else train
     is_half = train.precision is not Precision.fp32
@@ -187,18 +199,19 @@ def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters:
     stage_zero = 0 if stage == "features" else zero.stage
     length = _longest(config, sizes, section.max_length)
     in_pass = section.micro_batch_size * config.devices
+    own = adapter_of(config.adapter).cost(sizes.llm)
     return Work(
         stage=stage,
         batch=section.micro_batch_size,
-        length=length,
+        length=length + (own.tokens if stage == "instruct" else 0),
         supervised=max(1, length - sizes.visual_tokens),
         bytes=2 if is_half else 4,
         autocast=is_half and stage_zero == 0 and stage != "features",
         checkpointing=config.model.gradient_checkpointing and stage != "features",
         trains_connector=parameters.trained_connector > 0,
-        trains_llm=parameters.trained_llm > 0,
+        trains_llm=stage == "instruct" and config.adapter.kind is AdapterKind.full,
         targets=targets_of(config.adapter) if stage == "instruct" else (),
-        rank=config.adapter.rank if stage == "instruct" else 0,
+        rank=_rank(config.adapter) if stage == "instruct" else 0,
         has_dropout=config.adapter.dropout > 0,
         encodes_images=stage != "instruct" or not train.cache_visual_tokens,
         is_eager=config.model.attn_implementation is Attention.eager,
@@ -210,7 +223,29 @@ def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters:
         accumulation=max(1, section.global_batch_size // in_pass),
         is_cpu=config.device is Device.cpu,
         pixel_bytes=4.0 * 3 * ((sizes.map_side * 4) ** 2 + sizes.clip_tokens * 14**2),
+        adapter=_adapter_work(config, sizes, own, parameters.lora) if stage == "instruct" else None,
+        tower=stage == "instruct" and train.optimize_vision_tower,
+        tower_aux=stage == "instruct" and train.optimize_vision_tower_aux,
     )
+
+
+def _adapter_work(config: ExperimentConfig, sizes: Architecture, own: Cost, n_adapter: int) -> AdapterWork:
+    from mgm_exp.model.layout import n_elements
+
+    linears = n_elements(sizes.llm.places(sizes.llm.linears).values())
+    return AdapterWork(
+        kept=own.kept,
+        whole=own.weights,
+        state=own.state * n_adapter,
+        packed=linears if config.adapter.base_bits == 4 else 0,
+    )
+
+
+def _rank(adapter: AdapterConfig) -> int:
+    """Columns of what an adapter makes of each token; LoHa makes a whole weight instead."""
+    if adapter.kind is AdapterKind.adalora:
+        return adapter.adalora.initial_rank
+    return 0 if adapter.kind is AdapterKind.loha else adapter.rank
 
 
 def _longest(config: ExperimentConfig, sizes: Architecture, max_length: int) -> int:
@@ -281,14 +316,15 @@ def _batch(config: ExperimentConfig) -> str:
 
 
 def _checkpointing(config: ExperimentConfig) -> str:
-    if config.model.gradient_checkpointing:
+    if config.model.gradient_checkpointing or config.adapter.kind is AdapterKind.prefix:
         return ""
     config.model.gradient_checkpointing = True
     return "model.gradient_checkpointing=true"
 
 
 def _offload(config: ExperimentConfig) -> str:
-    if config.zero.offload_optimizer is Offload.cpu:
+    is_alone = config.adapter.kind is AdapterKind.adalora or config.adapter.base_bits == 4
+    if config.zero.offload_optimizer is Offload.cpu or is_alone:
         return ""
     config.zero.offload_optimizer = Offload.cpu
     config.zero.stage = config.zero.stage or 2

@@ -50,7 +50,7 @@ def flops_of_sample(sizes: Architecture, parameters: Parameters, work: Work, tok
     vision = flops_of_towers(sizes) if work.encodes_images else 0.0
     mining = flops_of_mining(sizes) if work.encodes_images else 0.0
     trains = 1 if work.trains_llm else 0
-    reaches = 1 if work.trains_connector or work.trains_llm or work.targets else 0
+    reaches = 1 if parameters.trainable else 0
     total = vision + mining * (1 + work.trains_connector * (1 + again))
     total += blocks * (1 + again + reaches + trains) + head * (3 + trains)
     return total + tokens * parameters.lora * (6 + 2 * again)
@@ -91,7 +91,9 @@ def disk_of(config: ExperimentConfig, parameters: Parameters, sizes: Architectur
     kept = config.train.checkpoint.keep * 12 * parameters.trainable
     connector = parameters.mining + parameters.projector
     result = (
-        half * (parameters.total - parameters.lora) if parameters.trained_llm else 4 * (parameters.lora + connector)
+        half * (parameters.total - parameters.lora)
+        if parameters.trained_llm == parameters.llm
+        else 4 * (parameters.lora + parameters.trained_llm + parameters.trained_towers + connector)
     )
     cached = (images or 0) * sizes.visual_tokens * sizes.hidden * half if config.train.cache_visual_tokens else 0
     return float(kept + result + cached)

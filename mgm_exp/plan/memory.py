@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from mgm_exp.plan.activations import Work, connector, head, layers, towers
+from mgm_exp.plan.activations import AdapterWork, Work, connector, head, layers, towers, towers_saved
 from mgm_exp.plan.architecture import Architecture, Parameters
 
 GIB = 1024**3
 # AdamW keeps two moments of 4 bytes for each trained parameter (Loshchilov & Hutter, arXiv 1711.05101).
 _ADAM_BYTES = 8
 _MASTER_BYTES = 4
+# Of a weight in NF4 with double quantisation: 4.127 bits (Dettmers et al., arXiv 2305.14314, section 3).
+_PACKED_BYTES = 4.127 / 8
 # What DeepSpeed's stage 3 leaves on every process: tensors of fewer elements, and a prefetch of later layers.
 _PERSISTENT_BELOW = 20_480
 
@@ -70,8 +72,11 @@ def held(parameters: Parameters, sizes: Architecture, work: Work) -> Held:
     """
     trained, frozen = parameters.trainable, parameters.total - parameters.trainable
     if not work.zero_stage:
+        own = work.adapter or AdapterWork()
+        packed = own.packed * (work.bytes - _PACKED_BYTES)
         # fp32 where trained, whatever the precision: autocast makes the copies that are computed with.
-        return Held(4 * trained + work.bytes * frozen, 4.0 * trained, _ADAM_BYTES * trained, 0.0)
+        weights = 4 * trained + work.bytes * frozen - packed
+        return Held(weights, 4.0 * trained, _ADAM_BYTES * trained + own.state, 0.0)
     share = 1 / work.devices
     weights, buckets = float(work.bytes * (trained + frozen)), 0.0
     if work.zero_stage == 3:
@@ -106,6 +111,7 @@ def moments(sizes: Architecture, parameters: Parameters, work: Work) -> list[Mom
     # The first micro-batch of a step finds no gradients; DistributedDataParallel keeps its buckets.
     keeps_buckets = work.devices > 1 and not work.zero_stage
     before = has.gradients if work.accumulation > 1 or keeps_buckets else 0.0
+    seen = towers_saved(sizes, work)
     mine, llm, words = connector(sizes, work), layers(sizes, work), head(sizes, work)
     inputs = work.batch * sizes.views * work.pixel_bytes if work.encodes_images else 0.0
 
@@ -115,17 +121,17 @@ def moments(sizes: Architecture, parameters: Parameters, work: Work) -> list[Mom
     found = []
     if work.encodes_images:
         found.append(moment("encoding images", before, max(towers(sizes, work), mine.forward)))
-    saved = mine.saved + llm.saved
+    saved = mine.saved + llm.saved + seen
     after_head = max(before, words.embedding_gradient)
     found += [
         moment("loss", before, saved + llm.copies_forward, words.forward, words.weight_copy),
         moment("backward of the head", before, saved + llm.copies_backward, words.backward, words.weight_gradient),
         moment("backward of the last layer", after_head, saved + llm.copies_backward + llm.backward, 0.0, llm.buffers),
-        moment("backward of the first layer", has.gradients, mine.saved + llm.inputs + llm.backward_first, 0.0, 0.0),
+        moment("backward of the first layer", has.gradients, mine.saved + seen + llm.inputs + llm.backward_first),
     ]
     if mine.backward:
-        found.append(moment("backward of mining", has.gradients, mine.saved + llm.inputs + mine.backward))
-    if parameters.trained_llm:
+        found.append(moment("backward of mining", has.gradients, mine.saved + seen + llm.inputs + mine.backward))
+    if work.trains_llm:
         found.append(moment("gradient of the embedding", has.gradients, 0.0, 0.0, words.embedding_gradient))
     found.append(Moment("optimizer step", has.weights, has.gradients, has.optimizer, 0.0, 0.0, _step(parameters, work)))
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import CheckpointConfig, ExperimentConfig, Precision, plain
+from mgm_exp.config import AdapterKind, CheckpointConfig, ExperimentConfig, Precision, adapter_key, plain
 from mgm_exp.errors import DataError
 from mgm_exp.store import file_sha256
 from mgm_exp.train.agreement import batch_fingerprint
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mgm_exp.data import BatchPlan, ImageTextDataset
     from mgm_exp.model import MGMForConditionalGeneration, MGMProcessor, TrainableSet
+    from mgm_exp.model.adapters.adalora import RankSharing
     from mgm_exp.train.engine import Engine
 
 
@@ -124,7 +125,8 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     ranks.marks.works()
     module = LossModule(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    engine = make_engine(module, trainable, config, settings, ranks)
+    around = shared_ranks(model, job.stage, config, plan.n_steps)
+    engine = make_engine(module, trainable, config, settings, ranks, around)
     ranks.marks.works()
     if ranks.world_size > 1 and not settings.zero_stage:
         assert_same_start(engine, ranks)
@@ -142,7 +144,8 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
         n_parameters=n_parameters,
         belongs_to={
             **{key: plain(value) for key, value in vars(settings).items()},
-            "adapter": plain(config.adapter) if job.stage == "instruct" else None,
+            "adapter": adapter_key(config.adapter) if job.stage == "instruct" else None,
+            "towers": sorted(trainable.towers),
             "freeze_connector": job.stage == "instruct" and config.train.freeze_connector,
             "engine": engine.describe()["name"],
             "records": file_sha256(job.records),
@@ -186,7 +189,14 @@ def make_trainable(
 
     if stage == "instruct":
         apply_adapter(model, config.adapter, derived_seed(config.seed, "adapter"))
-    trainable = set_trainable(model, stage, config.adapter, config.train.freeze_connector)
+    trainable = set_trainable(
+        model,
+        stage,
+        config.adapter,
+        config.train.freeze_connector,
+        vision_tower=config.train.optimize_vision_tower,
+        vision_tower_aux=config.train.optimize_vision_tower_aux,
+    )
     model.train()
     if settings.zero_stage == 0 and settings.precision is not Precision.fp32:
         # Plain PyTorch trains in fp32 and computes under autocast; DeepSpeed keeps fp32 masters of its own
@@ -196,22 +206,40 @@ def make_trainable(
     return trainable
 
 
+def shared_ranks(
+    model: MGMForConditionalGeneration, stage: str, config: ExperimentConfig, n_steps: int
+) -> RankSharing | None:
+    """What AdaLoRA does around every update; None for every other kind."""
+    if stage != "instruct" or config.adapter.kind is not AdapterKind.adalora:
+        return None
+    from mgm_exp.model.adapters.adalora import RankSharing
+
+    return RankSharing(model, config.adapter.adalora, n_steps)
+
+
 def make_engine(
-    module: nn.Module, trainable: TrainableSet, config: ExperimentConfig, settings: StageSettings, ranks: Ranks
+    module: nn.Module,
+    trainable: TrainableSet,
+    config: ExperimentConfig,
+    settings: StageSettings,
+    ranks: Ranks,
+    around: RankSharing | None = None,
 ) -> Engine:
     """The engine that the configuration asks for, around the loss."""
     from mgm_exp.model import official_name
     from mgm_exp.train.optimizer import build_optimizer, parameter_groups
 
     named = {official_name(name): p for name, p in module.model.named_parameters() if p.requires_grad}  # type: ignore[union-attr]
-    groups = parameter_groups(named, trainable.connector_names, settings)
+    groups = parameter_groups(
+        named, trainable.connector_names, settings, towers=trainable.towers, rates=trainable.rates
+    )
     if settings.zero_stage:
         from mgm_exp.train.deepspeed_engine import DeepSpeedEngine
 
         return DeepSpeedEngine(module, named, groups, settings, config.zero, ranks)
     from mgm_exp.train.engine import PlainEngine
 
-    return PlainEngine(module, named, build_optimizer(groups, settings), settings, ranks)
+    return PlainEngine(module, named, build_optimizer(groups, settings), settings, ranks, around_updates=around)
 
 
 def open_dataset(
@@ -258,5 +286,5 @@ def _in_words(stage: str, trainable: TrainableSet) -> str:
     counts = trainable.counts()
     return (
         f"{stage}: trains {counts['n_total']:,} parameters in {len(trainable.names)} tensors "
-        f"(LoRA {counts['n_lora']:,}, others {counts['n_other']:,}): {', '.join(trainable.patterns)}"
+        f"(adapter {counts['n_lora']:,}, others {counts['n_other']:,}): {', '.join(trainable.patterns)}"
     )

@@ -2,9 +2,9 @@
 
 The set itself is declared and asserted by the model room. Here the tensors are compared before and after real updates:
 frozen ones after the first, trained ones after the first that can move them. That is not always the first step: a
-warm-up begins with a learning rate of 0; LoRA's A has no gradient while B is still zero; projector and mining have
-none in a batch without images; the bias in front of mining's keys shifts all scores of a window alike and has a true
-gradient of zero.
+warm-up begins with a learning rate of 0; LoRA's A has no gradient while B is still zero; projector, mining and towers
+have none in a batch without images; the bias in front of mining's keys shifts all scores of a window alike and has a
+true gradient of zero.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class MovementCheck:
 
     def __init__(self, module: nn.Module, engine: Engine, trainable: TrainableSet, ranks: Ranks) -> None:
         self._engine, self._ranks = engine, ranks
-        self._connector = trainable.connector_names
-        self._never_certain = trainable.zero_gradient_by_construction - trainable.lora
-        self._needs_b = trainable.zero_gradient_by_construction & trainable.lora
+        self._needs_images = trainable.needs_images
+        self._never_certain = trainable.never_certain
+        self._late = trainable.late
         trained = {id(parameter) for parameter in engine.trainable.values()}
         self._frozen = {name: p for name, p in module.named_parameters() if id(p) not in trained}
         self._is_sampled = sum(_elements(p) for p in self._frozen.values()) > FULL_CHECK_PARAMETERS
         self._before_frozen: dict[str, str] = {}
         self._before: dict[str, str] = {}
         self._waiting: set[str] = set(engine.trainable)
-        self._b_has_moved = False
+        self._has_updated = False
 
     @property
     def is_done(self) -> bool:
@@ -74,7 +74,7 @@ class MovementCheck:
         still = {name for name in sorted(self._waiting) if checksum(self._engine.master(name)) == self._before[name]}
         expected = {name for name in self._waiting if self._must_move(name, has_images)}
         self._waiting = still
-        self._b_has_moved = True
+        self._has_updated = True
         stuck = sorted(still & expected)
         # A shard may be frozen here and moved there: all processes agree before anyone raises
         faults = self._ranks.gather_texts(
@@ -89,9 +89,9 @@ class MovementCheck:
             )
 
     def _must_move(self, name: str, has_images: bool) -> bool:
-        if name in self._never_certain or (name in self._needs_b and not self._b_has_moved):
+        if name in self._never_certain or (name in self._late and not self._has_updated):
             return False
-        return has_images or name not in self._connector
+        return has_images or name not in self._needs_images
 
     def _frozen_sum(self, parameter: nn.Parameter) -> str:
         return checksum(self._engine.resident(parameter), sampled=self._is_sampled)

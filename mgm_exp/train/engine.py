@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 Batch = Mapping[str, Any]
+# State of what an adapter does around updates.
+_AROUND = "around_updates.safetensors"
 COMPUTE_DTYPE = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
@@ -45,6 +47,22 @@ class Update:
     applied: bool
     grad_norm: float
     loss_scale: float | None = None
+
+
+class AroundUpdates(Protocol):
+    """What an adapter does around every update, the same on every process; gradients are whole and unscaled."""
+
+    def before_update(self) -> None:
+        """May add to the gradients, before they are clipped."""
+
+    def after_update(self, *, applied: bool) -> None:
+        """Called while the gradients are still there."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Plain values and tensors for a checkpoint."""
+
+    def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what :meth:`state` gave."""
 
 
 class Engine(ABC):
@@ -125,6 +143,7 @@ class PlainEngine(Engine):
         optimizer: Over exactly these.
         settings: Clipping and precision.
         ranks: This process.
+        around_updates: What an adapter does before and after each of them; None: nothing.
     """
 
     def __init__(
@@ -136,8 +155,10 @@ class PlainEngine(Engine):
         ranks: Ranks,
         *,
         initial_loss_scale: float = 2.0**16,
+        around_updates: AroundUpdates | None = None,
     ) -> None:
         self.name = "pytorch"
+        self.around_updates = around_updates
         self.trainable, self.ranks, self.optimizer = trainable, ranks, optimizer
         self.max_grad_norm = settings.max_grad_norm
         self.dtype = COMPUTE_DTYPE[settings.precision]
@@ -175,6 +196,8 @@ class PlainEngine(Engine):
         set_learning_rates(self.groups, lr_factor)
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
         self.scaler.unscale_(self.optimizer)
+        if self.around_updates is not None:
+            self.around_updates.before_update()
         parameters = [parameter for parameter in self.trainable.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
         grad_norm = float(norm)
@@ -183,18 +206,23 @@ class PlainEngine(Engine):
             if self.max_grad_norm > 0:
                 nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
             self.scaler.step(self.optimizer)
+        if self.around_updates is not None:
+            self.around_updates.after_update(applied=is_finite)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return Update(is_finite, grad_norm, scale)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """``trainable.safetensors`` and ``optimizer.safetensors``, written by the first process (all hold the same)."""
+        values, tensors = self.around_updates.state() if self.around_updates is not None else ({}, {})
         if self.ranks.is_first:
             from safetensors.torch import save_file
 
             save_file({name: _for_disk(p) for name, p in self.trainable.items()}, folder / "trainable.safetensors")
             save_file(dict(self._optimizer_tensors()), folder / "optimizer.safetensors")
-        return {"scaler": self.scaler.state_dict()}
+            if tensors:
+                save_file({name: _for_disk(tensor) for name, tensor in tensors.items()}, folder / _AROUND)
+        return {"scaler": self.scaler.state_dict(), **({"around_updates": values} if values else {})}
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self.trainable.items():
@@ -219,6 +247,9 @@ class PlainEngine(Engine):
         for name, values in state.items():
             self.optimizer.state[self.trainable[name]] = values
         self.scaler.load_state_dict(extra["scaler"])
+        if self.around_updates is not None:
+            tensors = load_file(folder / _AROUND) if (folder / _AROUND).is_file() else {}
+            self.around_updates.load_state(extra["around_updates"], tensors)
 
     def describe(self) -> dict[str, Any]:
         return {

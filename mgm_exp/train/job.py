@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.config import Aspect, ExperimentConfig, GroupBy, LossNorm, Precision, from_plain
+from mgm_exp.config import Aspect, ExperimentConfig, GroupBy, LossNorm, Precision, from_plain, trains_towers
 from mgm_exp.errors import ConfigError
 
 STAGES = ("align", "instruct", "features")
@@ -82,6 +82,7 @@ class StageSettings:
     Args:
         lr: Peak learning rate of adapter or LLM (instruct); of the connector (align).
         connector_lr: Peak learning rate of projector and mining.
+        vision_tower_lr: Peak learning rate of what is trained of the towers.
         accumulation: Micro-batches of one process in one optimizer step.
         seed: Of this stage: data order, dropout.
     """
@@ -89,6 +90,7 @@ class StageSettings:
     stage: str
     lr: float
     connector_lr: float
+    vision_tower_lr: float
     epochs: float
     max_steps: int | None
     global_batch_size: int
@@ -116,6 +118,7 @@ def stage_settings(config: ExperimentConfig, stage: str) -> StageSettings:
         stage=stage,
         lr=section.lr,
         connector_lr=align.lr if stage == "align" else train.projector_lr,
+        vision_tower_lr=train.vision_tower_lr if stage == "instruct" and trains_towers(train) else 0.0,
         epochs=section.epochs,
         max_steps=section.max_steps,
         global_batch_size=section.global_batch_size,

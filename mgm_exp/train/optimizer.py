@@ -1,4 +1,4 @@
-"""AdamW over two groups: what the LLM learns (adapter or weights), and the connector with its own learning rate."""
+"""AdamW over groups: what the LLM learns (adapter or weights), the connector and the towers at rates of their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 def parameter_groups(
-    trainable: Mapping[str, nn.Parameter], connector: Collection[str], settings: StageSettings
+    trainable: Mapping[str, nn.Parameter],
+    connector: Collection[str],
+    settings: StageSettings,
+    *,
+    towers: Collection[str] = (),
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Optimizer groups in a fixed order, each with its ``group`` name and ``peak_lr``.
 
@@ -24,12 +29,22 @@ def parameter_groups(
         trainable: Name -> parameter of all that is trained.
         connector: Names among them of projector and mining.
         settings: Learning rates and weight decay.
+        towers: Names among them of the vision towers.
+        rates: Name -> multiple of the LLM group's rate, where it is not 1 (LoRA+); each multiple is a group.
     """
     groups: list[dict[str, Any]] = []
-    for group, lr, names in (
-        ("llm", settings.lr, [name for name in trainable if name not in connector]),
+    own = {**dict.fromkeys(connector, 1.0), **dict.fromkeys(towers, 1.0)}
+    faster = {name: ratio for name, ratio in (rates or {}).items() if name in trainable and name not in own}
+    parts = [("llm", settings.lr, [name for name in trainable if name not in own and name not in faster])]
+    parts += [
+        (f"llm_x{ratio:g}", settings.lr * ratio, [name for name in trainable if faster.get(name) == ratio])
+        for ratio in sorted(set(faster.values()))
+    ]
+    parts += [
         ("connector", settings.connector_lr, [name for name in trainable if name in connector]),
-    ):
+        ("towers", settings.vision_tower_lr, [name for name in trainable if name in towers]),
+    ]
+    for group, lr, names in parts:
         is_split = settings.weight_decay > 0
         decayed = [name for name in names if not is_split or trainable[name].dim() >= 2]
         plain = [name for name in names if is_split and trainable[name].dim() < 2]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import EarlyStoppingConfig, ExperimentConfig
+from mgm_exp.config import EarlyStoppingConfig, ExperimentConfig, trains_towers
 from mgm_exp.train.job import TrainJob
 from mgm_exp.train.ranks import Ranks
 
@@ -66,7 +66,8 @@ class Validation:
         passes = stage.model.register_forward_pre_hook(lambda *_: ranks.marks.works())
         try:
             if self._held_out is None:
-                frozen = stage.config.train.freeze_connector
+                train = stage.config.train
+                frozen = train.freeze_connector and not trains_towers(train)
                 self._held_out = HeldOut(self.benchmark, mine, stage.processor, keeps_images=frozen)
             half = stage.settings.precision is not Precision.fp32 and not stage.settings.zero_stage
             dtype = COMPUTE_DTYPE[stage.settings.precision]

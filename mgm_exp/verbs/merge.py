@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
             on_progress=on_progress,
         )
     form = merged.dtype if options.export == "safetensors" else f"{merged.dtype} and {options.export}"
-    says = f"{merged.adapted:,} with LoRA added), {merged.n_bytes / 2**30:.3f} GiB of {form} in {merged.shards} shards"
+    says = f"{merged.adapted:,} with the adapter added), {merged.n_bytes / 2**30:.3f} GiB of {form} in {merged.shards} shards"
     if options.export == "peft":
         says = f"LoRA for {merged.adapted:,} weights), {merged.n_bytes / 2**20:.1f} MiB in {merged.shards} files"
     print(f"{merged.tensors:,} tensors ({says}: {options.out}")
@@ -41,11 +41,11 @@ def run(arguments: list[str]) -> int:
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mgm-exp merge",
-        description="Writes LLM with LoRA added, projector, mining and towers under the official names, with "
+        description="Writes LLM with its adapter, projector, mining and towers under the official names, with "
         "tokenizer, model card and a merge record. One shard is in memory at a time; DIR appears whole or not at all.",
     )
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="folder of a run, or of a LoRA (also of the official code)"
+        "run", type=Path, metavar="RUN", help="folder of a run, or of an adapter (also of the official code)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument("--base", type=Path, metavar="DIR", help="base model, where RUN does not lead to it")

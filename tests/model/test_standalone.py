@@ -278,9 +278,11 @@ def test_what_fails_leaves_nothing(run_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "does not fit its base"),
+        ({"use_dora": False, "lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"peft_type": "LOHA"}, "only LoRA"),
+        ({"peft_type": "LOHA"}, "no usable r and alpha"),
+        ({"peft_type": "IA3"}, "IA3 adapter; known are ADALORA, .*LORA"),
         ({"r": 4}, "rank 4"),
     ],
 )

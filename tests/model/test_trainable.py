@@ -79,8 +79,8 @@ def test_a_set_that_was_tampered_with_is_noticed(model) -> None:
 def test_an_adapter_that_is_missing_or_undeclared_is_named(model, lora) -> None:
     with pytest.raises(ModelError, match="lacks 28 tensors"):
         set_trainable(model, "instruct", lora)
-    with pytest.raises(ConfigError, match="'prefix'"):
-        set_trainable(model, "instruct", {"kind": "prefix"})
+    with pytest.raises(ConfigError, match="'suffix'"):
+        set_trainable(model, "instruct", {"kind": "suffix"})
     with pytest.raises(ConfigError, match="'pretrain'"):
         set_trainable(model, "pretrain", FULL)
 

@@ -52,6 +52,7 @@ TRAINABLE = TrainableSet(
     patterns=(),
     n_lora=6,
     n_other=9,
+    late=frozenset({"l.lora_A.weight"}),
 )
 
 

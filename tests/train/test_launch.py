@@ -26,6 +26,7 @@ from mgm_exp.train.metrics_file import read_rows
 
 from .conftest import experiment, full, job_in, lora, write_records
 from .killed import train_until_killed
+from .test_adapter_training import KINDS as ADAPTERS
 
 MakeJob = Callable[..., TrainJob]
 pytestmark = pytest.mark.timeout(900)
@@ -79,6 +80,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {"adapter": full(), "steps": 4, "lr": 1e-3},
     "align": {"stage": "align", "steps": 3},
     "dropout": {"adapter": lora(dropout=0.2), "steps": 3},
+    "adalora": {"adapter": ADAPTERS["adalora"], "steps": 3},
+    "bottleneck": {"adapter": ADAPTERS["bottleneck"], "steps": 3},
 }
 # Global batch 4: one process x 4 micro-batches, two processes x 2
 IN_TWO_PROCESSES: dict[str, dict[str, Any]] = {
@@ -90,6 +93,8 @@ IN_TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "full-zero3": {"zero": 3},
     "align-zero3": {"zero": 3},
     "dropout-zero2": {"zero": 2},
+    "adalora-none": {},
+    "bottleneck-zero3": {"zero": 3},
 }
 # Enough steps that a process is still at work when its starter has heard of a row and acts on it
 STORY: dict[str, Any] = {"steps": 10, "every_steps": 2, "devices": 2, "adapter": lora(dropout=0.1)}

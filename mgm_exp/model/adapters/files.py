@@ -1,0 +1,80 @@
+"""Files of adapters and models: safetensors written whole or not at all, and what an adapter folder consists of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mgm_exp.errors import ModelError
+from mgm_exp.model.tensors import official_name, read_pickled
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+CONNECTOR_FILE = "non_lora_trainables.safetensors"
+
+
+def adapter_files(folder: Path) -> tuple[Path, Path | None]:
+    """LoRA's tensors and the connector of an adapter folder, ours or one of the official code (pickled `.bin`).
+
+    Raises:
+        ModelError: it is no adapter folder.
+    """
+    weights = [folder / name for name in (ADAPTER_FILE, "adapter_model.bin") if (folder / name).is_file()]
+    if not weights or not (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.")
+    connector = weights[0].with_name(CONNECTOR_FILE).with_suffix(weights[0].suffix)
+    return weights[0], connector if connector.is_file() else None
+
+
+def read_adapter(file: Path) -> dict[str, Tensor]:
+    """An adapter's tensors by official name, as they are in its file.
+
+    Raises:
+        ModelError: a damaged file.
+    """
+    tensors = read_pickled(file) if file.suffix == ".bin" else read_safetensors(file)
+    return {official_name(n): t for n, t in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file whole or not at all (beside, fsync, rename)."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(
+            {n: t.detach().cpu().contiguous() for n, t in tensors.items()}, str(beside), metadata={"format": "pt"}
+        )
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        ModelError: damaged.
+    """
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
