@@ -92,13 +92,14 @@ class Trained:
         return TrainedWeights(entry.path, entry.key) if entry else None
 
 
-def find_trained(path: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str]) -> Trained:
+def find_trained(path: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str], devices: int = 1) -> Trained:
     """Reads what is to be scored, and on what.
 
     Args:
         path: A run's folder (``config.yaml`` beside ``adapter/`` or ``model/``), or a checkpoint's (``config.json``).
         benchmarks: Their names; None: those of the run.
         overrides: Where files are and how questions are asked (``eval.textvqa.questions=...``).
+        devices: Processes that share the questions.
 
     Raises:
         ConfigError: a name or an override that cannot be used.
@@ -121,7 +122,7 @@ def find_trained(path: Path, benchmarks: Sequence[str] | None, overrides: Sequen
             demo=replace(section.demo, baselines=False),
         ),
         train=replace(config.train, validation=replace(config.train.validation, every_steps=None)),
-        devices=1,
+        devices=devices,
     )
     return Trained(folder, config, is_run, read_record(folder / "manifest.json") if is_run else {})
 

@@ -182,6 +182,8 @@ AFFECTS: dict[str, set[str]] = {
     "eval.name": NOTHING,
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},
+    "eval.precision": {"evaluate"},
+    "eval.image_cache_gib": NOTHING,
     "eval.textvqa.questions": NOTHING,
     "eval.textvqa.annotations": NOTHING,
     "eval.textvqa.images": NOTHING,
@@ -334,6 +336,7 @@ OTHER = {
     "train.beta2": 0.5,
     "adapter.dropout": 0.5,
     "data.max_bad_share": 0.5,
+    "eval.precision": Precision.bf16,
     "zero.offload_optimizer": "cpu",
     "zero.stage": 2,
 }
