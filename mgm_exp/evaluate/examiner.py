@@ -1,4 +1,4 @@
-"""Evaluations of one call: the base is loaded once, whatever is asked, by whichever adapters, in however many processes.
+"""Evaluations of one call: the base is loaded once, for all benchmarks and adapters, in one process or in several.
 
 with Examiner(config, "cuda", devices=4) as examiner:
     examiner.examine(benchmark, {Candidate("lora 8", out8): run8, Candidate("lora 16", out16): run16})
