@@ -49,6 +49,8 @@ class Evaluation:
         self.label = label or ("the trained model" if trained.is_run else "the checkpoint")
         self.load: Callable[[str, ExperimentConfig, Path | None], Any] | None = None
         """Where benchmarks come from; None: each is read anew."""
+        self.made: set[str] = set()
+        """Keys of the store that this call has made already, for several models at once."""
         self._demo_folder: Path | None = None
         self.tell, self.say = tell, say
         self.store = open_store(self.config.paths)
@@ -139,10 +141,11 @@ class Evaluation:
             inputs=payload,
             on_wait=lambda why: self.say(f"{name}: waiting, {why}"),
         )
+        is_new = not output.reused or output.key in self.made
         self.say(
-            f"{name}: reused {output.key} ({output.seconds:.1f} s saved)"
-            if output.reused
-            else f"{name}: made {output.key} in {output.seconds:.1f} s"
+            f"{name}: made {output.key} in {output.seconds:.1f} s{' for all models' if output.reused else ''}"
+            if is_new
+            else f"{name}: reused {output.key} ({output.seconds:.1f} s saved)"
         )
         return output
 

@@ -70,8 +70,10 @@ class Evaluations:
             return dict(zip(works, told, strict=True))
 
         made = produce_together(entries, make, lambda why: self.say(f"{name}: waiting, {why}"))
+        for evaluation in self.evaluations:
+            evaluation.made |= {entry.key for entry in made}
         if made:
-            self.say(f"evaluate[{benchmark.name}]: {made} models answered side by side")
+            self.say(f"evaluate[{benchmark.name}]: {len(made)} models answered side by side")
 
     def _load(self, name: str, config: ExperimentConfig, demo: Path | None) -> Any:
         """Benchmarks that are configured alike are read once."""
@@ -118,7 +120,7 @@ def produce_together(
     entries: Sequence[_Entry],
     make: Callable[[dict[_Entry, Path]], dict[_Entry, dict[str, Any]]],
     on_wait: Say,
-) -> int:
+) -> list[_Entry]:
     """Has those entries made that are not there yet, in one go: all of them are published, or none.
 
     Args:
@@ -127,7 +129,7 @@ def produce_together(
         on_wait: Called with a sentence while another process makes one of them.
 
     Returns:
-        How many were made.
+        Those that were made now.
     """
     # In one order everywhere: two calls that want the same entries wait for each other, and not in a circle.
     ordered = sorted(entries, key=lambda entry: (str(entry.store.root), entry.key))
@@ -151,7 +153,7 @@ def produce_together(
             take(place + 1)
 
     take(0)
-    return len(works)
+    return list(works)
 
 
 def _base(config: ExperimentConfig, found: Preflight) -> str:
