@@ -30,6 +30,8 @@ BENCHMARKS = (
     "sweep_overhead",
     "sweep_pruning",
     "sweep_kills",
+    "evaluate_throughput",
+    "evaluate_adapters",
     "compare_runs",
     "scale_study",
     "scale_sweep",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from mgm_exp import stages
+from mgm_exp.config import ExperimentConfig
 from mgm_exp.errors import ConfigError, UserError
 from mgm_exp.folders import LEASE, open_store, read_record
 from mgm_exp.preflight import Preflight
@@ -32,12 +34,24 @@ class Evaluation:
         out: The folder; a run's own, or another one.
         tell: Told (what, done, total) while questions are answered.
         say: Takes a sentence for the user.
+        label: What the model is called in messages; None: the trained model, or the checkpoint.
     """
 
     def __init__(
-        self, trained: Trained, out: Path, tell: Callable[[str, int, int], None], say: Callable[[str], None]
+        self,
+        trained: Trained,
+        out: Path,
+        tell: Callable[[str, int, int], None],
+        say: Callable[[str], None],
+        label: str | None = None,
     ) -> None:
         self.trained, self.config, self.out = trained, trained.config, Path(out).expanduser().resolve()
+        self.label = label or ("the trained model" if trained.is_run else "the checkpoint")
+        self.load: Callable[[str, ExperimentConfig, Path | None], Any] | None = None
+        """Where benchmarks come from; None: each is read anew."""
+        self.made: set[str] = set()
+        """Keys of the store that this call has made already, for several models at once."""
+        self._demo_folder: Path | None = None
         self.tell, self.say = tell, say
         self.store = open_store(self.config.paths)
         self.scoring = Scoring(self.config, self.out, self._produce, tell, say)
@@ -48,6 +62,16 @@ class Evaluation:
         Raises:
             LeaseHeld: the run is running, or somebody else scores it.
             UserError: a file is missing or damaged, or the folder holds the scores of another model.
+        """
+        with self.held() as found:
+            return self.score(found)
+
+    @contextmanager
+    def held(self) -> Iterator[Preflight]:
+        """The folder, which nobody else writes meanwhile, of a model that can be scored.
+
+        Raises:
+            LeaseHeld, UserError: as :meth:`run`.
         """
         holder = Lease(self.trained.folder / LEASE).holder() if self.trained.is_run else None
         if holder is not None:
@@ -63,8 +87,9 @@ class Evaluation:
         except LeaseHeld as error:
             raise self._held(self.out) from error
         try:
-            return self._score(found)
+            yield found
         finally:
+            self.scoring.close()
             lease.release()
 
     def _held(self, folder: Path) -> LeaseHeld:
@@ -73,11 +98,9 @@ class Evaluation:
             advice="Wait for it to end (mgm-exp status), or stop it, and give the same command again.",
         )
 
-    def _score(self, found: Preflight) -> list[Any]:
-        from mgm_exp import evaluate
-
+    def score(self, found: Preflight) -> list[Any]:
+        """Scores all benchmarks in the folder that is held; the lines of their table."""
         weights = self.trained.weights()
-        label = "the trained model" if weights else "the checkpoint"
         model = {"name": self.config.model.name, "weights": weights.key if weights else None}
         self._claim_folder({**model, "fingerprint": found.sources.model})
         curated = self.trained.stage("curate")
@@ -87,11 +110,19 @@ class Evaluation:
                 "hold them.",
                 advice="Give eval.robustness.long_tail=false, or paths.store=DIR.",
             )
-        demo = self._demo() if found.needs_demo else None
         for name in self.config.eval.benchmarks:
-            benchmark = evaluate.load_benchmark(name, self.config, demo)
-            self.scoring.score_all(found, benchmark, weights, label, curated.path if curated else None, self._merge)
+            benchmark = self.benchmark(name, found)
+            rows = curated.path if curated else None
+            self.scoring.score_all(found, benchmark, weights, self.label, rows, self._merge)
         return self.scoring.lines
+
+    def benchmark(self, name: str, found: Preflight) -> Any:
+        """A benchmark with its questions, as the configuration describes it."""
+        from mgm_exp import evaluate
+
+        if found.needs_demo and self._demo_folder is None:
+            self._demo_folder = self._demo()
+        return (self.load or evaluate.load_benchmark)(name, self.config, self._demo_folder)
 
     def _demo(self) -> Path:
         from mgm_exp.data import stages as data
@@ -110,10 +141,11 @@ class Evaluation:
             inputs=payload,
             on_wait=lambda why: self.say(f"{name}: waiting, {why}"),
         )
+        is_new = not output.reused or output.key in self.made
         self.say(
-            f"{name}: reused {output.key} ({output.seconds:.1f} s saved)"
-            if output.reused
-            else f"{name}: made {output.key} in {output.seconds:.1f} s"
+            f"{name}: made {output.key} in {output.seconds:.1f} s{' for all models' if output.reused else ''}"
+            if is_new
+            else f"{name}: reused {output.key} ({output.seconds:.1f} s saved)"
         )
         return output
 

@@ -123,6 +123,8 @@ class Experiment:
                 return self._finish("completed", None)
         except KeyboardInterrupt as error:
             raise Interrupted("Stopped by Ctrl-C; the same command continues.") from error
+        finally:
+            self.scoring.close()
 
     def story(self) -> None:
         """Curate -> align -> instruct -> evaluate; what each one needs is what the one before it left."""

@@ -200,6 +200,8 @@ def _check_recipe(config: ExperimentConfig) -> None:
 
 
 def _check_precision(config: ExperimentConfig, device: str) -> None:
+    if device == "cpu" and config.eval.precision is Precision.fp16:
+        raise ConfigError("eval.precision=fp16 needs a GPU, and none is used here; use fp32 or bf16 on the CPU.")
     if device == "cpu" and config.train.precision is Precision.fp16:
         raise ConfigError("train.precision=fp16 needs a GPU, and none is used here; use fp32 or bf16 on the CPU.")
     if device == "cpu" and config.model.attn_implementation is Attention.flash_attention_2:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +40,37 @@ class Produce(Protocol):
     ) -> StageOutput: ...
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One benchmark asked of one set of weights: an entry of the store.
+
+    Args:
+        payload: What its key is made of.
+        fingerprint: Of the model.
+        weights: Their folder; None: the base as it is.
+    """
+
+    payload: stages.Payload
+    fingerprint: str
+    weights: Path | None
+
+    @classmethod
+    def of(cls, config: ExperimentConfig, found: Preflight, benchmark: Any, weights: Weights | None) -> Asked:
+        """The entry of a benchmark and weights (None: the untouched base)."""
+        key = weights.key if weights else None
+        return cls(
+            stages.evaluate_payload(config, found.sources, key, benchmark.fingerprint()),
+            fingerprint({"weights": key, "base": found.sources.model}),
+            weights.path if weights else None,
+        )
+
+    def candidate(self, work: Path) -> dict[Any, Path | None]:
+        """The model as an examiner takes it, in the work folder of the entry; answers so far lie beside its output."""
+        from mgm_exp import evaluate
+
+        return {evaluate.Candidate(self.fingerprint, work / "out", work / "answers.jsonl"): self.weights}
+
+
 class Scoring:
     """Scores benchmarks; ``metrics``, ``eval_keys`` and ``lines`` (of the final table) grow with each.
 
@@ -60,30 +92,34 @@ class Scoring:
     ) -> None:
         self.config, self.folder = config, folder
         self.produce, self.tell, self.say = produce, tell, say
+        self._examiner: Any = None
         self.metrics: dict[str, float] = {}
         self.eval_keys: dict[str, Any] = {}
         self.lines: list[Any] = []
+
+    def close(self) -> None:
+        """Lets go of the models; before the folder's owner does something else."""
+        if self._examiner is not None:
+            self._examiner.close()
+            self._examiner = None
 
     def score(self, found: Preflight, benchmark: Any, weights: Weights | None, label: str) -> StageOutput:
         """One benchmark on one set of weights (None: the untouched base); the store scores each pair once."""
         from mgm_exp import evaluate
 
-        key = weights.key if weights else None
         name = f"evaluate[{benchmark.name}] {label}"
-        return self.produce(
-            "evaluate",
-            stages.evaluate_payload(self.config, found.sources, key, benchmark.fingerprint()),
-            lambda work: evaluate.evaluate_weights(
-                self.config,
-                benchmark,
-                weights.path if weights else None,
-                work / "out",
-                device=found.sources.device,
-                model_fingerprint=fingerprint({"weights": key, "base": found.sources.model}),
-                on_progress=lambda done, total: self.tell(name, done, total),
-            ),
-            label=name,
-        )
+        asked = Asked.of(self.config, found, benchmark, weights)
+
+        def make(work: Path) -> dict[str, Any]:
+            if self._examiner is None:
+                device, devices = found.sources.device, self.config.devices
+                self._examiner = evaluate.Examiner(self.config, device, devices, self.say)
+            told: dict[str, Any] = self._examiner.examine(
+                benchmark, asked.candidate(work), lambda done, total: self.tell(name, done, total)
+            )[0]
+            return told
+
+        return self.produce("evaluate", asked.payload, make, label=name)
 
     def score_all(
         self,

@@ -25,7 +25,7 @@ STAGE_VERSION = {
     "align": 1,
     "features": 1,
     "instruct": 1,
-    "evaluate": 1,
+    "evaluate": 2,
 }
 
 Payload = dict[str, Any]
@@ -66,6 +66,7 @@ def config_hash(config: ExperimentConfig) -> str:
     values["train"].pop("checkpoint", None)
     if not config.train.deterministic:
         values["train"].pop("deterministic")
+    values["eval"].pop("image_cache_gib", None)
     if config.train.early_stopping.patience is None:  # else the points decide when training ends
         values["train"].pop("validation", None)
         values["train"].pop("early_stopping", None)
@@ -219,7 +220,7 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
         "benchmark": benchmark,
         "max_questions": config.eval.max_questions,
         "max_megapixels": config.data.max_megapixels,
-        "precision": config.train.precision.value,
+        "precision": (config.eval.precision or config.train.precision).value,
         "model": sources.model,
         "hidden_activation": config.model.hidden_activation,
         "attention": sources.attention,

@@ -95,7 +95,11 @@ class Trained:
 
 
 def find_trained(
-    path: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str], base: Path | None = None
+    path: Path,
+    benchmarks: Sequence[str] | None,
+    overrides: Sequence[str],
+    base: Path | None = None,
+    devices: int = 1,
 ) -> Trained:
     """Reads what is to be scored, and on what.
 
@@ -105,6 +109,7 @@ def find_trained(
         benchmarks: Their names; None: those of the run.
         overrides: Where files are and how questions are asked (``eval.textvqa.questions=...``).
         base: Base model of an adapter folder that names none which exists here.
+        devices: Processes that share the questions.
 
     Raises:
         ConfigError: a name or an override that cannot be used.
@@ -125,7 +130,7 @@ def find_trained(
             demo=replace(section.demo, baselines=False),
         ),
         train=replace(config.train, validation=replace(config.train.validation, every_steps=None)),
-        devices=1,
+        devices=devices,
     )
     return Trained(folder, config, is_run, read_record(folder / "manifest.json") if is_run else {})
 

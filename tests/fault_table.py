@@ -29,7 +29,9 @@ class Fault:
     peers: str
 
 
-_SAVE_PEERS = "HF Trainer takes the highest folder, whole or not (transformers#35782); DeepSpeed can leave an empty `latest`"
+_SAVE_PEERS = (
+    "HF Trainer takes the highest folder, whole or not (transformers#35782); DeepSpeed can leave an empty `latest`"
+)
 _CELL_PEERS = "plain Optuna begins a killed trial again from its first step, or leaves it running for ever"
 FAULTS: dict[str, Fault] = {
     "kill: store": Fault(

@@ -196,6 +196,8 @@ AFFECTS: dict[str, set[str]] = {
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},
     "eval.gallery": NOTHING,
+    "eval.precision": {"evaluate"},
+    "eval.image_cache_gib": NOTHING,
     "eval.textvqa.questions": NOTHING,
     "eval.textvqa.annotations": NOTHING,
     "eval.textvqa.images": NOTHING,
@@ -349,6 +351,7 @@ OTHER = {
     "train.beta2": 0.5,
     "adapter.dropout": 0.5,
     "data.max_bad_share": 0.5,
+    "eval.precision": Precision.bf16,
     "zero.offload_optimizer": "cpu",
     "zero.stage": 2,
 }

@@ -8,6 +8,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from mgm_exp.config.choices import Precision
+
 BENCHMARKS = (
     *("demo", "textvqa", "vqav2", "okvqa", "gqa", "mmbench", "mmbench_cn", "captions", "mme", "pope"),
     *("scienceqa", "seedbench", "mmmu", "mathvista", "custom"),
@@ -23,8 +25,8 @@ JUDGE_URL = re.compile(r"(?:https://[\w.:/~%+-]+|http://(?:localhost|127\.0\.0\.
 class AnswerConfig:
     """How the questions of a benchmark are asked: greedy, in batches."""
 
-    # Questions in one forward pass: more is faster and needs more memory.
-    batch_size: int = 8
+    # Questions in one forward pass: more is faster and needs more memory; halved, aloud, when a GPU's runs out.
+    batch_size: int = 16
     # Longest answer, in tokens.
     max_new_tokens: int = 128
 
@@ -252,6 +254,12 @@ class EvalConfig:
     # Wrong answers shown of each type of question in galleries/<benchmark>.html, with small pictures; at most 24 types
     # have pictures (about 6 KiB each). 0: no page.
     gallery: int = 12
+    # Arithmetic of the answers: bf16 is several times as fast as fp32 on a GPU, its last digits depend on the batch.
+    # null: that of the training.
+    precision: Precision | None = None
+    # Main memory in GiB for images that another benchmark of the same call may show again: an image of MGM-2B takes
+    # 2.4 MB in bf16. 0: they are encoded anew.
+    image_cache_gib: float = 2.0
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
     textvqa: TextVqaConfig = field(default_factory=TextVqaConfig)

@@ -215,6 +215,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.max_grad_norm": train.max_grad_norm,
         "train.workers": train.workers,
         "tracker.table_rows": config.tracker.table_rows,
+        "eval.image_cache_gib": config.eval.image_cache_gib,
         "seed": config.seed,
         "data.captioner.seed": data.captioner.seed,
         "train.early_stopping.min_delta": train.early_stopping.min_delta,

@@ -1,8 +1,8 @@
-"""Answers of a model to a benchmark: greedy, in batches, each image encoded once, resumable at any point.
+"""A benchmark from its questions to its scores: asked in batches, resumable at any point.
 
-Which questions share a batch is decided once, from prompt lengths and images alone: questions about one image follow
-each other, and images with prompts of similar length stand together, so that little is padded. A batch whose answers
-are on disk is not asked again; a killed evaluation therefore ends with the same bits as one that ran through.
+Which questions share a batch is decided once (:mod:`mgm_exp.evaluate.batches`); the answers of a batch are appended to
+a partial file as soon as they are there. A batch whose answers are on disk is not asked again; a killed evaluation
+therefore ends with the same bits as one that ran through.
 """
 
 from __future__ import annotations
@@ -10,30 +10,36 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgm_exp.evaluate.answerer import MgmAnswerer
+from mgm_exp.evaluate.batches import PLAN_VERSION, PlannedBatch, plan_batches
 from mgm_exp.evaluate.benchmarks import Benchmark, Question
+from mgm_exp.evaluate.partial import PARTIAL, PartialAnswers
+from mgm_exp.evaluate.passes import Fits, OnAnswers, Plan, one_pass
 from mgm_exp.evaluate.scoreboard import standard_error
 from mgm_exp.store import write_atomic, write_json_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["Candidate", "EvalResult", "PlannedBatch", "answer_batch", "evaluate", "evaluate_together", "plan_batches"]
+
 PREDICTIONS = "predictions.jsonl"
 METRICS = "metrics.json"
 UNCOUNTED = "uncounted.jsonl"
 """Answers to questions that were asked only because some metric needs them."""
-_UNFINISHED = "unfinished.json"
-_IMAGE_THREADS = 4
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
+Ask = Callable[[Plan, Sequence[Sequence[int]], OnAnswers], None]
+"""Asks batches of a plan: (plan, batches that each model is still to be asked, takes the answers)."""
 
 
 @dataclass(frozen=True)
@@ -58,32 +64,19 @@ class EvalResult:
 
 
 @dataclass(frozen=True)
-class PlannedBatch:
-    """Questions (by place) that are asked together, and the images that no earlier batch needed."""
-
-    questions: tuple[int, ...]
-    new_images: tuple[str, ...]
-
-
-def plan_batches(lengths: Sequence[int], images: Sequence[str], batch_size: int) -> list[PlannedBatch]:
-    """Splits questions into batches; every question is in exactly one, every image is new in exactly one.
+class Candidate:
+    """A model whose answers to a benchmark are wanted.
 
     Args:
-        lengths: Tokens of each prompt.
-        images: Image of each question.
-        batch_size: Most questions in a batch.
+        fingerprint: Of the model; written beside every answer.
+        out: Folder for ``predictions.jsonl`` (one line a question, in the benchmark's order) and ``metrics.json``.
+        partial: File of the answers so far, which a later call continues and its owner deletes; None: one in ``out``,
+            which goes when all are there.
     """
-    longest: dict[str, int] = {}
-    for image, length in zip(images, lengths, strict=True):
-        longest[image] = max(longest.get(image, 0), length)
-    order = sorted(range(len(images)), key=lambda i: (longest[images[i]], images[i], lengths[i], i))
-    batches, seen = [], set[str]()
-    for start in range(0, len(order), batch_size):
-        places = tuple(order[start : start + batch_size])
-        new = tuple(dict.fromkeys(images[i] for i in places if images[i] not in seen))
-        seen.update(new)
-        batches.append(PlannedBatch(places, new))
-    return batches
+
+    fingerprint: str
+    out: Path
+    partial: Path | None = None
 
 
 def evaluate(
@@ -113,21 +106,96 @@ def evaluate(
     Raises:
         DataError: a file or an image of the benchmark is missing or broken; it is named, never skipped.
     """
-    started = time.monotonic()
     benchmark = benchmark.with_settings(
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_questions=max_questions
     )
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    answerer, fits = MgmAnswerer(model, processor), Fits()
+    was_training = answerer.model.training
+
+    def ask(plan: Plan, todo: Sequence[Sequence[int]], on_answers: OnAnswers) -> None:
+        one_pass(benchmark, plan, [answerer], todo, on_answers, fits=fits)
+
+    answerer.model.eval()
+    try:
+        candidate = Candidate(model_fingerprint, Path(out))
+        (result,) = evaluate_together(benchmark, processor, [candidate], ask, on_progress=on_progress)
+        return result
+    finally:
+        answerer.model.train(was_training)
+
+
+def evaluate_together(
+    benchmark: Benchmark,
+    processor: Any,
+    candidates: Sequence[Candidate],
+    ask: Ask,
+    *,
+    on_progress: Progress | None = None,
+) -> list[EvalResult]:
+    """Answers of several models to one benchmark, each as if it were alone.
+
+    Args:
+        benchmark: Questions and scorer.
+        processor: Of the base that all of them share.
+        candidates: The models.
+        ask: Has the batches answered that are still to be asked.
+        on_progress: Called with (questions answered, all questions of all models) after every batch.
+    """
+    started = time.monotonic()
+    plan = Plan.of(benchmark, processor.encode_prompt)
     questions = benchmark.questions
-    identity = {
+    _warn_of_cut_prompts(processor, benchmark, plan.prompts)
+    with ExitStack() as stack:
+        partials = []
+        for candidate in candidates:
+            candidate.out.mkdir(parents=True, exist_ok=True)
+            ids = [[questions[place].question_id for place in places] for places in plan.places]
+            path = candidate.partial or candidate.out / PARTIAL
+            partials.append(stack.enter_context(PartialAnswers(path, _owner(benchmark, candidate), ids)))
+        todo = [[k for k in range(len(plan.batches)) if k not in partial.batches] for partial in partials]
+        total = len(questions) * len(candidates)
+        answered = total - sum(len(plan.places[k]) for batches in todo for k in batches)
+        if on_progress is not None:
+            on_progress(answered, total)
+
+        def on_answers(model: int, batch: int, answers: list[str]) -> None:
+            nonlocal answered
+            partials[model].add(batch, answers)
+            answered += len(answers)
+            if on_progress is not None:
+                on_progress(answered, total)
+
+        if any(todo):
+            ask(plan, todo, on_answers)
+    found = []
+    for candidate, partial in zip(candidates, partials, strict=True):
+        found.append(_score(benchmark, plan, candidate, partial, started))
+        if candidate.partial is None:
+            partial.path.unlink(missing_ok=True)
+    return found
+
+
+def _owner(benchmark: Benchmark, candidate: Candidate) -> dict[str, Any]:
+    """What answers belong to: model, questions with their images, and all that decides who is asked together."""
+    from mgm_exp.store import fingerprint
+
+    return {
+        "model": candidate.fingerprint,
         "eval_key": benchmark.eval_key(),
-        "model_fingerprint": model_fingerprint,
+        "questions": fingerprint([[q.question_id, q.image, q.prompt_hash] for q in benchmark.questions]),
         "batch_size": benchmark.settings.batch_size,
+        "plan": PLAN_VERSION,
     }
-    rows = _rows_so_far(out, identity, benchmark, model_fingerprint)
-    _answer_the_rest(model, processor, benchmark, out, rows, model_fingerprint, on_progress)
-    ordered = benchmark.settle([rows[question.question_id] for question in questions], out)
+
+
+def _score(
+    benchmark: Benchmark, plan: Plan, candidate: Candidate, partial: PartialAnswers, started: float
+) -> EvalResult:
+    """Writes the rows of all questions, their metrics and, where there is a server, the file for it."""
+    out, questions = candidate.out, benchmark.questions
+    said = {p: a for k, places in enumerate(plan.places) for p, a in zip(places, partial.batches[k], strict=True)}
+    rows = [_row(question, said[place], benchmark, candidate.fingerprint) for place, question in enumerate(questions)]
+    ordered = benchmark.settle(rows, out)
     metrics = benchmark.summarise(ordered)
     counted = [row for row, question in zip(ordered, questions, strict=True) if benchmark.counts(question)]
     if len(counted) < len(ordered):
@@ -151,12 +219,8 @@ def evaluate(
         "n": result.n,
         "standard_error": error,
     }
-    write_json_atomic(out / METRICS, {**content, "model_fingerprint": model_fingerprint})
-    (out / _UNFINISHED).unlink(missing_ok=True)
+    write_json_atomic(out / METRICS, {**content, "model_fingerprint": candidate.fingerprint})
     return result
-
-
-# -- what is on disk -------------------------------------------------------------------------------------------------
 
 
 def _line(row: Row) -> str:
@@ -179,111 +243,15 @@ def _row(question: Question, prediction: str, benchmark: Benchmark, model_finger
     }
 
 
-def _rows_so_far(out: Path, identity: Mapping[str, Any], benchmark: Benchmark, fingerprint: str) -> dict[Any, Row]:
-    """Answers of a killed call with the same model and settings; those of any other are dropped."""
-    predictions, note = out / PREDICTIONS, out / _UNFINISHED
-    if not note.is_file() or _json(note.read_text(encoding="utf-8")) != identity:
-        predictions.unlink(missing_ok=True)
-        write_json_atomic(note, dict(identity))
-        return {}
-    by_id = {question.question_id: question for question in benchmark.questions}
-    rows: dict[Any, Row] = {}
-    if predictions.is_file():
-        for line in predictions.read_bytes().split(b"\n")[:-1]:  # a line without its end was being written
-            found = _json(line.decode("utf-8", errors="replace"))
-            if not isinstance(found, dict) or not isinstance(found.get("prediction"), str):
-                continue
-            question = by_id.get(found.get("question_id", ""))
-            if question is not None:
-                rows[question.question_id] = _row(question, found["prediction"], benchmark, fingerprint)
-    # Written whole again: appending behind a torn line would damage the next one.
-    write_atomic(predictions, "".join(_line(row) for row in rows.values()))
-    return rows
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-# -- asking ----------------------------------------------------------------------------------------------------------
-
-
-def _answer_the_rest(
-    model: Any,
-    processor: Any,
-    benchmark: Benchmark,
-    out: Path,
-    rows: dict[Any, Row],
-    model_fingerprint: str,
-    on_progress: Progress | None,
-) -> None:
-    """Asks the batches that are not complete in ``rows`` and appends their rows, batch by batch."""
-    questions = benchmark.questions
-    prompts = [processor.encode_prompt(question.prompt) for question in questions]
-    batches = plan_batches(
-        [len(ids) for ids in prompts], [question.image for question in questions], benchmark.settings.batch_size
-    )
-    todo = [k for k, batch in enumerate(batches) if any(questions[i].question_id not in rows for i in batch.questions)]
-    if on_progress is not None:
-        on_progress(len(rows), len(questions))
-    if not todo:
-        return
-    body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _warn_of_cut_prompts(body, processor, benchmark, prompts)
-    was_training = body.training
-    body.eval()
-    try:
-        with (
-            _Eyes(body, processor, benchmark, batches, todo) as eyes,
-            (out / PREDICTIONS).open("a", encoding="utf-8") as file,
-        ):
-            for k in todo:
-                asked = [questions[i] for i in batches[k].questions]
-                tokens = eyes.see(k, [question.image for question in asked])
-                answers = answer_batch(
-                    body,
-                    processor,
-                    [prompts[i] for i in batches[k].questions],
-                    tokens,
-                    benchmark.settings.max_new_tokens,
-                )
-                for question, answer in zip(asked, answers, strict=True):
-                    rows[question.question_id] = _row(question, answer, benchmark, model_fingerprint)
-                    file.write(_line(rows[question.question_id]))
-                file.flush()
-                if on_progress is not None:
-                    on_progress(len(rows), len(questions))
-    finally:
-        body.train(was_training)
-
-
 def answer_batch(
     model: Any, processor: Any, prompts: Sequence[Sequence[int]], visual_tokens: Tensor, max_new_tokens: int
 ) -> list[str]:
-    """Answers to a batch of prompts. visual_tokens: (B, N, hidden)."""
-    import torch
-
-    longest = max(len(ids) for ids in prompts)
-    input_ids = torch.full((len(prompts), longest), processor.pad_token_id)
-    attention_mask = torch.zeros((len(prompts), longest), dtype=torch.bool)
-    for row, ids in enumerate(prompts):  # padded on the left, next to nothing: prompts of a batch are of similar length
-        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
-        attention_mask[row, longest - len(ids) :] = True
-    generated = model.generate(
-        input_ids.to(model.device),
-        attention_mask.to(model.device),
-        visual_tokens=visual_tokens,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=processor.stop_token_ids,
-    )
-    return [processor.decode(ids) for ids in generated.cpu()]
+    """Answers to a batch of prompts, by a model in evaluation mode. visual_tokens: (B, N, hidden)."""
+    return MgmAnswerer(model, processor).answer(prompts, list(visual_tokens), max_new_tokens)
 
 
-def _warn_of_cut_prompts(model: Any, processor: Any, benchmark: Benchmark, prompts: Sequence[Sequence[int]]) -> None:
-    limit = getattr(model.config, "tokenizer_model_max_length", None)
+def _warn_of_cut_prompts(processor: Any, benchmark: Benchmark, prompts: Sequence[Sequence[int]]) -> None:
+    limit = processor.model_max_length
     cut = [
         question.question_id
         for question, ids in zip(benchmark.questions, prompts, strict=True)
@@ -298,64 +266,3 @@ def _warn_of_cut_prompts(model: Any, processor: Any, benchmark: Benchmark, promp
             limit,
             cut[0],
         )
-
-
-class _Eyes:
-    """Visual tokens of the images of each batch: every image is encoded once, together with those new in its batch.
-
-    Questions about one image stand side by side, so only the images of the last two batches are kept.
-    """
-
-    def __init__(
-        self, model: Any, processor: Any, benchmark: Benchmark, batches: Sequence[PlannedBatch], todo: Sequence[int]
-    ) -> None:
-        self.model, self.processor, self.benchmark, self.batches = model, processor, benchmark, batches
-        self.first_batch = {image: k for k, batch in enumerate(batches) for image in batch.new_images}
-        self.upcoming: Iterator[int] = iter(todo)
-        self.encoded: dict[int, dict[str, Tensor]] = {}
-        self.pending: dict[int, list[Future[tuple[Tensor, Tensor]]]] = {}
-        self.pool = ThreadPoolExecutor(_IMAGE_THREADS)
-
-    def __enter__(self) -> _Eyes:
-        self._read_ahead()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def see(self, k: int, images: Sequence[str]) -> Tensor:
-        """(B, N, hidden): the tokens of each question's image."""
-        import torch
-
-        needed = {self.first_batch[image] for image in images}
-        for first in sorted(needed):
-            if first not in self.encoded:
-                self.encoded[first] = self._encode(first)
-        self._read_ahead()
-        self.encoded = {first: tokens for first, tokens in self.encoded.items() if first in needed}
-        return torch.stack([self.encoded[self.first_batch[image]][image] for image in images])
-
-    def _read_ahead(self) -> None:
-        """Decodes the images of the next batch while the model works on this one."""
-        k = next(self.upcoming, None)
-        if k is not None:
-            self._start_reading(k)
-
-    def _start_reading(self, k: int) -> None:
-        if k not in self.pending:
-            self.pending[k] = [self.pool.submit(self._pixels, image) for image in self.batches[k].new_images]
-
-    def _pixels(self, image: str) -> tuple[Tensor, Tensor]:
-        return self.processor.pixels(self.benchmark.picture(image), "pad")
-
-    def _encode(self, k: int) -> dict[str, Tensor]:
-        import torch
-
-        self._start_reading(k)
-        low, high = zip(*(future.result() for future in self.pending.pop(k)), strict=True)
-        tower = next(self.model.model.vision_tower.parameters())
-        with torch.inference_mode():
-            tokens = self.model.model.encode_images(
-                torch.stack(low).to(tower.device, tower.dtype), torch.stack(high).to(tower.device, tower.dtype)
-            )
-        return dict(zip(self.batches[k].new_images, tokens, strict=True))

@@ -17,6 +17,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from mgm_exp.evaluate.caption_tokens import caption_tokens
 from mgm_exp.evaluate.captions import bleu4, cider, rouge_l
@@ -100,11 +101,13 @@ def _plain_words(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(maxsize=1 << 16)
 def normalize_vqa(text: str) -> str:
     """The normal form of the official VQA code: punctuation, then number words, articles and contractions."""
     return _plain_words(_without_punctuation(_one_line(text)))
 
 
+@lru_cache(maxsize=1 << 16)
 def normalize_textvqa(text: str) -> str:
     """The normal form of M4C's ``EvalAIAnswerProcessor``: lower case, no commas, "'s" set apart, then as VQA.
 
@@ -181,7 +184,7 @@ def _squad_normal(text: str) -> str:
 
 
 def _best(score: Callable[[str, str], float], prediction: str, answers: Sequence[str] | str) -> float:
-    return max(score(prediction, answer) for answer in _references(answers))
+    return max(score(prediction, answer) for answer in dict.fromkeys(_references(answers)))  # most people agree
 
 
 def exact_match(prediction: str, answers: Sequence[str] | str) -> float:
@@ -214,6 +217,8 @@ def _edit_distance(left: str, right: str) -> int:
 def _anls_one(prediction: str, answer: str) -> float:
     given, wanted = prediction.lower().strip(), answer.lower().strip()
     longest = max(len(given), len(wanted))
+    if longest and 1 - abs(len(given) - len(wanted)) / longest < 0.5:
+        return 0.0  # so many letters are too few that the others cannot make up for it
     similarity = 1.0 if longest == 0 else 1 - _edit_distance(given, wanted) / longest
     return similarity if similarity >= 0.5 else 0.0
 

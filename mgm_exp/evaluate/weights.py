@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.config import ExperimentConfig, Precision
+from mgm_exp.config import ExperimentConfig, ModelConfig, Precision
 from mgm_exp.evaluate.benchmarks import Benchmark
 
 CONNECTOR, ADAPTER, MODEL = "connector.safetensors", "adapter", "model"
-# Answers are generated in the arithmetic that the model was trained in.
 DTYPE = {Precision.fp32: "float32", Precision.bf16: "bfloat16", Precision.fp16: "float16"}
 
 
@@ -25,7 +25,7 @@ def evaluate_weights(
     model_fingerprint: str,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Answers and scores all questions.
+    """Answers and scores all questions with one model; for more of either see :class:`~mgm_exp.evaluate.Examiner`.
 
     Args:
         config: Its ``model`` section describes the base.
@@ -40,32 +40,21 @@ def evaluate_weights(
     Returns:
         ``{"metrics", "eval_key", "n", "standard_error", "submission"}``; the last is a file name in ``out``, or None.
     """
-    from mgm_exp.evaluate.generate import evaluate
+    from mgm_exp.evaluate.examiner import Examiner
+    from mgm_exp.evaluate.generate import Candidate
 
-    model, processor = load_weights(config, weights, device)
-    result = evaluate(model, processor, benchmark, out, model_fingerprint=model_fingerprint, on_progress=on_progress)
-    return {
-        "metrics": result.metrics,
-        "eval_key": result.eval_key,
-        "n": result.n,
-        "standard_error": result.standard_error,
-        "submission": result.submission.name if result.submission else None,
-    }
+    with Examiner(config, device) as examiner:
+        candidate = Candidate(model_fingerprint, out)
+        return examiner.examine(benchmark, {candidate: weights}, on_progress)[0]
 
 
 def load_weights(config: ExperimentConfig, weights: Path | None, device: str) -> tuple[Any, Any]:
     """The model in evaluation mode, with its processor."""
-    from dataclasses import replace
-
     from mgm_exp.model import build_model, load_adapter, load_connector
-    from mgm_exp.model.folders import source_of_section
-    from mgm_exp.model.processor import processor_of
 
-    section = config.model
-    if weights is not None and (weights / MODEL).is_dir():
-        # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
-        section = replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
-    model, _ = build_model(section, device=device, dtype=DTYPE[config.train.precision])
+    model, _ = build_model(
+        _section(config, weights), device=device, dtype=DTYPE[config.eval.precision or config.train.precision]
+    )
     if weights is not None and (weights / "adapter_config.json").is_file():
         load_adapter(model, weights)
     elif weights is not None and (weights / ADAPTER).is_dir():
@@ -74,7 +63,22 @@ def load_weights(config: ExperimentConfig, weights: Path | None, device: str) ->
         load_connector(model, weights / CONNECTOR)
     model.config.tokenizer_model_max_length = config.train.max_length
     model.eval()
-    return model, processor_of(source_of_section(vars(section)), config.train.max_length)
+    return model, processor_for(config, weights)
+
+
+def processor_for(config: ExperimentConfig, weights: Path | None) -> Any:
+    """The processor of these weights; reads no tensors."""
+    from mgm_exp.model.folders import source_of_section
+    from mgm_exp.model.processor import processor_of
+
+    return processor_of(source_of_section(vars(_section(config, weights))), config.train.max_length)
+
+
+def _section(config: ExperimentConfig, weights: Path | None) -> ModelConfig:
+    if weights is None or not (weights / MODEL).is_dir():
+        return config.model
+    # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
+    return replace(config.model, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
 
 
 def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:

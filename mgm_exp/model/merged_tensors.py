@@ -38,7 +38,7 @@ class MergedTensors:
         n_changed: weights that it adds to or replaces.
         adapted: names of the weights that the adapter adds to.
         idle: those of them that it leaves as they are, as a factor of its update is zero.
-        replaced: names of the tensors that come from the run as a whole: projector, mining, what the adapter trains itself.
+        replaced: names of the tensors that come whole from the run: projector, mining, what the adapter trains itself.
         scale: of its update; 0 without one.
 
     Args:
@@ -60,7 +60,9 @@ class MergedTensors:
             self._read_adapter(source.adapter)
         self.scale, self.adapted = self._adapter.scale, frozenset(self._adapter.changed)
         self.idle = frozenset(
-            name for name, parts in self._adapter.changed.items() if self._kind is not None and self._kind.is_idle(parts)
+            name
+            for name, parts in self._adapter.changed.items()
+            if self._kind is not None and self._kind.is_idle(parts)
         )
         self.replaced = frozenset(self._connector)
         self.kind = self._kind.kind.value if self._kind is not None else None

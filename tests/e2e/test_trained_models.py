@@ -84,7 +84,7 @@ def test_a_run_that_was_moved_without_its_store_gets_another_benchmark(
     lines = read(run / "benchmarks.json")["lines"]
     assert lines[: len(table["lines"])] == table["lines"] and lines[-1]["benchmark"] == "custom"
 
-    monkeypatch.setattr("mgm_exp.evaluate.generate.answer_batch", None)  # nobody is asked again
+    monkeypatch.setattr("mgm_exp.evaluate.answerer.MgmAnswerer.answer", None)  # nobody is asked again
     assert main(["evaluate", str(run), "--benchmarks", "custom", *own_questions]) == 0
     assert read(run / "result.json") == result and read(run / "benchmarks.json")["lines"] == lines
 
@@ -92,30 +92,31 @@ def test_a_run_that_was_moved_without_its_store_gets_another_benchmark(
 def test_a_stopped_evaluation_continues_and_keeps_the_benchmarks_that_were_done(
     run: Path, own_questions: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mgm_exp.evaluate import generate
+    from mgm_exp.evaluate.answerer import MgmAnswerer
 
     asked: list[int] = []
-    real = generate.answer_batch
+    real = MgmAnswerer.answer
 
-    def counted(model: Any, processor: Any, prompts: Any, *rest: Any) -> list[str]:
+    def counted(answerer: Any, prompts: Any, *rest: Any) -> list[str]:
         asked.append(len(prompts))
-        return real(model, processor, prompts, *rest)
+        return real(answerer, prompts, *rest)
 
     @contextmanager
-    def stops_after_one() -> Iterator[Any]:
+    def stops_after_one(unit: str) -> Iterator[Any]:
         def move(what: str, done: int, total: int) -> None:
             if "custom" in what and done == 1:
                 raise Interrupted("Stopped by SIGINT.")
 
         yield move
 
-    monkeypatch.setattr(generate, "answer_batch", counted)
+    monkeypatch.setattr(MgmAnswerer, "answer", counted)
     # A key of its own, so that no other test has made it
     command = ["evaluate", str(run), "--benchmarks", "demo,custom", *own_questions, "eval.custom.max_new_tokens=3"]
     before = (run / "benchmarks.json").read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr("mgm_exp.verbs.evaluate.progress_bar", stops_after_one)
         assert main(command) == 130
+    assert f"Go on with: mgm-exp evaluate {run} --benchmarks demo,custom" in capsys.readouterr().err
     assert asked == [1]
     assert (run / "benchmarks.json").read_bytes() == before
     assert not Lease(run / ".lease").holder()

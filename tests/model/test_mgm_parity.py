@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,9 +84,13 @@ def test_native_stages_are_the_concatenation_before_upsampling(still_model, case
     close(stages[0], t["hr_features"][:, :8])
 
 
-def test_mined_detail_equals_the_official_one(still_model: MGMForConditionalGeneration, case: Case) -> None:
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_mined_detail_equals_the_official_one(
+    mode: Callable[[], Any], still_model: MGMForConditionalGeneration, case: Case
+) -> None:
+    """Inference mode takes a shorter way (no keys and values of all pixels)."""
     t, m = case("basic"), still_model.model
-    with torch.no_grad():
+    with mode():
         mined = mine(
             t["lr_features"],
             t["hr_features"],

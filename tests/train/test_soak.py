@@ -39,7 +39,12 @@ def test_through_every_fault_it_ends_as_an_undisturbed_one(
     tmp_path: Path, small_disk: Path | None, steps: int, every: int, rounds: int
 ) -> None:
     settings: dict[str, Any] = {
-        "adapter": lora(dropout=0.1), "steps": steps, "every_steps": every, "keep": 3, "warmup_ratio": 0.1, "lr": 1e-3,
+        "adapter": lora(dropout=0.1),
+        "steps": steps,
+        "every_steps": every,
+        "keep": 3,
+        "warmup_ratio": 0.1,
+        "lr": 1e-3,
         "global_batch": 2,
     }
     undisturbed = job_in(tmp_path, name="undisturbed", **settings)

@@ -134,6 +134,7 @@ class Benchmark(ABC):
     def __init__(self, image_root: Path, settings: Settings) -> None:
         self.image_root = Path(image_root)
         self.settings = settings
+        self._hashes: dict[str, str] = {}  # of image files; variants of the benchmark share them
 
     @classmethod
     def configured(cls, name: str, section: Any, settings: Settings, cache: Path) -> Benchmark:
@@ -353,6 +354,9 @@ class Benchmark(ABC):
         from mgm_exp.store import file_sha256, fingerprint
 
         images = sorted({q.image for q in self.questions})
+        for image in images:
+            if image not in self._hashes:
+                self._hashes[image] = file_sha256(self.image_root / image)
         return fingerprint(
             {
                 "benchmark": self.name,
@@ -362,7 +366,7 @@ class Benchmark(ABC):
                     for q in self.questions
                 ],
                 "files": [file_sha256(file) for file in self.files()],
-                "images": {image: file_sha256(self.image_root / image) for image in images},
+                "images": {image: self._hashes[image] for image in images},
                 "batch_size": self.settings.batch_size,
             }
         )

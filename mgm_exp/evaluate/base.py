@@ -1,0 +1,95 @@
+"""A base that is loaded once, and the models that adapters make of it: they share all tensors but their own."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.evaluate.answerer import MgmAnswerer
+from mgm_exp.evaluate.weights import ADAPTER, CONNECTOR, MODEL, load_weights, processor_for
+
+# Adapters that leave the base's own tensors as they are: LoRA, with nothing else trained beside it.
+_PLAIN = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "modules_to_save": (None, []),
+    "init_lora_weights": (True, False, "gaussian"),
+    "layer_replication": (None,),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None,),
+}
+_TENSORS = {"adapter_model.safetensors", "non_lora_trainables.safetensors"}
+
+
+def shares_base(weights: Path | None) -> bool:
+    """Whether weights can be put beside a base that others use too: LoRA and a connector of their own, or nothing."""
+    if weights is None or (not (weights / MODEL).is_dir() and not (weights / ADAPTER).is_dir()):
+        return True
+    folder = weights / ADAPTER
+    if (weights / MODEL).is_dir() or not (folder / "adapter_config.json").is_file():
+        return False
+    try:
+        said = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return False  # loading it says what is wrong
+    tensors = {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")}
+    return tensors <= _TENSORS and all(said.get(key, None) in allowed for key, allowed in _PLAIN.items())
+
+
+class Base:
+    """The base that a configuration describes, loaded when it is first needed.
+
+    Args:
+        config: Its ``model`` section, precision and longest row.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+    """
+
+    def __init__(self, config: ExperimentConfig, device: str) -> None:
+        self._config, self._device = config, device
+        self._loaded: tuple[Any, Any] | None = None
+        self._made: dict[Path | None, MgmAnswerer] = {}
+        self._processor: Any = None
+
+    def processor(self, weights: Path | None) -> Any:
+        """The processor of these weights; no weights are read for it."""
+        if weights is not None and (weights / MODEL).is_dir():
+            return processor_for(self._config, weights)
+        if self._processor is None:
+            self._processor = processor_for(self._config, None)
+        return self._processor
+
+    def answerer(self, weights: Path | None) -> MgmAnswerer:
+        """The model of these weights. Those that share the base are kept; others are loaded whole, each time."""
+        if not shares_base(weights):
+            return MgmAnswerer(*load_weights(self._config, weights, self._device))
+        if weights not in self._made:
+            self._made[weights] = self._make(weights)
+        return self._made[weights]
+
+    def _make(self, weights: Path | None) -> MgmAnswerer:
+        from mgm_exp.model import load_adapter, load_connector
+
+        if self._loaded is None:
+            self._loaded = load_weights(self._config, None, self._device)
+        base, processor = self._loaded
+        if weights is None:
+            return MgmAnswerer(base, processor)
+        model = _twin(base)
+        if (weights / ADAPTER).is_dir():
+            load_adapter(model, weights / ADAPTER)
+        elif (weights / CONNECTOR).is_file():
+            load_connector(model, weights / CONNECTOR)
+        return MgmAnswerer(model.eval(), processor)
+
+
+def _twin(base: Any) -> Any:
+    """The same model once more: towers and the LLM's tensors are the base's, the connector's are copies."""
+    from mgm_exp.model.trainable import connector_names
+
+    own = connector_names()
+    shared: list[Any] = [tensor for name, tensor in base.named_parameters() if name not in own]
+    shared += [*base.buffers(), base.model.vision_tower, base.model.vision_tower_aux]
+    return copy.deepcopy(base, {id(thing): thing for thing in shared})
