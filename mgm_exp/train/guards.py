@@ -138,10 +138,11 @@ class Guards:
         for key, value in (("losses", loss), ("norms", grad_norm)):
             state[key] = [*state[key], _log(value)][-self.config.window :]
         state["skipped_in_a_row"] = state["skipped_in_a_row"] + 1 if skipped else 0
-        trouble = self._spiked(step, spike, skipped)
-        # Best and plateau are kept up to date whatever else was found
-        others = [self._diverged(step, loss), self._stands_still(step)]
-        return next((found for found in (trouble, *others) if found is not None), None)
+        # All are kept up to date, whatever else is found; of several the first one that is more than a remark counts
+        found = (self._spiked(step, spike, skipped), self._diverged(step, loss), self._stands_still(step))
+        troubles = [trouble for trouble in found if trouble is not None]
+        acting = [trouble for trouble in troubles if trouble.action is not GuardAction.warn or trouble.is_exhausted]
+        return next(iter(acting or reversed(troubles)), None)
 
     def count(self, reason: str) -> bool:
         """Counts an event; whether it is still to be told."""

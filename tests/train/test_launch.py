@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mgm_exp.config import Offload, Precision
+from mgm_exp.config import GuardAction, GuardsConfig, Offload, Precision
 from mgm_exp.errors import DataError, Interrupted, MissingDependencyError, ProcessKilled
 from mgm_exp.store import Store
 from mgm_exp.train import TrainJob, run_stage
@@ -43,6 +43,7 @@ def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, 
     for number, name in enumerate(in_order):
         (folder / f"{number:02}.job.json").write_text(jobs[name].to_json())
         (folder / f"{number:02}.job.json.poison").write_text((poisoned or {}).get(name, ""))
+        (folder / f"{number:02}.job.json.loud").write_text("sample-3" if name.startswith("loud") else "")
         if name == "out-of-step":
             (folder / f"{number:02}.job.json.others").write_text(str(folder / "others.jsonl"))
     settings = LaunchConfig(
@@ -91,6 +92,16 @@ IN_TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "align-zero3": {"zero": 3},
     "dropout-zero2": {"zero": 2},
 }
+# sample-3 comes when there is something to compare it with: of 40 samples each comes once in 20 steps
+LOUD: dict[str, Any] = {
+    "steps": 20,
+    "global_batch": 2,
+    "n_records": 40,
+    "every_steps": 4,
+    "seed": 5,
+    "lr": 2e-3,
+    "guards": GuardsConfig(on_spike=GuardAction.rollback, window=16, threshold=20.0),
+}
 # Enough steps that a process is still at work when its starter has heard of a row and acts on it
 STORY: dict[str, Any] = {"steps": 10, "every_steps": 2, "devices": 2, "adapter": lora(dropout=0.1)}
 
@@ -114,6 +125,7 @@ def trained_together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
             bf16 = {"zero": zero, "precision": Precision.bf16, "steps": 3, "devices": 2}
             jobs[f"bf16-zero{zero}"] = job_in(folder, name=f"bf16-zero{zero}", **bf16)
         for zero in (0, 2, 3):
+            jobs[f"loud-zero{zero}"] = job_in(folder, name=f"loud-zero{zero}", devices=2, zero=zero, **LOUD)
             jobs[f"poison-zero{zero}"] = job_in(folder, name=f"poison-zero{zero}", devices=2, steps=4, zero=zero)
         if not (folder / "done").exists():
             extensions = folder / "extensions"
@@ -160,6 +172,19 @@ def test_all_processes_skip_a_step_that_is_not_finite_on_one(
     losses = [row["loss"] for row in rows if "event" not in row]
     assert losses
     assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-5)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_all_processes_roll_back_together(trained_together: tuple[Path, dict[str, TrainJob]], zero: int) -> None:
+    rows, plain = (read_rows(trained_together[1][f"loud-zero{stage}"].metrics) for stage in (zero, 0))
+    (back,) = [row for row in rows if "event" in row]
+    assert (back["event"], back["reason"]) == ("rollback", "spike")
+    assert "sample-3" in back["sample_ids"]
+    assert (back["step"], back["from_step"]) == (plain[back["step"]]["step"], plain[back["step"]]["from_step"])
+    losses = [row["loss"] for row in rows if "event" not in row]
+    assert len(losses) == 20
+    assert max(losses) < 100
+    assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-4)
 
 
 def assert_close_weights(job: TrainJob, reference: TrainJob) -> None:
