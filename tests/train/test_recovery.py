@@ -261,3 +261,28 @@ def test_memory_that_ends_without_leave_to_shrink_is_an_error_with_advice(
     assert done == [1]
     assert [path.name for path in job.checkpoints.iterdir()] == ["step-000001"], "nothing is lost"
     assert explain(caught.value)["cause"] == "the GPU's memory is full"
+
+
+# -- read late, as on a GPU --------------------------------------------------------------------------------------------
+
+
+def test_steps_that_are_read_late_are_the_same_steps(
+    make_job: MakeJob, victim: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mgm_exp.train import loop
+    from mgm_exp.train.engine import PlainEngine
+
+    original = PlainEngine.__init__
+    monkeypatch.setattr(PlainEngine, "__init__", functools.partialmethod(original, on_device=True))
+    late = []
+    real_read = loop._Run._read
+    monkeypatch.setattr(loop._Run, "_read", lambda run, keep: late.append(len(run.launched)) or real_read(run, keep))
+    jobs = {name: make_job(name=name, guards=ROLLBACK, **SHORT) for name in ("late", "early")}
+    with loud(victim):
+        run_stage(jobs["late"])
+        assert max(late) == 2, "one was launched before the other was read"
+        monkeypatch.setattr(PlainEngine, "reads_late", False)
+        run_stage(jobs["early"])
+    assert losses(jobs["late"]) == losses(jobs["early"])
+    assert [row["event"] for row in trouble_rows(jobs["late"])] == ["rollback"]
+    assert output_bytes(jobs["late"]) == output_bytes(jobs["early"])
