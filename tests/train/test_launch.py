@@ -125,8 +125,10 @@ def trained_together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
             bf16 = {"zero": zero, "precision": Precision.bf16, "steps": 3, "devices": 2}
             jobs[f"bf16-zero{zero}"] = job_in(folder, name=f"bf16-zero{zero}", **bf16)
         for zero in (0, 2, 3):
-            jobs[f"loud-zero{zero}"] = job_in(folder, name=f"loud-zero{zero}", devices=2, zero=zero, **LOUD)
             jobs[f"poison-zero{zero}"] = job_in(folder, name=f"poison-zero{zero}", devices=2, steps=4, zero=zero)
+        (folder / "loud").mkdir(exist_ok=True)  # rows of their own
+        for zero in (0, 3):
+            jobs[f"loud-zero{zero}"] = job_in(folder / "loud", name=f"zero{zero}", devices=2, zero=zero, **LOUD)
         if not (folder / "done").exists():
             extensions = folder / "extensions"
             with pytest.MonkeyPatch.context() as patch:
@@ -174,7 +176,7 @@ def test_all_processes_skip_a_step_that_is_not_finite_on_one(
     assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-5)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, 3])
 def test_all_processes_roll_back_together(trained_together: tuple[Path, dict[str, TrainJob]], zero: int) -> None:
     rows, plain = (read_rows(trained_together[1][f"loud-zero{stage}"].metrics) for stage in (zero, 0))
     (back,) = [row for row in rows if "event" in row]
