@@ -74,7 +74,12 @@ class TrainingFailed(MgmError):
 
 
 class LossNotFinite(TrainingFailed):
-    """The loss or the gradient stays NaN or infinite: the settings do not train (a search learns to avoid them)."""
+    """The loss or the gradient stays NaN, infinite or out of all bounds: the settings do not train (a search learns to
+    avoid them)."""
+
+
+class OutOfMemory(TrainingFailed):
+    """The GPU's memory (or torch's share of the machine's) ended in a training step; a smaller micro-batch may fit."""
 
 
 class ProcessKilled(TrainingFailed):

@@ -184,7 +184,7 @@ class Replay:
             for stage in wanted:
                 with_inputs = self._inputs(stage, found, prepared)
                 recorded = self._recorded_rows(stage)
-                if not any("batch" in row for row in recorded):
+                if not any("batch_name" in row for row in recorded):
                     notes.append(f"note: the rows of {stage} name no batches (an older version); they are not compared")
                 job = self._job(stage, with_inputs, prepared)
                 first, compared[stage] = self._replay(job, recorded)

@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 # look into. Times, speeds and memory are not.
 FIELDS = (
     "event",
-    "batch",
+    "batch_name",
     "tokens",
     "epoch",
     "lr",
@@ -153,7 +153,7 @@ def first_difference(stage: str, recorded: Sequence[Row], replayed: Sequence[Row
         if old["step"] != new["step"]:
             return Difference(stage, int(new["step"]), "step", str(old["step"]), str(new["step"]))
         for key in FIELDS:
-            if key in ("batch", "value") and (key not in old or key not in new):
+            if key in ("batch_name", "value") and (key not in old or key not in new):
                 continue  # rows of a version that did not write it yet
             if exact(old.get(key)) != exact(new.get(key)):
                 return Difference(stage, int(new["step"]), key, exact(old.get(key)), exact(new.get(key)))

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, adapter_key, plain, trains_towers
+from mgm_exp.config import (
+    CaptionEngine,
+    CaptionPolicy,
+    ExperimentConfig,
+    GuardAction,
+    adapter_key,
+    plain,
+    trains_towers,
+)
 from mgm_exp.data.recipe import bounds_of, operators_of
 from mgm_exp.store import fingerprint, stage_key
 
@@ -164,7 +172,7 @@ def align_payload(config: ExperimentConfig, sources: Sources, curate: str) -> Pa
     return {
         "curate": curate,
         "section": _length_of_training(plain(config.train.align)),
-        "optimizer": _shared_optimizer(config),
+        "optimizer": _shared_optimizer(config) | _reactions(config),
         **_run(config, sources),
     }
 
@@ -187,8 +195,11 @@ def features_payload(config: ExperimentConfig, sources: Sources, align: str | No
 def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | None, curate: str) -> Payload:
     """Stage 2: the adapter, its training settings, seed and engine."""
     section = plain(config.train)
-    for key in ("name", "align", "default_lr", "checkpoint", "workers", "deterministic"):
+    left_out = ("name", "align", "default_lr", "checkpoint", "workers", "deterministic", "guards")
+    for key in (*left_out, "gradient_statistics_every"):
         section.pop(key)
+    section.pop("auto_micro_batch")
+    section |= _reactions(config)
     if config.train.early_stopping.patience is None:  # validation points change nothing of the training
         section.pop("validation")
         section.pop("early_stopping")
@@ -259,6 +270,33 @@ def _shared_optimizer(config: ExperimentConfig) -> Payload:
         "max_grad_norm": train.max_grad_norm,
         "loss_norm": train.loss_norm.value,
     }
+
+
+def _reactions(config: ExperimentConfig) -> Payload:
+    """What the guards may do to the weights. Nothing where they only look on, or end a stage: those leave no output."""
+    train, found = config.train, {}
+    guards = train.guards
+    usual = {"on_nonfinite": GuardAction.skip}
+    policies = {key: getattr(guards, key) for key in ("on_nonfinite", "on_spike", "on_divergence")}
+    acting = {
+        key: action.value
+        for key, action in policies.items()
+        if action not in (usual.get(key), GuardAction.warn, GuardAction.stop)
+    }
+    if acting:
+        found["guards"] = dict(acting)
+        if "on_spike" in acting:
+            found["guards"] |= {key: getattr(guards, key) for key in ("window", "threshold", "patience")}
+        if "on_divergence" in acting:
+            found["guards"] |= {
+                "window": guards.window,
+                "divergence": [guards.divergence_factor, guards.divergence_patience],
+            }
+        if GuardAction.lower_lr.value in acting.values():
+            found["guards"]["lr_factor"] = guards.lr_factor
+    if train.auto_micro_batch:
+        found["auto_micro_batch"] = True
+    return found
 
 
 def _length_of_training(section: Payload) -> Payload:

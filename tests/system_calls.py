@@ -7,6 +7,7 @@ the fault meets the first, second, ... real one: no interpreter has to start aga
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -86,7 +87,7 @@ class Traced:
     def each_call(
         self, prepare: Callable[[], Path], calls: Sequence[str], *, nth: int, first: int = 1, every: int = 1
     ) -> Iterator[tuple[str, str]]:
-        """Kills the scenario at every ``every``-th of its calls; yields after each death: the point, what it had said."""
+        """Kills the scenario at every ``every``-th of its calls; yields each point and what it had said."""
         for call in calls:
             for number in range(first, nth, every):
                 code, said = self.run(prepare(), call, number)
@@ -141,10 +142,8 @@ def _serve(scenario: Callable[[Path], None], nth: int) -> None:
         if pid == 0:
             try:
                 for _ in range(nth - int(number) if int(number) else 0):
-                    try:
+                    with contextlib.suppress(OSError):
                         wasting[call]()
-                    except OSError:
-                        pass
                 scenario(Path(folder))
             except BaseException:  # noqa: BLE001 (a forked child must never return into the loop of its parent)
                 say(traceback.format_exc())

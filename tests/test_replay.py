@@ -54,7 +54,12 @@ def test_a_run_is_continued_from_its_checkpoint(replay: Callable[..., Replayed])
 
 def test_another_seed_differs_in_its_first_batch(replay: Callable[..., Replayed]) -> None:
     code, found, printed = replay("seed=1")
-    assert (code, found["first"]["stage"], found["first"]["step"], found["first"]["field"]) == (1, "align", 1, "batch")
+    assert (code, found["first"]["stage"], found["first"]["step"], found["first"]["field"]) == (
+        1,
+        "align",
+        1,
+        "batch_name",
+    )
     assert found["sources"][0] == {"kind": "settings", "detail": "asked for seed=1"}
     assert "likely source: settings: asked for seed=1" in printed
 
@@ -115,7 +120,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
-    found = {"stage": "align", "step": step, "batch": "0a", "tokens": 8, "lr": 0.1, "loss": 1.5, "grad_norm": 2.0}
+    found = {"stage": "align", "step": step, "batch_name": "0a", "tokens": 8, "lr": 0.1, "loss": 1.5, "grad_norm": 2.0}
     return {**found, "seconds": 9.0 * step, **changes}
 
 
@@ -126,7 +131,7 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
             {"loss": 1.5000000000000002},
             ("loss", "1.5 (0x1.8000000000000p+0)", "1.5000000000000002 (0x1.8000000000001p+0)"),
         ),
-        ({"loss": 1.4, "batch": "0b"}, ("batch", '"0a"', '"0b"')),
+        ({"loss": 1.4, "batch_name": "0b"}, ("batch_name", '"0a"', '"0b"')),
         ({"grad_norm": 3.0, "lr": 0.2}, ("lr", "0.1 (0x1.999999999999ap-4)", "0.2 (0x1.999999999999ap-3)")),
         ({"loss": None, "event": "not_finite"}, ("event", "null", '"not_finite"')),
         ({"seconds": 1.0, "tokens_per_s": 3}, None),
@@ -146,7 +151,7 @@ def test_a_step_that_is_missing_is_a_difference() -> None:
 
 def test_rows_of_a_version_without_batches_are_compared_in_the_rest() -> None:
     old = row(1)
-    del old["batch"]
+    del old["batch_name"]
     assert first_difference("align", [old], [row(1)]) is None
 
 

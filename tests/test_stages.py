@@ -183,6 +183,16 @@ AFFECTS: dict[str, set[str]] = {
     "train.cache_visual_tokens": {"instruct"},
     "train.workers": NOTHING,
     "train.deterministic": TRAINED | {"features"},
+    "train.auto_micro_batch": TRAINED,
+    "train.gradient_statistics_every": NOTHING,
+    "train.guards.on_nonfinite": TRAINED,
+    "train.guards.on_spike": TRAINED,
+    "train.guards.on_divergence": TRAINED,
+    **{
+        f"train.guards.{key}": NOTHING  # but under a policy that changes weights
+        for key in "window threshold patience divergence_factor divergence_patience plateau_patience "
+        "plateau_min_delta lr_factor max_actions dead_after".split()
+    },
     "train.validation.every_steps": NOTHING,
     "train.validation.questions": NOTHING,
     "train.validation.share": NOTHING,
@@ -341,6 +351,9 @@ OTHER = {
     "train.align.reset": "connector",
     "train.freeze_connector": True,
     "train.group_by": "none",
+    "train.guards.on_divergence": "rollback",
+    "train.guards.on_nonfinite": "rollback",
+    "train.guards.on_spike": "lower_lr",
     "train.image_aspect": "square",
     "train.loss_norm": "official",
     "train.precision": "bf16",
@@ -370,6 +383,7 @@ def changed(key: str, value: Any) -> Any:
 NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
+    *("plateau_patience", "gradient_statistics_every"),
     *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
 )
 
@@ -449,6 +463,25 @@ def test_a_lora_keeps_the_key_that_it_had_before_other_kinds_came() -> None:
     assert adapter == {
         "kind": "lora", "rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("policy", "keys_of_it"),
+    [
+        ("skip", {"window", "threshold", "patience"}),
+        ("lower_lr", {"window", "threshold", "patience", "lr_factor"}),
+        ("warn", set()),
+        ("stop", set()),
+    ],
+)
+def test_what_a_guard_may_do_to_the_weights_belongs_to_the_key(policy: str, keys_of_it: set[str]) -> None:
+    acting = _with(base(), ["train", "guards", "on_spike"], policy)
+    for key, value in leaves(plain(base().train.guards)).items():
+        if not key.startswith("on_"):
+            other = _with(acting, ["train", "guards", key], (value or 1) * 2)
+            before, after = keys(acting), keys(other)
+            affected = {stage for stage in before if before[stage] != after[stage]}
+            assert affected == (TRAINED if key in keys_of_it else set()), key
 
 
 def _captioned(**settings: Any) -> ExperimentConfig:

@@ -76,6 +76,20 @@ class LossNorm(Enum):
     official = "official"
 
 
+class GuardAction(Enum):
+    """What is done when training is in trouble; what was done is counted, bounded and recorded.
+
+    ``warn`` names the batch and goes on; ``skip`` does not apply the step; ``rollback`` returns to the last good
+    checkpoint and leaves out the batches since; ``lower_lr`` multiplies the schedule; ``stop`` ends the stage.
+    """
+
+    warn = "warn"
+    skip = "skip"
+    rollback = "rollback"
+    lower_lr = "lower_lr"
+    stop = "stop"
+
+
 class BadRows(Enum):
     """``skip`` counts and names unusable rows and goes on without them; ``fail`` stops at the first one."""
 

@@ -13,6 +13,8 @@ from mgm_exp.config.choices import (
     CaptionEngine,
     CaptionPolicy,
     Device,
+    GuardAction,
+    LossNorm,
     Machines,
     Offload,
     Precision,
@@ -62,6 +64,7 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield "zero.offload_optimizer=cpu needs zero=2 or zero=3: plain PyTorch keeps its optimizer on the device"
     yield from _recipe_faults(config.data)
     yield from _validation_faults(config)
+    yield from _guard_faults(config)
     if config.data.recaptioned_path and not config.data.recaption:
         yield "data.recaptioned_path is read by data=blip2 only; give data=blip2 or drop it"
     if config.data.instruct.image_root and not (config.data.instruct.path or config.data.path):
@@ -140,6 +143,37 @@ def _validation_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"sweep.pruner.reduction_factor={sweep.pruner.reduction_factor} must be 2 or above"
 
 
+def _guard_faults(config: ExperimentConfig) -> Iterator[str]:
+    """What does not go together in the guards of training."""
+    train, guards = config.train, config.train.guards
+    if guards.on_nonfinite is GuardAction.warn:
+        yield (
+            "train.guards.on_nonfinite=warn: an update that is not finite is never applied; allowed are skip, "
+            "rollback, lower_lr and stop"
+        )
+    if guards.on_divergence is GuardAction.skip:
+        yield (
+            "train.guards.on_divergence=skip: its steps are applied long before it is seen; allowed are warn, "
+            "rollback, lower_lr and stop"
+        )
+    if guards.on_spike is GuardAction.skip and (config.zero.stage or train.precision is Precision.fp16):
+        yield (
+            "train.guards.on_spike=skip needs zero=none and train.precision=bf16 or fp32: DeepSpeed and the fp16 loss "
+            "scaler apply a step before its gradient norm is known; use warn, rollback, lower_lr or stop"
+        )
+    if guards.window < 16:
+        yield f"train.guards.window={guards.window} must be 16 or above: fewer steps say nothing about an outlier"
+    if guards.divergence_factor <= 1:
+        yield f"train.guards.divergence_factor={guards.divergence_factor} must be above 1"
+    if not 0 < guards.lr_factor < 1:
+        yield f"train.guards.lr_factor={guards.lr_factor} must lie between 0 and 1"
+    if train.auto_micro_batch and train.loss_norm is LossNorm.official:
+        yield (
+            "train.auto_micro_batch=true needs train.loss_norm=tokens: the mean of micro-batch means depends on how "
+            "large they are"
+        )
+
+
 def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     train, align, data, sweep = config.train, config.train.align, config.data, config.sweep
     positive: dict[str, float | None] = {
@@ -164,6 +198,12 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.validation.questions": train.validation.questions,
         "train.validation.share": train.validation.share,
         "train.early_stopping.patience": train.early_stopping.patience,
+        "train.gradient_statistics_every": train.gradient_statistics_every,
+        "train.guards.threshold": train.guards.threshold,
+        "train.guards.patience": train.guards.patience,
+        "train.guards.divergence_patience": train.guards.divergence_patience,
+        "train.guards.plateau_patience": train.guards.plateau_patience,
+        "train.guards.dead_after": train.guards.dead_after,
         "sweep.n_trials": sweep.n_trials,
         "sweep.seeds": sweep.seeds,
         "sweep.slots": sweep.slots,
@@ -219,6 +259,8 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "seed": config.seed,
         "data.captioner.seed": data.captioner.seed,
         "train.early_stopping.min_delta": train.early_stopping.min_delta,
+        "train.guards.plateau_min_delta": train.guards.plateau_min_delta,
+        "train.guards.max_actions": train.guards.max_actions,
         "launch.max_restarts": config.launch.max_restarts,
         "eval.gallery": config.eval.gallery,
         "sweep.retries": sweep.retries,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from mgm_exp.config.choices import Aspect, GroupBy, LossNorm, Offload, Precision, Reset
+from mgm_exp.config.choices import Aspect, GroupBy, GuardAction, LossNorm, Offload, Precision, Reset
 
 
 @dataclass
@@ -56,6 +56,38 @@ class EarlyStoppingConfig:
     patience: int | None = None
     # What counts as better: at least so much above the best score.
     min_delta: float = 0.0
+
+
+@dataclass
+class GuardsConfig:
+    """What is watched while a stage trains, and what is done about trouble. Both stages."""
+
+    # A loss or gradient with NaN or infinity. It is never applied; skip, rollback, lower_lr or stop say what else.
+    on_nonfinite: GuardAction = GuardAction.skip
+    # A loss or gradient norm far above those of the last steps.
+    on_spike: GuardAction = GuardAction.warn
+    # A loss far above its best for long: warn, rollback, lower_lr or stop.
+    on_divergence: GuardAction = GuardAction.warn
+    # Steps that a step is compared with: longer is surer and slower to get used to a new level.
+    window: int = 64
+    # Robust standard deviations above the median that make a spike: lower finds more, and more that are none.
+    threshold: float = 8.0
+    # Spikes in a row before the policy acts; until then they are named only.
+    patience: int = 1
+    # A loss is far above its best from this multiple on.
+    divergence_factor: float = 3.0
+    # Steps in a row for which it is.
+    divergence_patience: int = 50
+    # Steps without a lower loss that are named as a plateau. null: never.
+    plateau_patience: int | None = None
+    # What counts as lower, in nats.
+    plateau_min_delta: float = 0.01
+    # lower_lr multiplies the learning rates by this.
+    lr_factor: float = 0.5
+    # Skipped steps, rollbacks and lowered rates in one stage, together; one more ends it.
+    max_actions: int = 20
+    # Updates after which visual tokens must differ, the connector have a gradient and LoRA's B not be zero. null: off.
+    dead_after: int | None = 20
 
 
 @dataclass
@@ -136,6 +168,11 @@ class TrainConfig:
     # Only kernels that give the same bits every time. On a GPU it makes runs repeatable (mgm-exp replay) and slower; on
     # the CPU they are anyway, with the same number of threads.
     deterministic: bool = False
+    # When memory ends: half the micro-batch and twice the accumulation, from the last step on. Same global batch.
+    auto_micro_batch: bool = False
+    # Optimizer steps between two records of each layer's gradient (event rows): costs a pass over it. null: none.
+    gradient_statistics_every: int | None = None
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)

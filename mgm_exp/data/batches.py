@@ -199,11 +199,11 @@ class _MicroBatches(Dataset[Any]):
 
 
 class _Order(torch.utils.data.Sampler[list[int]]):
-    def __init__(self, plan: BatchPlan, start_step: int) -> None:
-        self.plan, self.start_step = plan, start_step
+    def __init__(self, plan: BatchPlan, start_step: int, stop_step: int) -> None:
+        self.plan, self.start_step, self.stop_step = plan, start_step, stop_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start_step, self.plan.n_steps):
+        for step in range(self.start_step, self.stop_step):
             yield from self.plan.step(step)
 
 
@@ -217,6 +217,7 @@ class StepLoader:
         dataset: Gives one example for a sample number (:class:`mgm_exp.data.ImageTextDataset`).
         plan: Which samples, in which order.
         start_step: First step, after a resume.
+        stop_step: The step before which it ends; None: where the plan does. Batches were left out where it is later.
         workers: Processes that read ahead; 0: read when asked.
         pad_id: Token that fills up rows.
         pin_memory: Puts tensors where a GPU can fetch them directly.
@@ -233,13 +234,15 @@ class StepLoader:
         workers: int = 0,
         pad_id: int = 0,
         pin_memory: bool = False,
+        stop_step: int | None = None,
     ) -> None:
         self.dataset, self.plan, self.start_step = dataset, plan, start_step
+        self.stop_step = plan.n_steps if stop_step is None else stop_step
         self.workers, self.pad_id, self.pin_memory = workers, pad_id, pin_memory
 
     def __len__(self) -> int:
         """Steps that are left."""
-        return max(0, self.plan.n_steps - self.start_step)
+        return max(0, self.stop_step - self.start_step)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         parent = os.getpid()
@@ -250,7 +253,7 @@ class StepLoader:
         loader: DataLoader[Any] = DataLoader(
             _MicroBatches(self.dataset, self.pad_id),
             batch_size=None,
-            sampler=_Order(self.plan, self.start_step),
+            sampler=_Order(self.plan, self.start_step, self.stop_step),
             num_workers=self.workers,
             worker_init_fn=start if self.workers else None,
             multiprocessing_context="fork" if self.workers else None,

@@ -95,13 +95,16 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
         self.vlm_uni_query_projector = nn.Sequential(nn.LayerNorm(width), ConnectorLinear(width, width))
         self.vlm_uni_aux_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
         self.vlm_uni_val_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
+        # (2,) where whoever trains lets mining count its scores that are NaN and infinite; see `mine`
+        self.mining_faults: Tensor | None = None
         self.post_init()
 
     def mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
         """Visual tokens: projector(low + mined detail). (B, n², C), (B, C', H, W) -> (B, n², hidden)."""
         first: Any = self.mm_projector[0]
         low, high = low.to(first.weight.dtype), high.to(first.weight.dtype)
-        mined = mine(low, high, self.vlm_uni_query_projector, self.vlm_uni_aux_projector, self.vlm_uni_val_projector)
+        connector = self.vlm_uni_query_projector, self.vlm_uni_aux_projector, self.vlm_uni_val_projector
+        mined = mine(low, high, *connector, self.mining_faults if self.training else None)
         return self.mm_projector(low + mined)
 
     def _mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:

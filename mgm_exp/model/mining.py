@@ -29,7 +29,9 @@ def regions(high: Tensor, side: int) -> Tensor:
     return high.permute(0, 1, 3, 2, 4, 5).reshape(batch, side * side, h * w, channels)
 
 
-def mine(low: Tensor, high: Tensor, query: nn.Module, aux: nn.Module, val: nn.Module) -> Tensor:
+def mine(
+    low: Tensor, high: Tensor, query: nn.Module, aux: nn.Module, val: nn.Module, faults: Tensor | None = None
+) -> Tensor:
     """Attention of each patch over its own region, added by the caller to `low` before the projector.
 
     `mined = softmax(Q Kᵀ / sqrt(C)) V` with Q = query(low) and K = aux(high), V = val(high) of the same region.
@@ -38,6 +40,8 @@ def mine(low: Tensor, high: Tensor, query: nn.Module, aux: nn.Module, val: nn.Mo
         low: (B, n², C) patch features of the CLIP tower.
         high: (B, C', H, W) map of the ConvNeXt tower; H and W multiples of n.
         query, aux, val: LayerNorm and Linear into C.
+        faults: (2,) integers that the numbers of scores that are NaN and infinite are added to: they are replaced
+            here, as in the official code, and nobody would hear of them; None: nobody wants to.
 
     Returns:
         (B, n², C).
@@ -49,7 +53,10 @@ def mine(low: Tensor, high: Tensor, query: nn.Module, aux: nn.Module, val: nn.Mo
     q = query(low)[:, :, None]  # (B, n², 1, C)
     k = aux(high)  # (B, n², k², C)
     v = val(high)
-    attention = torch.nan_to_num(q @ (k.transpose(-1, -2) / (q.shape[-1] ** 0.5)))
+    scores = q @ (k.transpose(-1, -2) / (q.shape[-1] ** 0.5))
+    if faults is not None:
+        faults += torch.stack([scores.detach().isnan().sum(), scores.detach().isinf().sum()])
+    attention = torch.nan_to_num(scores)
     return (attention.softmax(-1) @ v).mean(2)
 
 

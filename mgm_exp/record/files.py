@@ -1,4 +1,5 @@
-"""``metrics.jsonl``: the source of truth of what happened in training, one flushed line a step."""
+"""``metrics.jsonl``: the source of truth of what happened in training, one flushed line a step; and
+``quarantine.jsonl``: the batches that were in trouble, by the ids of their samples."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ class FilesSink(Sink):
     def __init__(self, run_dir: Path) -> None:
         self.path = Path(run_dir) / "metrics.jsonl"
         self._stream: IO[str] | None = None
+        self.quarantine = Quarantine(Path(run_dir) / "quarantine.jsonl")
 
     def start(self, run: RunInfo) -> None:
         """Makes sure that the file is there, also for a run in which nothing is trained."""
@@ -37,6 +39,8 @@ class FilesSink(Sink):
         kept = [line for line, row in _lines(self.path) if row.get("stage") != stage]
         kept += [json_line(row) for row in rows]
         write_atomic(self.path, "".join(line + "\n" for line in kept))
+        for row in rows:
+            self.quarantine.note(row)
         self._append()
 
     def row(self, row: Row) -> None:
@@ -50,6 +54,7 @@ class FilesSink(Sink):
             stream = self._append()
             stream.write(line)
             stream.flush()
+        self.quarantine.note(row)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Closes the file."""
@@ -65,6 +70,39 @@ class FilesSink(Sink):
             with disk_full_named(self.path):
                 self._stream.close()
             self._stream = None
+
+
+class Quarantine:
+    """One line for each batch that a guard named: its samples, its numbers, why, and what was done.
+
+    Steps that are computed again after a kill name the same batch again: it stands here once. A batch that a roll-back
+    took out of ``metrics.jsonl`` stays.
+    """
+
+    KEYS = ("stage", "step", "batch", "reason", "action", "detail", "loss", "grad_norm", "sample_ids")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: set[tuple[Any, ...]] | None = None
+
+    def note(self, row: Row) -> None:
+        """Takes a row of ``metrics.jsonl`` in; those that name no batch are passed over."""
+        if "sample_ids" not in row or "reason" not in row:
+            return
+        if self._known is None:
+            self._known = {self._key(known) for _, known in _lines(self.path)}
+        if self._key(row) in self._known:
+            return
+        self._known.add(self._key(row))
+        line = json_line(
+            {key: row.get("from_step", row.get(key)) if key == "step" else row.get(key) for key in self.KEYS}
+        )
+        with disk_full_named(self.path, len(line)), self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+
+    @staticmethod
+    def _key(row: Row) -> tuple[Any, ...]:
+        return row.get("stage"), row.get("batch"), row.get("reason")
 
 
 def json_line(row: Row) -> str:

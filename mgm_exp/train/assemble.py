@@ -64,21 +64,30 @@ class Stage:
         batches, whatever the rows say."""
         return f"{batch_fingerprint(self.plan.global_batch(step), 'samples'):013x}"
 
+    def ids_of(self, step: int) -> list[str]:
+        """Ids of the samples of step ``step``, over all processes."""
+        return [self.dataset.records[i].id for i in self.plan.global_batch(step)]
+
     @property
     def checkpointing(self) -> CheckpointConfig:
         return self.config.train.checkpoint
 
-    def steps_from(self, step: int) -> Iterator[list[CountedBatch]]:
-        """This process's counted micro-batches of each optimizer step, from ``step`` on."""
+    def steps_from(self, step: int, batches_skipped: int = 0) -> Iterator[list[CountedBatch]]:
+        """This process's counted micro-batches of each optimizer step, from ``step`` on.
+
+        Args:
+            batches_skipped: How many batches of the plan were left out: the data is so many ahead of the step.
+        """
         from mgm_exp.data import StepLoader
 
         loader = StepLoader(
             self.dataset,
             self.plan,
-            step,
+            step + batches_skipped,
             self.config.train.workers,
             self.processor.pad_token_id,
             pin_memory=self.engine.ranks.device.type == "cuda",
+            stop_step=self.n_steps + batches_skipped,
         )
         for micro_batches in loader:
             yield [self._counted(batch) for batch in micro_batches]

@@ -12,10 +12,12 @@ Everything is written into ``step-000050.tmp`` and renamed when all processes ar
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgm_exp.config import CheckpointConfig
 from mgm_exp.errors import TrainingFailed
 from mgm_exp.store import (
     disk_full_named,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from mgm_exp.train.engine import Engine
 
 SCHEMA_VERSION = 1
+# Settings of which a stage may be continued with others: the steps stay the same up to rounding.
+SPLIT = ("micro_batch_size", "accumulation")
 
 
 @dataclass
@@ -42,16 +46,15 @@ class Progress:
     Args:
         step: Optimizer steps done, skipped ones included.
         updates: Steps that changed the weights.
-        skipped_in_a_row: Steps without an update since the last one with.
         tokens: Non-padding merged tokens so far, all processes.
         seconds: Wall time of the steps so far.
         last_loss: Loss of the last step that was applied.
         verified: What the trainable-set check has found so far.
+        guards: What the guards remember (:class:`mgm_exp.train.guards.Guards`).
     """
 
     step: int = 0
     updates: int = 0
-    skipped_in_a_row: int = 0
     tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
@@ -59,6 +62,12 @@ class Progress:
     last_loss: float | None = None
     resumed_from: list[int] = field(default_factory=list)
     verified: dict[str, Any] = field(default_factory=dict)
+    guards: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Progress:
+        """From ``state.json``; what an earlier version counted besides is left out."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def save_checkpoint(
@@ -122,7 +131,8 @@ def load_newest(
     folder = root / name[0]
     state = read_json(folder / "state.json")
     found = state["belongs_to"]
-    differing = [key for key in sorted({*belongs_to, *found}) if belongs_to.get(key) != found.get(key)]
+    changed = [key for key in sorted({*belongs_to, *found}) if belongs_to.get(key) != found.get(key)]
+    differing = [key for key in changed if key not in SPLIT]
     if differing:
         raise TrainingFailed(
             f"The checkpoint {folder} was made with other settings: "
@@ -132,4 +142,26 @@ def load_newest(
         )
     engine.load(folder, state["engine"])
     set_generator_states(read_json(folder / f"rng-{ranks.rank}.json"), ranks.device)
-    return Progress(**state["progress"]), passed_over
+    return Progress.read(state["progress"]), passed_over
+
+
+class CheckpointClock:
+    """When the next checkpoint is due: by steps and by time, whichever comes first."""
+
+    def __init__(self, config: CheckpointConfig, step: int) -> None:
+        self._config = config
+        self.last_step = step
+        self._last_time = time.monotonic()
+
+    def is_due(self, step: int, ranks: Ranks) -> bool:
+        """The same answer on every process: the first one's clock decides."""
+        config = self._config
+        if config.every_steps is not None and step % config.every_steps == 0:
+            return True
+        if config.every_minutes is None:
+            return False
+        is_late = time.monotonic() - self._last_time >= config.every_minutes * 60
+        return bool(ranks.gather([is_late])[0][0])
+
+    def saved(self, step: int) -> None:
+        self.last_step, self._last_time = step, time.monotonic()

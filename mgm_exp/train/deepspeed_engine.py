@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mgm_exp.config import Offload, Precision, ZeroConfig
 from mgm_exp.errors import MissingDependencyError
 from mgm_exp.train.engine import COMPUTE_DTYPE, Batch, Engine, Update, poisoned_if_not_finite
+from mgm_exp.train.guards import Limits
 from mgm_exp.train.job import StageSettings
 from mgm_exp.train.optimizer import build_optimizer, set_learning_rates
 from mgm_exp.train.ranks import Ranks
@@ -136,11 +137,27 @@ class DeepSpeedEngine(Engine):
             self.engine.step()  # counts the micro-batch; the update itself is in update()
         return loss.detach().float()
 
-    def update(self, lr_factor: float) -> Update:
+    def update(self, lr_factor: float, limits: Limits | None = None, loss: Tensor | None = None) -> Update:
+        assert limits is None, "the configuration refuses limits here: DeepSpeed decides before the norm is known"
         set_learning_rates(self.groups, lr_factor)
         scale = float(self.engine.optimizer.loss_scale) if self.dtype is torch.float16 else None
         self.engine.step()
         return Update(bool(self.engine.was_step_applied()), float(self.engine.get_global_grad_norm()), scale)
+
+    def gradient(self, name: str) -> Tensor | None:
+        from deepspeed.utils import safe_get_full_grad
+
+        gradient = safe_get_full_grad(self.trainable[name])
+        if gradient is None or self.dtype is not torch.float16:
+            return gradient
+        return gradient / float(self.engine.optimizer.loss_scale)
+
+    def _states(self) -> Iterator[tuple[str, Tensor]]:
+        for number, (master, state) in enumerate(self.engine.optimizer.optimizer.state.items()):
+            yield f"fp32 weights of group {number}", master.detach()
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    yield f"{key} of group {number}", value
 
     def save(self, folder: Path) -> dict[str, Any]:
         """DeepSpeed's own files: each process its shard of weights and optimizer state; frozen weights are left out."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mgm_exp.config import Precision
+from mgm_exp.train.guards import Limits
 from mgm_exp.train.job import StageSettings
 from mgm_exp.train.optimizer import set_learning_rates
 from mgm_exp.train.ranks import Ranks
@@ -36,17 +37,28 @@ COMPUTE_DTYPE = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, 
 
 @dataclass(frozen=True)
 class Update:
-    """What became of one optimizer step.
+    """What became of one optimizer step. Numbers may still lie on the device: reading a property waits for it.
 
     Args:
-        applied: False where the gradient was not finite: nothing was changed.
-        grad_norm: L2 norm of the whole gradient before clipping; not finite where nothing was applied.
+        verdict: Whether the weights changed.
+        norm: L2 norm of the whole gradient before clipping; not finite where the gradient was not.
         loss_scale: The fp16 loss scale that the gradient was computed with; None in other precisions.
+        connector_norm: L2 norm of the gradient of projector and mining; None: not known, or they are not trained.
     """
 
-    applied: bool
-    grad_norm: float
+    verdict: bool | Tensor
+    norm: float | Tensor
     loss_scale: float | None = None
+    connector_norm: Tensor | None = None
+
+    @property
+    def applied(self) -> bool:
+        """False where the gradient was not finite, or beyond the limits: nothing was changed."""
+        return bool(self.verdict)
+
+    @property
+    def grad_norm(self) -> float:
+        return float(self.norm)
 
 
 class AroundUpdates(Protocol):
@@ -90,12 +102,45 @@ class Engine(ABC):
             The detached loss of this micro-batch (its share of the step's loss), a scalar on the device.
         """
 
+    @property
+    def reads_late(self) -> bool:
+        """Whether it pays to begin the next step before the numbers of this one are read."""
+        return False
+
     @abstractmethod
-    def update(self, lr_factor: float) -> Update:
+    def update(self, lr_factor: float, limits: Limits | None = None, loss: Tensor | None = None) -> Update:
         """Clips, applies one AdamW step at ``lr_factor`` of the peak rates, and clears the gradients.
 
         Nothing is applied when the gradient is not finite on any process.
+
+        Args:
+            limits: Nothing is applied beyond them either; None: there are none.
+            loss: Of the whole step, over all processes; needed with limits.
         """
+
+    @abstractmethod
+    def gradient(self, name: str) -> Tensor | None:
+        """The whole gradient of a trainable parameter, between the last backward pass and the update, as the loss
+        has it; None where it has none. Called by all processes."""
+
+    def discard(self) -> None:
+        """Forgets the gradients of a step that could not be finished."""
+        for parameter in self.trainable.values():
+            parameter.grad = None
+
+    def not_finite(self) -> list[str]:
+        """Which trained weights and optimizer states hold a NaN or infinity, of those that this process keeps."""
+        named = [(name, self.resident(parameter)) for name, parameter in self.trainable.items()]
+        named = [(name, tensor) for name, tensor in [*named, *self._states()] if tensor.is_floating_point()]
+        if not named:
+            return []
+        # One answer for all tensors: the device is waited for once
+        flags = torch.stack([tensor.isfinite().all().to(self.ranks.device) for _, tensor in named]).tolist()
+        return [name for (name, _), is_finite in zip(named, flags, strict=True) if not is_finite]
+
+    @abstractmethod
+    def _states(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of every optimizer state of this process."""
 
     @abstractmethod
     def save(self, folder: Path) -> dict[str, Any]:
@@ -131,6 +176,16 @@ def poisoned_if_not_finite(loss: Tensor) -> Tensor:
     return loss * (loss.detach() * 0 + 1)
 
 
+def tensor_norms(tensors: list[Tensor]) -> list[Tensor]:
+    """L2 norm of each tensor, on its device, as :func:`torch.nn.utils.get_total_norm` computes them."""
+    return list(torch._foreach_norm(tensors)) if tensors else []
+
+
+def _joined(norms: list[Tensor], device: torch.device) -> Tensor:
+    """The L2 norm of all tensors together."""
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=device)
+
+
 class PlainEngine(Engine):
     """Plain PyTorch: one process, or several with DistributedDataParallel.
 
@@ -144,6 +199,8 @@ class PlainEngine(Engine):
         settings: Clipping and precision.
         ranks: This process.
         around_updates: What an adapter does before and after each of them; None: nothing.
+        on_device: Decide on the device whether a step is applied (by AdamW's fused kernel), so that nobody waits for
+            it; None: on a GPU. Never in fp16, whose scaler asks for the answer, or where an adapter does.
     """
 
     def __init__(
@@ -156,6 +213,7 @@ class PlainEngine(Engine):
         *,
         initial_loss_scale: float = 2.0**16,
         around_updates: AroundUpdates | None = None,
+        on_device: bool | None = None,
     ) -> None:
         self.name = "pytorch"
         self.around_updates = around_updates
@@ -166,6 +224,12 @@ class PlainEngine(Engine):
             ranks.device.type, init_scale=initial_loss_scale, enabled=settings.precision is Precision.fp16
         )
         self.module = self._parallel(module) if ranks.world_size > 1 else module
+        self._on_device = ranks.device.type == "cuda" if on_device is None else on_device
+        self._on_device &= not self.scaler.is_enabled() and around_updates is None
+        for group in self.groups:
+            group["fused"] = True if self._on_device else group.get("fused")
+        connector = [p for group in self.groups if group.get("group") == "connector" for p in group["params"]]
+        self._connector = {id(parameter) for parameter in connector}
 
     def _parallel(self, module: nn.Module) -> nn.Module:
         # All processes built the same weights from the same files and seed: broadcasting gigabytes again is not needed.
@@ -192,25 +256,53 @@ class PlainEngine(Engine):
         assert isinstance(self.module, nn.parallel.DistributedDataParallel)
         return self.module.no_sync()
 
-    def update(self, lr_factor: float) -> Update:
+    @property
+    def reads_late(self) -> bool:
+        return self._on_device
+
+    def update(self, lr_factor: float, limits: Limits | None = None, loss: Tensor | None = None) -> Update:
         set_learning_rates(self.groups, lr_factor)
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
         self.scaler.unscale_(self.optimizer)
         if self.around_updates is not None:
             self.around_updates.before_update()
         parameters = [parameter for parameter in self.trainable.values() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
-        grad_norm = float(norm)
-        is_finite = grad_norm == grad_norm and abs(grad_norm) != float("inf")
-        if is_finite:
-            if self.max_grad_norm > 0:
-                nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+        norms = tensor_norms([parameter.grad for parameter in parameters])  # type: ignore[misc]
+        norm = _joined(norms, self.ranks.device)
+        seen = [size for size, parameter in zip(norms, parameters, strict=True) if id(parameter) in self._connector]
+        connector = _joined(seen, self.ranks.device) if self._connector else None
+        may_apply = norm.isfinite()
+        if limits is not None:
+            assert loss is not None
+            may_apply &= (norm <= limits.grad_norm) & (loss <= limits.loss)
+        if self._on_device:
+            self._clip(parameters, norm)
+            # torch's own switch for loss scaling: a step with found_inf=1 changes neither weights nor state
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~may_apply).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]
+        elif may_apply:
+            self._clip(parameters, norm)
             self.scaler.step(self.optimizer)
         if self.around_updates is not None:
-            self.around_updates.after_update(applied=is_finite)
+            self.around_updates.after_update(applied=bool(may_apply))
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update(is_finite, grad_norm, scale)
+        return Update(may_apply, norm, scale, connector)
+
+    def _clip(self, parameters: list[nn.Parameter], norm: Tensor) -> None:
+        if self.max_grad_norm > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+
+    def gradient(self, name: str) -> Tensor | None:
+        gradient = self.trainable[name].grad
+        return None if gradient is None else gradient / (self.scaler.get_scale() if self.scaler.is_enabled() else 1.0)
+
+    def _states(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.trainable.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                yield f"{key}/{name}", value
 
     def save(self, folder: Path) -> dict[str, Any]:
         """``trainable.safetensors`` and ``optimizer.safetensors``, written by the first process (all hold the same)."""
@@ -225,9 +317,8 @@ class PlainEngine(Engine):
         return {"scaler": self.scaler.state_dict(), **({"around_updates": values} if values else {})}
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.trainable.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"{key}/{name}", _for_disk(value)
+        for name, value in self._states():
+            yield name, _for_disk(value)
 
     def load(self, folder: Path, extra: dict[str, Any]) -> None:
         from safetensors.torch import load_file
@@ -241,8 +332,9 @@ class PlainEngine(Engine):
         state: dict[str, dict[str, Tensor]] = {}
         for key, value in load_file(folder / "optimizer.safetensors", device="cpu").items():
             what, _, name = key.partition("/")
-            # torch keeps the step counter on the CPU (AdamW without capturable)
-            state.setdefault(name, {})[what] = value if what == "step" else value.to(device)
+            # torch keeps the step counter on the CPU, but for the fused AdamW
+            stays = what == "step" and not self._on_device
+            state.setdefault(name, {})[what] = value if stays else value.to(device)
         self.optimizer.state.clear()
         for name, values in state.items():
             self.optimizer.state[self.trainable[name]] = values

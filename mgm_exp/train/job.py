@@ -161,6 +161,7 @@ class StageSummary:
         resumed_from: Steps at which the stage was continued from a checkpoint.
         n_train: Samples of the stage's data.
         ended_early: Whether early stopping ended it before its last step.
+        guards: What the guards found and did (:meth:`mgm_exp.train.guards.Guards.record`).
     """
 
     stage: str
@@ -179,6 +180,7 @@ class StageSummary:
     resumed_from: list[int] = field(default_factory=list)
     load_report: dict[str, Any] = field(default_factory=dict)
     ended_early: bool = False
+    guards: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

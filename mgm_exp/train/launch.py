@@ -22,17 +22,18 @@ from typing import Any, TextIO
 
 import mgm_exp
 from mgm_exp.config import Device, ExperimentConfig, Precision
-from mgm_exp.errors import Interrupted, MissingDependencyError
+from mgm_exp.errors import Interrupted, MissingDependencyError, OutOfMemory
 from mgm_exp.store import write_atomic
 from mgm_exp.train.agent import AGENT, SHUTDOWN_S
 from mgm_exp.train.agents import Agents, agents_for
 from mgm_exp.train.determinism import environment
 from mgm_exp.train.failures import failure_of, result_of
-from mgm_exp.train.job import StageSummary, TrainJob
+from mgm_exp.train.job import StageSummary, TrainJob, stage_settings
 from mgm_exp.train.launch_folder import GO_ON, POLL_S, STOP, LaunchFacts, LaunchFolder, guard_of
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.machines import Cluster, cluster_of
 from mgm_exp.train.metrics_file import read_rows
+from mgm_exp.train.micro_batch import settled, shrunk
 from mgm_exp.train.pulse import Hang, PulseWatch, beat_s
 from mgm_exp.train.stop import StopRequest
 
@@ -91,11 +92,22 @@ def run_stage(
     config = job.experiment()
     check_machine(config)
     stop = StopRequest(should_stop)
+    job = settled(job)
     with stop.listening():
-        if config.devices == 1 and config.zero.stage == 0:
-            summary = _in_this_process(job, config, listener, stop)
-        else:
-            summary = _in_processes(job, config, listener, stop)
+        while True:
+            try:
+                summary = _train(job, job.experiment(), listener, stop)
+                break
+            except OutOfMemory as error:
+                smaller = shrunk(job, error.message)
+                if smaller is None or stop.is_requested():
+                    raise
+                job = smaller
+                size = stage_settings(job.experiment(), job.stage).micro_batch_size
+                listener.say(
+                    f"{job.stage}: {error.message} It goes on with micro-batches of {size} (train.auto_micro_batch) "
+                    "and more of them in a step: the global batch stays as it is."
+                )
     if stop.reason is not None:  # it came during the last step: the stage is complete, but nobody else has heard of it
         raise Interrupted(
             f"The {job.stage} stage was stopped by {stop.reason} after its last step; its state is saved.",
@@ -124,6 +136,12 @@ def check_machine(config: ExperimentConfig) -> None:
         raise MissingDependencyError(
             "train.precision=fp16 needs a GPU, and torch sees none here.", advice="Use train.precision=bf16 or fp32."
         )
+
+
+def _train(job: TrainJob, config: ExperimentConfig, listener: Listener, stop: StopRequest) -> StageSummary:
+    if config.devices == 1 and config.zero.stage == 0:
+        return _in_this_process(job, config, listener, stop)
+    return _in_processes(job, config, listener, stop)
 
 
 def _in_this_process(job: TrainJob, config: ExperimentConfig, listener: Listener, stop: StopRequest) -> StageSummary:

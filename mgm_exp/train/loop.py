@@ -1,35 +1,37 @@
-"""The story of one training stage, top to bottom: read :func:`_train` first."""
+"""The story of one training stage, top to bottom: read :meth:`_Run.train` first."""
 
 from __future__ import annotations
 
-import math
-import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
-from mgm_exp.config import AdapterKind, CheckpointConfig
-from mgm_exp.errors import Interrupted, LossNotFinite, Pruned
-from mgm_exp.store import write_json_atomic
-from mgm_exp.train.assemble import Stage, assemble
-from mgm_exp.train.checkpoint import Progress, load_newest, save_checkpoint
+import torch
+
+from mgm_exp.config import GuardAction
+from mgm_exp.errors import Interrupted, LossNotFinite, OutOfMemory, Pruned
+from mgm_exp.train.assemble import assemble
+from mgm_exp.train.checkpoint import CheckpointClock, Progress, load_newest, save_checkpoint
 from mgm_exp.train.contract import MovementCheck
 from mgm_exp.train.determinism import determinism
 from mgm_exp.train.generators import own_generators
+from mgm_exp.train.guards import Guards, Trouble
 from mgm_exp.train.job import StageSummary, TrainJob, derived_seed
 from mgm_exp.train.listener import Listener
-from mgm_exp.train.memory import PeakMemory
+from mgm_exp.train.memory import MemoryGrowth, PeakMemory, write_summary
 from mgm_exp.train.metrics_file import MetricsFile, read_rows
+from mgm_exp.train.micro_batch import summary_path
+from mgm_exp.train.outputs import write_outputs
 from mgm_exp.train.ranks import Ranks
+from mgm_exp.train.recovery import ROLLBACK, ends, failure_of, roll_back
+from mgm_exp.train.rows import facts_of, step_row
 from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
-from mgm_exp.train.step import Outcome, take_step
+from mgm_exp.train.step import Launched, Outcome, take_step
 from mgm_exp.train.stop import StopRequest
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
-
-if TYPE_CHECKING:
-    from torch import nn
-
-# This many steps in a row without an update end the stage.
-MAX_SKIPPED_IN_A_ROW = 3
+from mgm_exp.train.vitals import Vitals, gradient_statistics
 
 
 def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> StageSummary:
@@ -38,204 +40,339 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
     Raises:
         Interrupted: ``stop`` was requested; the state is saved.
         Pruned: the listener said so at a validation point; the state is saved.
-        TrainingFailed: The loss stays not finite, or the trainable set is not what was declared.
+        TrainingFailed: The loss stays not finite, a guard's policy is to stop, or the trainable set is not what was
+            declared.
+        OutOfMemory: Memory ended in a step; where one process trains alone, the state before it is saved.
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
     config = job.experiment()
     with own_generators(derived_seed(config.seed, job.stage), ranks.device), determinism(config.train.deterministic):
-        return _train(job, ranks, listener, stop)
+        return _Run(job, ranks, listener, stop).train()
 
 
-def _train(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> StageSummary:
-    memory = PeakMemory(ranks.device)
-    metrics = MetricsFile(job.metrics)
-    stage = assemble(job, ranks, listener.say)
-    progress = _resume(job, stage, ranks, metrics, listener)
-    check = None if progress.verified else MovementCheck(stage.module, stage.engine, stage.trainable, ranks)
-    clock = CheckpointClock(stage.checkpointing, progress.step)
-    warmup = warmup_steps(stage.settings.warmup_ratio, stage.n_steps)
-    steps = stage.steps_from(progress.step)
-    validation = Validation.of(job, stage, ranks)
-    early = EarlyStopping(stage.config.train.early_stopping, read_rows(job.metrics) if validation else ())
-    is_pruned = False
+class _Run:
+    """One stage while it runs, on one of its processes. All of them take every turn together.
 
-    while progress.step < stage.n_steps and not (early.is_over or is_pruned or _agree_to_stop(ranks, stop)):
-        started = time.perf_counter()
-        lr_factor = cosine_with_warmup(progress.step, warmup, stage.n_steps)
-        can_move = lr_factor > 0
-        if check and can_move:
-            check.before_update()
-        ranks.marks.step = progress.step
-        fingerprint = stage.fingerprint_of(progress.step) if ranks.world_size > 1 else 0
-        outcome = take_step(stage.engine, stage.settings, ranks, next(steps), progress.step, lr_factor, fingerprint)
-        if check and can_move and outcome.applied:
-            check.after_update(has_images=outcome.images > 0)
-            if check.is_done:
-                progress.verified, check = _note_check(job, check, progress, listener), None
+    On a GPU a step is read after the next one was launched, so that the device always has something to do; it is read
+    at once where something depends on it (a checkpoint, a validation point, a policy that changes the next step).
+    """
 
-        seconds = time.perf_counter() - started
-        _count(progress, outcome, seconds, memory, ranks)
-        row = _row(job, stage, progress, outcome, seconds)
-        if ranks.is_first:
-            metrics.append(row)
-            listener.on_row(row)
-        _fail_if_stuck(job, progress, outcome)
-        if validation and validation.is_due(progress.step):
-            is_pruned = _validate(job, validation, early, progress, ranks, metrics, listener)
-        if clock.is_due(progress.step, ranks):
-            _save(job, stage, progress, ranks, listener)
-            clock.saved(progress.step)
+    def __init__(self, job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> None:
+        self.job, self.ranks, self.listener, self.stop = job, ranks, listener, stop
+        self.memory = PeakMemory(ranks.device)
+        self.metrics = MetricsFile(job.metrics)
+        self.stage = stage = assemble(job, ranks, listener.say)
+        self.progress = self._resumed()
+        config = stage.config.train
+        self.guards = Guards(config.guards, self.progress.guards)
+        self.vitals = Vitals(stage.model, stage.engine, ranks, config.guards.dead_after)
+        self.growth = MemoryGrowth.of(ranks.device)
+        self.check = self._movement_check()
+        self.clock = CheckpointClock(stage.checkpointing, self.progress.step)
+        self.warmup = warmup_steps(stage.settings.warmup_ratio, stage.n_steps)
+        self.validation = Validation.of(job, stage, ranks)
+        self.early = self._early_stopping()
+        self.is_pruned = False
+        self.steps = stage.steps_from(self.progress.step, self.guards.batches_skipped)
+        self.launched: deque[Launched] = deque()
+        self.is_looked_at = self.can_move = False
+        self.reads_late = stage.engine.reads_late and not self.guards.changes_later_steps
+        self.read_at = 0.0
 
-    if check and (progress.step == stage.n_steps or early.is_over):
-        progress.verified = _note_check(job, check, progress, listener)
-    if clock.last_step != progress.step:
-        _save(job, stage, progress, ranks, listener)
-    if is_pruned:
-        raise Pruned(
-            f"The {job.stage} stage was stopped after step {progress.step} of {stage.n_steps}: other trials do better."
-        )
-    if early.is_over:
-        listener.say(f"{job.stage}: ends early after step {progress.step} of {stage.n_steps}: {early.reason}")
-    elif progress.step < stage.n_steps:
-        raise Interrupted(
-            f"The {job.stage} stage was stopped by {stop.reason or 'a request'} after step {progress.step} of "
-            f"{stage.n_steps}; its state is saved.",
-            advice="The same command continues from there.",
-        )
-    return _finish(job, stage, progress, ranks)
+    def train(self) -> StageSummary:
+        """Steps, and what lies between them: validation points, checkpoints, roll-backs."""
+        n_steps = self.stage.n_steps
+        if self.guards.may_roll_back and not self.progress.step:
+            self._save()  # else a roll-back of the first steps would lead nowhere
+        while self.progress.step < n_steps:
+            is_ending = self.early.is_over or self.is_pruned or self._agree_to_stop()
+            if is_ending and not self.launched:
+                break
+            if not is_ending:
+                self._launch()
+            at = self.progress.step + len(self.launched)
+            is_point = not is_ending and self.validation is not None and self.validation.is_due(at)
+            is_due = not is_ending and self.clock.is_due(at, self.ranks)
+            reads_all = is_point or is_due or is_ending or at == n_steps or self.is_looked_at or self.check is not None
+            if self._read(0 if reads_all or not self.reads_late else 1):
+                continue  # rolled back
+            if is_point:
+                self._validate()
+            if is_due:
+                self._save()
+        return self._end()
 
+    def _end(self) -> StageSummary:
+        job, progress, n_steps = self.job, self.progress, self.stage.n_steps
+        if self.check and (progress.step == n_steps or self.early.is_over):
+            progress.verified = _note_check(job, self.check, progress, self.listener)
+        if self.clock.last_step != progress.step:
+            self._save()
+        if self.is_pruned:
+            raise Pruned(
+                f"The {job.stage} stage was stopped after step {progress.step} of {n_steps}: other trials do better."
+            )
+        if self.early.is_over:
+            self.listener.say(f"{job.stage}: ends early after step {progress.step} of {n_steps}: {self.early.reason}")
+        elif progress.step < n_steps:
+            raise Interrupted(
+                f"The {job.stage} stage was stopped by {self.stop.reason or 'a request'} after step {progress.step} of "
+                f"{n_steps}; its state is saved.",
+                advice="The same command continues from there.",
+            )
+        return write_outputs(job, self.stage, progress, self.guards, self.ranks)
 
-def _validate(
-    job: TrainJob,
-    validation: Validation,
-    early: EarlyStopping,
-    progress: Progress,
-    ranks: Ranks,
-    metrics: MetricsFile,
-    listener: Listener,
-) -> bool:
-    """One validation point; whether the run is to be pruned. The same answer on every process."""
-    started = time.perf_counter()
-    value = validation.score()
-    early.note(value)
-    told_to_stop = False
-    if ranks.is_first:
-        seconds = round(time.perf_counter() - started, 3)
-        _event(job, progress, VALIDATION, metrics, listener, **validation.facts(value), seconds=seconds)
-        told_to_stop = listener.on_validation(progress.step, value)
-    return bool(ranks.gather([told_to_stop])[0][0])
+    # -- a step ------------------------------------------------------------------------------------------------
 
+    def _launch(self) -> None:
+        """Hands the next step to the device."""
+        stage, ranks, guards = self.stage, self.ranks, self.guards
+        step = self.progress.step + len(self.launched)
+        lr_factor = cosine_with_warmup(step, self.warmup, stage.n_steps) * guards.lr_factor
+        self.can_move = lr_factor > 0
+        if self.check and self.can_move:
+            self.check.before_update()
+        ranks.marks.step = step
+        batch = step + guards.batches_skipped
+        micro_batches = next(self.steps)
+        self.is_looked_at = self.vitals.is_due(self.progress.updates + len(self.launched))
+        try:
+            with self.vitals.watching(micro_batches) if self.is_looked_at else nullcontext():
+                launched = take_step(
+                    stage.engine,
+                    stage.settings,
+                    ranks,
+                    micro_batches,
+                    step,
+                    lr_factor,
+                    fingerprint=stage.fingerprint_of(batch) if ranks.world_size > 1 else 0,
+                    limits=guards.limits(),
+                    mining=self.vitals.mining,
+                    before_update=self._gradient_statistics(step),
+                )
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from error
+        self.launched.append(launched)
 
-class CheckpointClock:
-    """When the next checkpoint is due: by steps and by time, whichever comes first."""
+    def _gradient_statistics(self, step: int) -> Callable[[], None] | None:
+        every = self.stage.config.train.gradient_statistics_every
+        if every is None or (step + 1) % every:
+            return None
 
-    def __init__(self, config: CheckpointConfig, step: int) -> None:
-        self._config = config
-        self.last_step = step
-        self._last_time = time.monotonic()
+        def record() -> None:
+            groups = gradient_statistics(self.stage.engine)
+            if self.ranks.is_first:
+                self._event("gradient_statistics", groups=groups, step=step + 1)
 
-    def is_due(self, step: int, ranks: Ranks) -> bool:
-        """The same answer on every process: the first one's clock decides."""
-        config = self._config
-        if config.every_steps is not None and step % config.every_steps == 0:
-            return True
-        if config.every_minutes is None:
+        return record
+
+    def _read(self, keep: int) -> bool:
+        """Reads the launched steps but for the newest ``keep``, and does what they ask for; whether one of them led
+        back to a checkpoint."""
+        while len(self.launched) > keep:
+            launched = self.launched.popleft()
+            outcome, now = launched.outcome(), time.perf_counter()
+            if self.check and self.can_move and outcome.applied:
+                self.check.after_update(has_images=outcome.images > 0)
+                if self.check.is_done:
+                    self.progress.verified = _note_check(self.job, self.check, self.progress, self.listener)
+                    self.check = None
+            seconds, self.read_at = now - max(launched.started, self.read_at), now
+            in_use = self._count(outcome, seconds)
+            trouble = None
+            if outcome.event in (None, "not_finite", "spike"):
+                trouble = self.guards.note(self.progress.step, outcome.loss, outcome.grad_norm, outcome.event)
+            self._tell(outcome, seconds, trouble)
+            self._look(outcome, in_use)
+            if trouble and self._react(trouble, outcome):
+                return True
+        return False
+
+    def _count(self, outcome: Outcome, seconds: float) -> list[float]:
+        """Counts a step; returns the memory in use by the process that uses most."""
+        progress = self.progress
+        progress.step += 1
+        progress.seconds += seconds
+        progress.samples += outcome.samples
+        progress.tokens += outcome.tokens
+        mine = [self.memory.gib(), *self.growth.in_use(self.ranks.device)]
+        peak, *in_use = (max(column) for column in zip(*self.ranks.gather(mine), strict=True))
+        progress.peak_memory_gib = max(progress.peak_memory_gib, peak)
+        if outcome.applied:
+            progress.updates += 1
+            progress.last_loss = outcome.loss
+        return in_use
+
+    def _tell(self, outcome: Outcome, seconds: float, trouble: Trouble | None) -> None:
+        """The step's line in ``metrics.jsonl``, and that of the trouble it was."""
+        facts: dict[str, Any] = {}
+        if trouble and (self.guards.count(trouble.reason) or trouble.action is not GuardAction.warn):
+            facts = facts_of(trouble, self.stage, self.guards, self.progress, outcome)
+        if not self.ranks.is_first:
+            return
+        row = step_row(self.job, self.stage, self.progress, self.guards, outcome, seconds)
+        if any(outcome.mining):
+            row["mining_not_finite"] = sum(outcome.mining)
+        self._write(row | facts if outcome.event else row)
+        if facts and not outcome.event and trouble and trouble.action is not GuardAction.rollback:
+            self._event(trouble.reason, **facts)
+
+    def _look(self, outcome: Outcome, in_use: list[float]) -> None:
+        """Signs that something else is wrong: named, and nothing is done about them."""
+        progress, guards = self.progress, self.guards
+        found: list[tuple[str, dict[str, Any]]] = []
+        if any(outcome.mining) and outcome.event != "not_finite":  # there the step's own row says so
+            batch = progress.step - 1 + guards.batches_skipped
+            facts = {"nan": outcome.mining[0], "infinite": outcome.mining[1], "batch": batch}
+            detail = "scores of patch info mining were replaced; the loss does not show it"
+            facts |= {"reason": "mining_not_finite", "action": "warn", "detail": detail}
+            found.append(("mining_not_finite", {**facts, "sample_ids": self.stage.ids_of(batch)}))
+        if self.is_looked_at and outcome.applied and not self.launched:
+            dead = self.vitals.faults(outcome.images > 0, outcome.connector_norm)
+            found += [(event, {"detail": detail}) for event, detail in dead]
+        leak = self.growth.note(in_use, self.stage.n_steps - progress.step)
+        if leak is not None:
+            found.append(("memory_growth", {"detail": str(leak), "mib_per_step": round(leak.mib_per_step, 3)}))
+        for event, facts in found:
+            if guards.count(event) and self.ranks.is_first:
+                self.listener.say(f"{self.job.stage}: step {progress.step}: {event}: {facts['detail']}")
+                self._event(event, **facts)
+
+    # -- trouble -----------------------------------------------------------------------------------------------
+
+    def _react(self, trouble: Trouble, outcome: Outcome) -> bool:
+        """Does what the policy says; whether it led back to a checkpoint."""
+        job, progress, guards = self.job, self.progress, self.guards
+        facts = facts_of(trouble, self.stage, guards, progress, outcome)
+        if ends(trouble):
+            raise failure_of(trouble, progress, facts["sample_ids"], guards, job)
+        if trouble.action is GuardAction.lower_lr:
+            guards.lower_lr(progress.step)
+            self.listener.say(
+                f"{job.stage}: step {progress.step}: {trouble.reason}: {trouble.detail}; the learning rate is "
+                f"{guards.lr_factor:g} of the schedule from here"
+            )
+        if trouble.action is not GuardAction.rollback:
             return False
-        is_late = time.monotonic() - self._last_time >= config.every_minutes * 60
-        return bool(ranks.gather([is_late])[0][0])
+        self._roll_back(trouble, facts)
+        return True
 
-    def saved(self, step: int) -> None:
-        self.last_step, self._last_time = step, time.monotonic()
+    def _roll_back(self, trouble: Trouble, facts: dict[str, Any]) -> None:
+        """Back to the last good checkpoint; its next batches are those after the trouble."""
+        job, stage, before = self.job, self.stage, self.progress
+        self.launched.clear()
+        self.progress = roll_back(job.checkpoints, stage, self.guards, before, trouble, self.ranks)
+        self.guards = Guards(self.guards.config, self.progress.guards)
+        if self.ranks.is_first:
+            number = self.guards.state["rollbacks"]
+            rows = self.metrics.cut_back(self.progress.step, number - 1)
+            self.listener.on_start(stage.n_steps, rows)
+            self._event(ROLLBACK, rollback=number, from_step=before.step, **facts)
+            self.listener.say(
+                f"{job.stage}: step {before.step}: {trouble.reason}: {trouble.detail}; back to step "
+                f"{self.progress.step}, and {before.step - self.progress.step} batches are left out"
+            )
+        self.ranks.barrier()
+        self._save()
+        self.check = self._movement_check()
+        self.early = self._early_stopping()
+        self.steps = stage.steps_from(self.progress.step, self.guards.batches_skipped)
 
+    def _out_of_memory(self, error: BaseException) -> OutOfMemory:
+        """Keeps what is known of the memory, and the state where nobody else is needed for it."""
+        job, ranks = self.job, self.ranks
+        path = summary_path(job.work, ranks.rank)
+        write_summary(path, ranks.device, error)
+        saved = ""
+        if ranks.world_size == 1 and not self._read(0):
+            if self.clock.last_step != self.progress.step and self.progress.step:
+                self.stage.engine.discard()
+                self._save()
+            saved = f", and the state after step {self.progress.step} is saved"
+        return OutOfMemory(
+            f"CUDA out of memory in step {self.progress.step + 1} of the {job.stage} stage with micro-batches of "
+            f"{self.stage.settings.micro_batch_size}: {error}. What it was used for stands in {path}{saved}.",
+            advice="Lower train.micro_batch_size (train.auto_micro_batch=true does it by itself), or take "
+            "model.gradient_checkpointing=true, zero=2 or 3, or a smaller train.max_length.",
+        )
 
-def _resume(job: TrainJob, stage: Stage, ranks: Ranks, metrics: MetricsFile, listener: Listener) -> Progress:
-    """The newest whole checkpoint, or the beginning; ``metrics.jsonl`` is cut back to it."""
-    job.checkpoints.mkdir(parents=True, exist_ok=True)
-    found, passed_over = load_newest(job.checkpoints, stage.engine, stage.belongs_to, ranks)
-    progress = found or Progress()
-    if found:
-        progress.resumed_from.append(progress.step)
-    if not ranks.is_first:
+    # -- between the steps -------------------------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        """One validation point; the same answer on every process."""
+        assert self.validation is not None
+        started = time.perf_counter()
+        value = self.validation.score()
+        self.early.note(value)
+        told_to_stop = False
+        if self.ranks.is_first:
+            seconds = round(time.perf_counter() - started, 3)
+            self._event(VALIDATION, **self.validation.facts(value), seconds=seconds)
+            told_to_stop = self.listener.on_validation(self.progress.step, value)
+        self.is_pruned = bool(self.ranks.gather([told_to_stop])[0][0])
+
+    def _save(self) -> None:
+        """A checkpoint, unless the state is not worth keeping: it would take the place of a good one.
+
+        Raises:
+            LossNotFinite: A weight or an optimizer state is NaN or infinite.
+        """
+        job, stage, progress, ranks = self.job, self.stage, self.progress, self.ranks
+        broken = sorted(set(ranks.gather_texts(stage.engine.not_finite()[:8])))
+        if broken:
+            raise LossNotFinite(
+                f"Weights or optimizer state of the {job.stage} stage are not finite after step {progress.step} "
+                f"({', '.join(broken[:5])}{', ...' if len(broken) > 5 else ''}), though no loss or gradient was; the "
+                "state is not saved, and the last good checkpoint stays.",
+                advice=f"Lower the learning rate; the last good checkpoint is in {job.checkpoints}.",
+            )
+        folder = save_checkpoint(
+            job.checkpoints, stage.engine, progress, stage.belongs_to, ranks, keep=stage.checkpointing.keep
+        )
+        self.clock.saved(progress.step)
+        if ranks.is_first:
+            self.listener.on_checkpoint(folder)
+
+    def _agree_to_stop(self) -> bool:
+        """Whether any process was asked to stop: all of them stop at the same step."""
+        return any(row[0] for row in self.ranks.gather([self.stop.is_requested()]))
+
+    def _movement_check(self) -> MovementCheck | None:
+        stage = self.stage
+        if self.progress.verified:
+            return None
+        return MovementCheck(stage.module, stage.engine, stage.trainable, self.ranks)
+
+    def _early_stopping(self) -> EarlyStopping:
+        rows = read_rows(self.job.metrics) if self.validation else ()
+        return EarlyStopping(self.stage.config.train.early_stopping, rows)
+
+    def _resumed(self) -> Progress:
+        """The newest whole checkpoint, or the beginning; ``metrics.jsonl`` is cut back to it."""
+        job, stage, ranks, say = self.job, self.stage, self.ranks, self.listener.say
+        job.checkpoints.mkdir(parents=True, exist_ok=True)
+        found, passed_over = load_newest(job.checkpoints, stage.engine, stage.belongs_to, ranks)
+        self.progress = progress = found or Progress()
+        if found:
+            progress.resumed_from.append(progress.step)
+        if not ranks.is_first:
+            return progress
+        rows = self.metrics.cut_back(progress.step, progress.guards.get("rollbacks", 0))
+        self.listener.on_start(stage.n_steps, rows)
+        for why in passed_over:
+            say(f"{job.stage}: passed over a damaged checkpoint: {why}")
+            self._event("damaged_checkpoint", detail=why)
+        if found:
+            say(f"{job.stage}: continues after step {progress.step} of {stage.n_steps}")
+            self._event("resumed")
         return progress
-    rows = metrics.cut_back(progress.step)
-    listener.on_start(stage.n_steps, rows)
-    for why in passed_over:
-        listener.say(f"{job.stage}: passed over a damaged checkpoint: {why}")
-        _event(job, progress, "damaged_checkpoint", metrics, listener, detail=why)
-    if found:
-        listener.say(f"{job.stage}: continues after step {progress.step} of {stage.n_steps}")
-        _event(job, progress, "resumed", metrics, listener)
-    return progress
 
+    def _event(self, event: str, **facts: Any) -> None:
+        self._write({"event": event, "stage": self.job.stage, "step": self.progress.step, **facts})
 
-def _event(
-    job: TrainJob, progress: Progress, event: str, metrics: MetricsFile, listener: Listener, **facts: Any
-) -> None:
-    row = {"event": event, "stage": job.stage, "step": progress.step, **facts}
-    metrics.append(row)
-    listener.on_row(row)
-
-
-def _agree_to_stop(ranks: Ranks, stop: StopRequest) -> bool:
-    """Whether any process was asked to stop: all of them stop at the same step."""
-    return any(row[0] for row in ranks.gather([stop.is_requested()]))
-
-
-def _count(progress: Progress, outcome: Outcome, seconds: float, memory: PeakMemory, ranks: Ranks) -> None:
-    progress.step += 1
-    progress.seconds += seconds
-    progress.samples += outcome.samples
-    progress.tokens += outcome.tokens
-    peaks = [row[0] for row in ranks.gather([memory.gib()])]
-    progress.peak_memory_gib = max(progress.peak_memory_gib, *peaks)
-    if outcome.applied:
-        progress.updates += 1
-        progress.last_loss = outcome.loss
-        progress.skipped_in_a_row = 0
-    elif outcome.event == "not_finite":
-        progress.skipped_in_a_row += 1
-
-
-def _row(job: TrainJob, stage: Stage, progress: Progress, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    """The line of ``metrics.jsonl``; numbers that are not finite are written as null."""
-    row: dict[str, Any] = {
-        "stage": job.stage,
-        "step": progress.step,
-        "epoch": round(stage.plan.epoch_at(progress.step), 6),
-        "loss": _finite(outcome.loss),
-        "lr": outcome.lr.get("llm", outcome.lr.get("connector")),
-        "grad_norm": _finite(outcome.grad_norm),
-        "batch": stage.batch_name(progress.step - 1),
-        "tokens": progress.tokens,
-        "tokens_per_s": round(outcome.tokens / seconds, 3),
-        "samples_per_s": round(outcome.samples / seconds, 3),
-        "seconds": round(progress.seconds, 4),
-        "peak_memory_gib": round(progress.peak_memory_gib, 4),
-    }
-    if "llm" in outcome.lr and "connector" in outcome.lr:
-        row["lr_connector"] = outcome.lr["connector"]
-    if outcome.loss_scale is not None:
-        row["loss_scale"] = outcome.loss_scale
-    if outcome.event:
-        row = {"event": outcome.event, **row, "sample_ids": outcome.sample_ids}
-    return row
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _fail_if_stuck(job: TrainJob, progress: Progress, outcome: Outcome) -> None:
-    if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
-        return
-    shown = ", ".join(outcome.sample_ids[:8])
-    raise LossNotFinite(
-        f"Loss or gradient of the {job.stage} stage was not finite in {progress.skipped_in_a_row} steps in a row, the "
-        f"last at step {progress.step} (loss {outcome.loss}, gradient norm {outcome.grad_norm}; samples {shown}"
-        f"{', ...' if len(outcome.sample_ids) > 8 else ''}); no weight was changed by them.",
-        advice="Lower the learning rate, lengthen the warm-up, use bf16 or fp32 in place of fp16, or remove the "
-        f"samples that metrics.jsonl names; the last good checkpoint is in {job.checkpoints}.",
-    )
+    def _write(self, row: dict[str, Any]) -> None:
+        self.metrics.append(row)
+        self.listener.on_row(row)
 
 
 def _note_check(job: TrainJob, check: MovementCheck, progress: Progress, listener: Listener) -> dict[str, Any]:
@@ -246,62 +383,3 @@ def _note_check(job: TrainJob, check: MovementCheck, progress: Progress, listene
         f"did not ({report['frozen_check']} compared){rest}"
     )
     return report
-
-
-def _save(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks, listener: Listener) -> None:
-    folder = save_checkpoint(
-        job.checkpoints, stage.engine, progress, stage.belongs_to, ranks, keep=stage.checkpointing.keep
-    )
-    if ranks.is_first:
-        listener.on_checkpoint(folder)
-
-
-def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> StageSummary:
-    """Writes what the stage leaves to the ones after it."""
-    from mgm_exp.model import save_adapter, save_connector, save_full
-
-    summary = StageSummary(
-        stage=job.stage,
-        steps=progress.step,
-        skipped_steps=progress.step - progress.updates,
-        tokens=progress.tokens,
-        seconds=round(progress.seconds, 4),
-        train_tokens_per_s=round(progress.tokens / progress.seconds, 3) if progress.seconds else 0.0,
-        samples_per_s=round(progress.samples / progress.seconds, 3) if progress.seconds else 0.0,
-        peak_memory_gib=round(progress.peak_memory_gib, 4),
-        final_loss=progress.last_loss,
-        trainable={**stage.trainable.record(), "verified": progress.verified},
-        engine=stage.engine.describe(),
-        n_parameters=stage.n_parameters,
-        n_train=stage.n_train,
-        resumed_from=progress.resumed_from,
-        load_report=stage.load_report,
-        ended_early=progress.step < stage.n_steps,
-    )
-    is_full = job.stage == "instruct" and stage.config.adapter.kind is AdapterKind.full
-    with stage.engine.gathered(_to_be_written(stage, is_full)):
-        if ranks.is_first:
-            job.out.mkdir(parents=True, exist_ok=True)
-            if job.stage == "align":
-                save_connector(stage.model, job.out / "connector.safetensors")
-            elif is_full:
-                save_full(stage.model, job.out / "model")
-            else:
-                save_adapter(stage.model, job.out / "adapter")
-            shutil.copyfile(job.metrics, job.out / "metrics.jsonl")
-            write_json_atomic(job.out / "summary.json", summary.to_dict())
-    ranks.barrier()
-    return summary
-
-
-def _to_be_written(stage: Stage, is_full: bool) -> list[nn.Parameter]:
-    """The whole model, or what was trained and the connector (which goes beside an adapter, frozen or not)."""
-    from mgm_exp.model import official_name
-    from mgm_exp.model.trainable import connector_names
-
-    connector = connector_names()
-    return [
-        parameter
-        for name, parameter in stage.model.named_parameters()
-        if is_full or parameter.requires_grad or official_name(name) in connector
-    ]

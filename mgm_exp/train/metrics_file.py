@@ -15,9 +15,15 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def cut_back(self, step: int) -> list[dict[str, Any]]:
-        """Drops everything after ``step`` (and a torn last line); returns the rows that stay."""
-        kept = [row for row in read_rows(self.path) if row["step"] <= step]
+    def cut_back(self, step: int, rollbacks: int = 0) -> list[dict[str, Any]]:
+        """Drops everything after ``step`` (and a torn last line); returns the rows that stay.
+
+        Args:
+            rollbacks: How many the checkpoint knows of. A later one, which stands at the step that it went back to, was
+                killed before it was saved: it happens again.
+        """
+        rows = read_rows(self.path)
+        kept = [row for row in rows if row["step"] <= step and row.get("rollback", 0) <= rollbacks]
         write_atomic(self.path, "".join(_line(row) for row in kept))
         return kept
 

@@ -14,6 +14,7 @@ from mgm_exp.train.pulse import Marks
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 # Whoever started the processes names those that hang after launch.timeout_s; collectives give up later than that, for
 # the case that nobody is left who could.
@@ -69,16 +70,31 @@ class Ranks:
         if self.world_size == 1:
             return [list(values)]
         import torch
+
+        return self.read(self.table(torch.tensor(values, dtype=torch.float64)))
+
+    def table(self, values: Tensor) -> Tensor:
+        """(n,) numbers of this process -> (processes, n) of all, in float64 on the device: not waited for on a GPU."""
+        import torch
+
+        if self.world_size == 1:
+            return values.to(torch.float64)[None]
         import torch.distributed as dist
 
         table = torch.zeros(self.world_size, len(values), dtype=torch.float64, device=self.device)
-        table[self.rank] = torch.tensor(values, dtype=torch.float64)
+        table[self.rank] = values
         self.marks.tick()
         self.marks.waits = True
         dist.all_reduce(table)
-        rows = [[float(value) for value in row] for row in table.tolist()]
         self.marks.waits = False
         self.marks.tick()
+        return table
+
+    def read(self, table: Tensor) -> list[list[float]]:
+        """The numbers of a :meth:`table`, once the device has them."""
+        self.marks.waits = True
+        rows = [[float(value) for value in row] for row in table.tolist()]
+        self.marks.waits = False
         return rows
 
     def gather_texts(self, texts: Sequence[str]) -> list[str]:

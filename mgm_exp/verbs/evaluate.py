@@ -95,9 +95,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "models",
         nargs="+",
         metavar="RUN|KEY=VALUE",
-        help="run folders, or the folder of an MGM checkpoint or a LoRA; and where files are and how questions are asked, such "
-        "as eval.textvqa.questions=FILE, eval.max_questions=100, device=cpu; of a checkpoint also model=mgm_2b, "
-        "train.precision=bf16",
+        help="run folders, or the folder of an MGM checkpoint or a LoRA; and where files are and how questions are "
+        "asked, such as eval.textvqa.questions=FILE, eval.max_questions=100, device=cpu; of a checkpoint also "
+        "model=mgm_2b, train.precision=bf16",
     )
     parser.add_argument(
         "--benchmarks", type=_names, metavar="A,B", help="names, with commas (default: those the run was made with)"

@@ -30,7 +30,8 @@ def run(arguments: list[str]) -> int:
             on_progress=on_progress,
         )
     form = merged.dtype if options.export == "safetensors" else f"{merged.dtype} and {options.export}"
-    says = f"{merged.adapted:,} with the adapter added), {merged.n_bytes / 2**30:.3f} GiB of {form} in {merged.shards} shards"
+    size = f"{merged.n_bytes / 2**30:.3f} GiB of {form} in {merged.shards} shards"
+    says = f"{merged.adapted:,} with the adapter added), {size}"
     if options.export == "peft":
         says = f"LoRA for {merged.adapted:,} weights), {merged.n_bytes / 2**20:.1f} MiB in {merged.shards} files"
     print(f"{merged.tensors:,} tensors ({says}: {options.out}")

@@ -76,6 +76,19 @@ def _curves(folder: Path, *, n: int = 50, scale: float = 1.0) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(lines))
 
 
+def test_trouble_in_training_is_shown_with_its_samples_escaped(demo_sweep: Path) -> None:
+    assert "Trouble in training" not in _page(demo_sweep)
+    run = next(path for path in sorted(demo_sweep.iterdir()) if (path / "result.json").exists())
+    row = {"event": "spike", "stage": "instruct", "step": 3, "action": "skip", "detail": "loss 40, usually 2"}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**row, "reason": "spike", "sample_ids": ["<script>", "b", "c", "d"]}) + "\n")
+        file.write('{"event": "resumed", "stage": "instruct", "step": 3}\n{"event": "sp')
+    text = _page(demo_sweep)
+    assert "loss 40, usually 2" in text
+    assert "&lt;script&gt;, b, c and 1 more" in text
+    assert "resumed" not in text.split('id="trouble"')[1].split("</section>")[0]
+
+
 def test_page_has_a_verdict_first_and_every_section_it_has_data_for(demo_sweep: Path) -> None:
     for number in range(3):
         _curves(demo_sweep / str(number), scale=number + 1)

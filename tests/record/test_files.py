@@ -33,6 +33,22 @@ def test_a_row_is_on_disk_before_the_call_returns(tmp_path: Path) -> None:
         assert lines(tmp_path)[-1]["step"] == step
 
 
+def test_a_batch_in_trouble_is_named_once_whatever_is_computed_again(tmp_path: Path) -> None:
+    bad = row("instruct", 7, event="spike", reason="spike", action="warn", batch=6, sample_ids=["a", "b"])
+    back = {"event": "rollback", "stage": "instruct", "step": 4, "from_step": 9, "reason": "spike", "batch": 8}
+    sink = FilesSink(tmp_path)
+    sink.stage_started("instruct", 9, [])
+    for one in (row("instruct", 6), bad, back | {"action": "rollback", "sample_ids": ["c"]}):
+        sink.row(one)
+    again = FilesSink(tmp_path)
+    again.stage_started("instruct", 9, [bad])
+    again.row(back | {"action": "rollback", "sample_ids": ["c"]})
+    again.row(row("instruct", 8, event="nothing_to_learn", sample_ids=["d"]))
+    found = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["batch"], one["sample_ids"]) for one in found] == [(7, 6, ["a", "b"]), (9, 8, ["c"])]
+    assert found[0]["reason"] == "spike"
+
+
 def test_a_killed_process_loses_no_row(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"

@@ -21,6 +21,7 @@ from mgm_exp.config import (
     EvalConfig,
     ExperimentConfig,
     GroupBy,
+    GuardsConfig,
     LossNorm,
     ModelConfig,
     Offload,
@@ -85,6 +86,9 @@ def experiment(
     seed: int = 3,
     workers: int = 0,
     max_length: int = 128,
+    guards: GuardsConfig | None = None,
+    statistics_every: int | None = None,
+    auto_micro_batch: bool = False,
 ) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig("golden", str(MGM / "model"), attn_implementation=Attention.sdpa),
@@ -108,6 +112,9 @@ def experiment(
             loss_norm=loss_norm,
             freeze_connector=freeze_connector,
             workers=workers,
+            guards=guards or GuardsConfig(),
+            gradient_statistics_every=statistics_every,
+            auto_micro_batch=auto_micro_batch,
             checkpoint=CheckpointConfig(every_steps, None, keep),
         ),
         eval=EvalConfig("demo", ["demo"]),

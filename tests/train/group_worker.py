@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     from mgm_exp.train.loop import train_stage
     from mgm_exp.train.ranks import Ranks
     from mgm_exp.train.stop import StopRequest
-    from tests.train.poison import poison_pixels
+    from tests.train.poison import loud, poison_pixels
 
     die_with_parent()
     ranks = Ranks.join(Device.cpu)
@@ -39,7 +39,8 @@ def main(folder: Path) -> None:
             except TrainingFailed as error:
                 (job.work / f"out-of-step-{ranks.rank}.txt").write_text(str(error))
             continue
-        with poison_pixels((folder / f"{path.name}.poison").read_text().split()):
+        noisy = loud((folder / f"{path.name}.loud").read_text().split())
+        with noisy, poison_pixels((folder / f"{path.name}.poison").read_text().split()):
             train_stage(job, ranks, Listener(), StopRequest())
     ranks.leave()
 

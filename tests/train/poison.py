@@ -27,3 +27,21 @@ def poison_pixels(ids: Collection[str]) -> Iterator[None]:
         yield
     finally:
         CountedBatch.on = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def loud(ids: Collection[str], factor: float = 1000.0) -> Iterator[None]:
+    """The loss of every micro-batch that holds one of these samples is so many times larger, and its gradient too."""
+    from mgm_exp.model import LossModule
+
+    original = LossModule.forward
+
+    def forward(self: LossModule, batch: Any, normalizer: float | None = None) -> torch.Tensor:
+        loss: torch.Tensor = original(self, batch, normalizer)
+        return loss * factor if set(batch["ids"]) & set(ids) else loss
+
+    LossModule.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        LossModule.forward = original  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mgm_exp.config import Device, Precision
 from mgm_exp.train.engine import PlainEngine, poisoned_if_not_finite
+from mgm_exp.train.guards import Limits
 from mgm_exp.train.job import StageSettings, stage_settings
 from mgm_exp.train.optimizer import build_optimizer, parameter_groups
 from mgm_exp.train.ranks import Ranks
@@ -108,6 +109,47 @@ def test_a_gradient_that_is_not_finite_changes_nothing(factor: float, bad: int) 
     assert all(torch.equal(weight, before[name]) for name, weight in weights(engine).items())
     assert all(torch.equal(value, state[key]) for key, value in engine._optimizer_tensors())
     assert train(engine, [batch_of(8, 3)], 8.0).applied, "the next step must not see the bad gradient"
+
+
+def test_a_step_that_is_decided_on_the_device_is_the_same_one() -> None:
+    here, there = engine_of(), engine_of(on_device=True)
+    assert (here.reads_late, there.reads_late) == (False, True)
+    for step in range(4):
+        a, b = (train(engine, [batch_of(8, step)], 8.0) for engine in (here, there))
+        assert a.grad_norm == pytest.approx(b.grad_norm, rel=1e-6)
+        assert b.applied
+    for name, weight in weights(here).items():
+        torch.testing.assert_close(weights(there)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("what", ["nan", "loss", "gradient"])
+def test_a_step_beyond_its_limits_changes_no_bit(on_device: bool, what: str, tmp_path: Path) -> None:
+    engine = engine_of(on_device=on_device)
+    train(engine, [batch_of(8)], 8.0)
+    before, state = weights(engine), {key: value.clone() for key, value in engine._optimizer_tensors()}
+    loss = engine.accumulate(batch_of(8, 1, factor=float("nan") if what == "nan" else 1.0), 8.0, last=True)
+    limits = {"nan": Limits(1e9, 1e9), "loss": Limits(loss=0.0), "gradient": Limits(grad_norm=0.0)}[what]
+    update = engine.update(1.0, limits, loss)
+    assert not update.applied
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(engine).items())
+    assert all(torch.equal(value, state[key]) for key, value in engine._optimizer_tensors())
+    assert train(engine, [batch_of(8, 3)], 8.0).applied
+    extra = engine.save(tmp_path)
+    resumed = engine_of(on_device=on_device)
+    resumed.load(tmp_path, extra)
+    for e in (engine, resumed):
+        train(e, [batch_of(8, 4)], 8.0)
+    assert all(torch.equal(weight, weights(resumed)[name]) for name, weight in weights(engine).items())
+
+
+def test_what_is_not_finite_is_named() -> None:
+    engine = engine_of()
+    assert engine.not_finite() == []
+    train(engine, [batch_of(8)], 8.0)
+    engine.optimizer.state[engine.trainable["second.bias"]]["exp_avg_sq"].fill_(float("inf"))
+    engine.trainable["first.weight"].data[0, 0] = float("nan")
+    assert engine.not_finite() == ["first.weight", "exp_avg_sq/second.bias"]
 
 
 def test_an_infinite_loss_with_a_finite_gradient_is_not_applied() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mgm_exp.config import Offload, Precision
+from mgm_exp.config import GuardAction, GuardsConfig, Offload, Precision
 from mgm_exp.errors import DataError, Interrupted, MissingDependencyError, ProcessKilled
 from mgm_exp.store import Store
 from mgm_exp.train import TrainJob, run_stage
@@ -44,6 +44,7 @@ def train_together(folder: Path, jobs: dict[str, TrainJob], poisoned: dict[str, 
     for number, name in enumerate(in_order):
         (folder / f"{number:02}.job.json").write_text(jobs[name].to_json())
         (folder / f"{number:02}.job.json.poison").write_text((poisoned or {}).get(name, ""))
+        (folder / f"{number:02}.job.json.loud").write_text("sample-3" if name.startswith("loud") else "")
         if name == "out-of-step":
             (folder / f"{number:02}.job.json.others").write_text(str(folder / "others.jsonl"))
     settings = LaunchConfig(
@@ -96,6 +97,16 @@ IN_TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "adalora-none": {},
     "bottleneck-zero3": {"zero": 3},
 }
+# sample-3 comes when there is something to compare it with: of 40 samples each comes once in 20 steps
+LOUD: dict[str, Any] = {
+    "steps": 20,
+    "global_batch": 2,
+    "n_records": 40,
+    "every_steps": 4,
+    "seed": 5,
+    "lr": 2e-3,
+    "guards": GuardsConfig(on_spike=GuardAction.rollback, window=16, threshold=20.0),
+}
 # Enough steps that a process is still at work when its starter has heard of a row and acts on it
 STORY: dict[str, Any] = {"steps": 10, "every_steps": 2, "devices": 2, "adapter": lora(dropout=0.1)}
 
@@ -120,6 +131,9 @@ def trained_together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
             jobs[f"bf16-zero{zero}"] = job_in(folder, name=f"bf16-zero{zero}", **bf16)
         for zero in (0, 2, 3):
             jobs[f"poison-zero{zero}"] = job_in(folder, name=f"poison-zero{zero}", devices=2, steps=4, zero=zero)
+        (folder / "loud").mkdir(exist_ok=True)  # rows of their own
+        for zero in (0, 3):
+            jobs[f"loud-zero{zero}"] = job_in(folder / "loud", name=f"zero{zero}", devices=2, zero=zero, **LOUD)
         if not (folder / "done").exists():
             extensions = folder / "extensions"
             with pytest.MonkeyPatch.context() as patch:
@@ -165,6 +179,19 @@ def test_all_processes_skip_a_step_that_is_not_finite_on_one(
     losses = [row["loss"] for row in rows if "event" not in row]
     assert losses
     assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-5)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_all_processes_roll_back_together(trained_together: tuple[Path, dict[str, TrainJob]], zero: int) -> None:
+    rows, plain = (read_rows(trained_together[1][f"loud-zero{stage}"].metrics) for stage in (zero, 0))
+    (back,) = [row for row in rows if "event" in row]
+    assert (back["event"], back["reason"]) == ("rollback", "spike")
+    assert "sample-3" in back["sample_ids"]
+    assert (back["step"], back["from_step"]) == (plain[back["step"]]["step"], plain[back["step"]]["from_step"])
+    losses = [row["loss"] for row in rows if "event" not in row]
+    assert len(losses) == 20
+    assert max(losses) < 100
+    assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-4)
 
 
 def assert_close_weights(job: TrainJob, reference: TrainJob) -> None:

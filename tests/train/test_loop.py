@@ -62,7 +62,7 @@ def test_align_trains_the_connector_and_leaves_it_under_official_names(make_job:
     assert (heard["total"], heard["before"]) == (2, [])
     assert heard["rows"] == read_rows(job.metrics) == read_rows(job.out / "metrics.jsonl")
     assert set(heard["rows"][0]) == {
-        "stage", "step", "epoch", "loss", "lr", "grad_norm", "batch", "tokens", "tokens_per_s", "samples_per_s",
+        "stage", "step", "epoch", "loss", "lr", "grad_norm", "batch_name", "tokens", "tokens_per_s", "samples_per_s",
         "seconds", "peak_memory_gib",
     }  # fmt: skip
     assert "trains 11,536 parameters in 16 tensors" in heard["said"]

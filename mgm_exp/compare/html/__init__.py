@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.compare.html import answers, curves, overview, provenance, trade
+from mgm_exp.compare.html.trouble import trouble
 from mgm_exp.compare.html.view import View
 from mgm_exp.compare.runs import Run
 from mgm_exp.page import Html, Page, element
@@ -65,6 +66,7 @@ def html_page(
         ("Differences", overview.forest(view)),
         ("How sure", overview.remarks(view)),
         ("Curves", curves.learning_curves(view)),
+        ("Trouble", trouble(view)),
         ("Costs", trade.costs(view)),
         ("Settings", trade.coordinates(view)),
         ("What matters", trade.effects(view)),
