@@ -29,6 +29,7 @@ LLM_PATTERN = (
     r"model\.(embed_tokens|norm|layers\.\d+\.((self_attn\.[qkvo]_proj)|(mlp\.(gate|up|down)_proj)"
     r"|(input|post_attention)_layernorm))\.(weight|bias)"
 )
+HEAD_PATTERN = r"lm_head\.weight"  # where it is a tensor of its own
 # Adding a constant to all keys of a region changes no softmax: these biases have no gradient but rounding noise
 ZERO_GRADIENT = frozenset({"model.vlm_uni_aux_projector.0.bias", "model.vlm_uni_aux_projector.1.bias"})
 
@@ -101,7 +102,7 @@ def connector_names() -> frozenset[str]:
 
 
 def llm_names(config: MGMConfig) -> frozenset[str]:
-    """All tensors of the LLM; the head is tied to the embeddings and not counted."""
+    """All tensors of the LLM; a head that is tied to the embeddings is not counted."""
     names = {"model.embed_tokens.weight", "model.norm.weight"}
     if not config.tie_word_embeddings:
         names.add("lm_head.weight")
@@ -110,6 +111,8 @@ def llm_names(config: MGMConfig) -> frozenset[str]:
         names |= {f"model.layers.{i}.{_home(m)}.{m}.weight" for m in LLM_LINEARS}
         if config.attention_bias:
             names |= {f"model.layers.{i}.self_attn.{m}.bias" for m in ATTENTION_LINEARS}
+        if getattr(config, "mlp_bias", False):  # Llama's; Gemma's has none
+            names |= {f"model.layers.{i}.mlp.{m}.bias" for m in MLP_LINEARS}
     return frozenset(names)
 
 
@@ -153,6 +156,8 @@ def set_trainable(model: nn.Module, stage: str, adapter: Any = None, freeze_conn
         elif kind == "full":
             llm = llm_names(config)
             patterns.append(LLM_PATTERN)
+            if not config.tie_word_embeddings:
+                patterns.append(HEAD_PATTERN)
         else:
             raise ConfigError(f"adapter.kind {kind!r} is not known: allowed are 'full' and 'lora'.")
         connector = frozenset() if freeze_connector else connector
