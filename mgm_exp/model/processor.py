@@ -298,8 +298,8 @@ def template_of(tokenizer: Any, backbone: Backbone, folder: Path) -> Template:
         if TEMPLATES[name].fits(tokenizer.get_vocab(), tokenizer.eos_token):
             return TEMPLATES[name]
     raise ModelError(
-        f"The tokenizer in {folder} ends sequences with {tokenizer.eos_token!r} and belongs to none of the conversation "
-        f"templates of MGM on {backbone.name}: {', '.join(backbone.templates)}.",
+        f"The tokenizer in {folder} ends sequences with {tokenizer.eos_token!r} and belongs to none of the templates "
+        f"of MGM on {backbone.name}: {', '.join(backbone.templates)}.",
         advice="vicuna_v1 needs a tokenizer whose end of sequence is </s>, llama_3 one that knows <|eot_id|>.",
     )
 
