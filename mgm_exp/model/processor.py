@@ -56,6 +56,7 @@ class MGMProcessor:
         model_max_length: text-only rows are cut to it here; rows with an image after the merge, by the model.
         n_visual_tokens: embeddings that replace one image placeholder.
         template: what is written around the turns.
+        captions_only: training rows are an image and its caption, without turns; questions are asked as ever.
     """
 
     tokenizer: Any
@@ -63,6 +64,7 @@ class MGMProcessor:
     patch_size: int
     model_max_length: int
     template: Template = TEMPLATES["gemma"]
+    captions_only: bool = False
     _table: Tensor = field(init=False, repr=False)
     _later_head: int = field(init=False, repr=False, default=0)
 
@@ -115,7 +117,7 @@ class MGMProcessor:
                     "turns alternate between 'human' and 'gpt'."
                 )
         values = [front_image(turn["value"]) if has_image else turn["value"] for turn in turns]
-        if self.template.is_captioning:
+        if self.captions_only:
             return self._caption(values)
         return self.template.text(values)
 
@@ -133,13 +135,13 @@ class MGMProcessor:
         """
         prompt = self.prompt(conversations, has_image)
         template = self.template
-        tokenize = self._tokenize_with_image if has_image or template.is_captioning else self._tokenize
+        tokenize = self._tokenize_with_image if has_image or self.captions_only else self._tokenize
         input_ids = tokenize(prompt)
         if not has_image:
             input_ids = input_ids[: self.model_max_length]
 
         labels = list(input_ids)
-        if template.is_captioning:
+        if self.captions_only:
             _mask(labels, 0, len(tokenize(IMAGE_TOKEN)) if prompt else len(labels))
             return {"input_ids": input_ids, "labels": labels}
         n_real = len(input_ids) - input_ids.count(self.pad_token_id)
@@ -219,7 +221,7 @@ class MGMProcessor:
         """The official `plain`: an image, then its caption; empty where a row is anything else (there it asserts)."""
         if len(values) != 2 or IMAGE_TOKEN not in values[0]:
             return ""
-        return IMAGE_TOKEN + values[1] + TEMPLATES["plain"].ends[1]
+        return f"{IMAGE_TOKEN}{values[1]}\n"
 
     def _tokenize(self, text: str) -> list[int]:
         # The tokenizer's own core gives the same ids as calling it, in a third of the time
@@ -249,7 +251,7 @@ def load_processor(path: str | Path, model_max_length: int | None = None, stage:
     Args:
         path: as for `load_model`.
         model_max_length: tokens of a row; None: `tokenizer_model_max_length` of the folder.
-        stage: "align" takes the template of stage 1 (Vicuna's is `plain`: the image and its caption, no turns).
+        stage: "align" encodes as stage 1 does (of Vicuna: the image and its caption, no turns).
 
     Raises:
         ModelError: no tokenizer, or no description of the CLIP tower.
@@ -284,7 +286,8 @@ def processor_of(source: ModelSource, model_max_length: int | None = None, stage
         ),
         patch_size=int(clip["patch_size"]),
         model_max_length=model_max_length or config.tokenizer_model_max_length or config.max_position_embeddings,
-        template=TEMPLATES[template.align] if stage == "align" and template.align else template,
+        template=template,
+        captions_only=stage == "align" and template.aligns_by_captions,
     )
 
 

@@ -30,8 +30,7 @@ class Template:
         end_of_turn: a token that ends an answer beside the end of the sequence.
         known, eos: a token that a tokenizer of this template must know, and what ends its sequences; None: any.
         marks: taken out of answers where a tokenizer does not know them as special.
-        is_captioning: no turns at all: the image, then the answer (`plain`).
-        align: template of stage 1, where it is another one.
+        aligns_by_captions: stage 1 was trained on images and their captions without any turns (the official `plain`).
     """
 
     name: str
@@ -48,8 +47,7 @@ class Template:
     known: str | None = None
     eos: str | None = None
     marks: tuple[str, ...] = ()
-    is_captioning: bool = False
-    align: str | None = None
+    aligns_by_captions: bool = False
 
     def fits(self, vocabulary: Container[str], eos: str) -> bool:
         """Whether a tokenizer can have been used with this template."""
@@ -99,7 +97,7 @@ TEMPLATES = {
             unlearnt=2,
             has_fused_head=True,
             eos="</s>",
-            align="plain",
+            aligns_by_captions=True,
         ),
         Template(
             name="llama_3",
@@ -115,7 +113,6 @@ TEMPLATES = {
             known="<|eot_id|>",
             marks=("<|eot_id|>",),
         ),
-        Template(name="plain", ends=("", "\n"), is_captioning=True),
     )
 }
 # Tokens that end an answer, whatever the template.

@@ -45,7 +45,8 @@ def write_vicuna_tokenizer(folder: Path, legacy: bool | None = False) -> None:
         for piece in pieces:
             content.pieces.add(piece=piece, score=-float(len(content.pieces)), type=kind)
     (folder / "tokenizer.model").write_bytes(content.SerializeToString())
-    stated: dict[str, Any] = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": "<unk>"}
+    bos = {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False}
+    stated: dict[str, Any] = {"bos_token": bos, "eos_token": "</s>", "unk_token": "<unk>"}
     stated |= {"add_bos_token": True, "tokenizer_class": "LlamaTokenizer", "pad_token": None}
     if legacy is not None:
         stated["legacy"] = legacy

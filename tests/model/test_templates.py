@@ -193,6 +193,7 @@ def test_stage_1_of_vicuna_is_the_image_and_its_caption(kind: str, folder: Path)
     encoded = processor.encode(turns)
     assert encoded["input_ids"] == image_tokens(processor.tokenizer, "<image>an owl\n")
     assert encoded["labels"] == [-100, -100, *encoded["input_ids"][2:]]
+    assert processor.encode_prompt("what?") == load_processor(folder, LIMIT).encode_prompt("what?")
     for other in (talk("describe it", "an owl"), talk("<image>", "a", "b", "c")):  # the original asserts
         assert set(processor.encode(other)["labels"]) <= {-100}
 
