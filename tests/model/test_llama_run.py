@@ -119,16 +119,3 @@ def test_views_that_do_not_fit_are_refused(section: dict[str, object]) -> None:
     for wrong in ({"image_grid": 3}, {"image_size_aux": 100}, {"image_grid": 0}):
         with pytest.raises(ModelError, match="do not fit"):
             build_model({**section, **wrong})
-
-
-def test_missing_files_are_named_with_where_they_come_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for name, words in {
-        "mgm_7b": ["YanweiLi/MGM-7B", "lmsys/vicuna-7b-v1.5", "DIR/clip-vit-large-patch14-336"],
-        "mgm_13b": ["YanweiLi/MGM-13B", "openai/clip-vit-large-patch14-336", "laion/CLIP-convnext_large_d_320"],
-    }.items():
-        assert main(["run", f"model={name}", "eval=demo", f"paths.root={tmp_path}"]) == 2
-        said = " ".join(capsys.readouterr().err.split())
-        assert all(word in said for word in [*words, "model.path"]), said
-    folder = write_llama_mgm(tmp_path / "a")
-    assert main(["run", "model=mgm_2b", f"model.path={folder}", "eval=demo", f"paths.root={tmp_path}"]) == 2
-    assert "Use model=mgm_7b or model=mgm_8b or model=mgm_13b" in " ".join(capsys.readouterr().err.split())
