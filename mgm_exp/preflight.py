@@ -15,6 +15,8 @@ from mgm_exp.data import source_fingerprint
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.data.stages import Origin, user_origins
 from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, ModelError
+from mgm_exp.model.backbones import backbone_of_type
+from mgm_exp.model.known import KNOWN
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256, fingerprint, read_json
 
@@ -153,7 +155,9 @@ def model_folder(config: ExperimentConfig) -> Path:
         if config.model.name != "tiny":
             raise ModelError(
                 f"model={config.model.name} needs a checkpoint folder and model.path is not set.",
-                advice=f"Give model.path=/folder/of/{config.model.name} (config.json and safetensors files).",
+                advice=KNOWN[config.model.name].how_to_get()
+                if config.model.name in KNOWN
+                else f"Give model.path=/folder/of/{config.model.name} (config.json and safetensors files).",
             )
         return TINY
     folder = Path(config.model.path).expanduser()
@@ -164,7 +168,22 @@ def model_folder(config: ExperimentConfig) -> Path:
             f"model.path={config.model.path} holds no config.json, so it is not a checkpoint folder.",
             advice="Give the folder with config.json, the tokenizer and the safetensors files.",
         )
+    _check_backbone(config.model.name, folder)
     return folder.resolve()
+
+
+def _check_backbone(name: str, folder: Path) -> None:
+    """A preset's settings are of its language model's kind: those of another one would be obeyed in silence."""
+    known = KNOWN.get(name)
+    stated = read_json(folder / "config.json").get("model_type")
+    found = backbone_of_type(stated)
+    if known is not None and found is not None and found.name != known.backbone:
+        fitting = [other for other, model in KNOWN.items() if model.backbone == found.name]
+        raise ModelError(
+            f"model={name} is {known.title}, built on {known.llm}, but {folder / 'config.json'} says {stated!r}, "
+            f"which is built on {found.name.capitalize()}.",
+            advice=f"Use model={' or model='.join(fitting)}, or give the folder of {known.title}.",
+        )
 
 
 def _check_packages(config: ExperimentConfig, device: str) -> None:
@@ -249,7 +268,10 @@ def _model_fingerprint(config: ExperimentConfig, folder: Path) -> str:
             raise ModelError(f"model.{key}={given} is not a folder.", advice="Give the folder of the tower's files.")
         folders.append(tower)
     cache = Path(config.paths.store) / "fingerprints.json"
-    return cached_tree_fingerprint(folders, cache)
+    files = cached_tree_fingerprint(folders, cache)
+    views = {key: getattr(config.model, key) for key in ("image_grid", "image_global", "image_size_aux")}
+    given_views = {key: value for key, value in views.items() if value is not None}
+    return fingerprint({"files": files, **given_views}) if given_views else files
 
 
 def _captioner_fingerprint(config: ExperimentConfig) -> str:

@@ -153,7 +153,8 @@ class Preparation:
 
         train = self.config.train
         lengths = {"align": train.align.max_length, "instruct": train.max_length}
-        return {stage: model.load_processor(self.found.model_folder, length) for stage, length in lengths.items()}
+        source = model.source_of_section(vars(self.config.model))
+        return {stage: model.processor_of(source, length, stage) for stage, length in lengths.items()}
 
 
 def _key(output: StageOutput | None) -> str | None:

@@ -22,7 +22,7 @@ from mgm_exp.store import cached_tree_fingerprint, fingerprint, read_yaml
 _WHERE = r"device|paths\.(root|store|mirror)|data\.max_megapixels|model\.(vision_tower|vision_tower_aux)"
 _OF_RUNS = re.compile(rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model\.(path|attn_implementation)")
 _OF_CHECKPOINTS = re.compile(
-    rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model|model\.(attn_implementation|hidden_activation)"
+    rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model|model\.(attn_implementation|hidden_activation|image_\w+)"
     r"|train\.(precision|max_length)|data\.demo_\w+"
 )
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -202,7 +202,7 @@ def _of_checkpoint(
         overrides,
         _OF_CHECKPOINTS,
         "of a checkpoint only eval.*, device, paths.*, data.max_megapixels, model, model.vision_tower, "
-        "model.hidden_activation, train.precision",
+        "model.hidden_activation, model.image_*, train.precision",
     )
     stated = read_json(source.folder / "config.json")
     name = str(stated.get("dtype") or stated.get("torch_dtype") or "float32").removeprefix("torch.")

@@ -69,6 +69,10 @@ AFFECTS: dict[str, set[str]] = {
     "model.path": NOTHING,
     "model.vision_tower": NOTHING,
     "model.vision_tower_aux": NOTHING,
+    # Part of the model's fingerprint: see tests/test_preflight.py.
+    "model.image_grid": NOTHING,
+    "model.image_global": NOTHING,
+    "model.image_size_aux": NOTHING,
     "model.attn_implementation": NOTHING,
     "model.hidden_activation": TRAINED | {"evaluate"},
     "model.gradient_checkpointing": TRAINED,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mgm_exp.config.data import DataConfig
     from mgm_exp.config.evaluate import EvalConfig
     from mgm_exp.config.experiment import ExperimentConfig
+    from mgm_exp.config.model import ModelConfig
     from mgm_exp.config.train import AlignConfig, TrainConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
@@ -46,6 +47,7 @@ def validate(config: ExperimentConfig) -> None:
 
 def _faults(config: ExperimentConfig) -> Iterator[str]:
     yield from _range_faults(config)
+    yield from _view_faults(config.model)
     yield from adapter_faults(config)
     yield from _batch_faults(config)
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
@@ -335,6 +337,15 @@ def _limit_faults(key: str, limit: int | float | str | None) -> Iterator[str]:
         yield f"{key}={limit!r} must be a number, a percentile from p1 to p99 (p5, p97.5), or null"
     elif isinstance(limit, (int, float)) and not abs(limit) < float("inf"):
         yield f"{key}={limit} must be finite; leave it null for no limit"
+
+
+def _view_faults(model: ModelConfig) -> Iterator[str]:
+    if model.image_grid is not None and not 1 <= model.image_grid <= 8:
+        yield f"model.image_grid={model.image_grid} must be 1 (no grid) to 8; the official HD models have 2"
+    if model.image_grid == 1 and model.image_global:
+        yield "model.image_global=true adds the whole image to crops of it: it needs model.image_grid=2 or more"
+    if model.image_size_aux is not None and (model.image_size_aux < 32 or model.image_size_aux % 32):
+        yield f"model.image_size_aux={model.image_size_aux} must be a multiple of 32 pixels (768, or 1536 in HD)"
 
 
 def _batch_faults(config: ExperimentConfig) -> Iterator[str]:

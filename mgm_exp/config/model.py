@@ -26,6 +26,12 @@ class ModelConfig:
     attn_implementation: Attention = Attention.auto
     # null: obey the checkpoint's config.json; MGM-2B was trained with gelu_pytorch_tanh.
     hidden_activation: str | None = None
+    # HD mode: g x g crops for the low-resolution tower, and a view of the whole image beside them; an image becomes
+    # 576 (g * g [+ 1]) tokens. More detail for about five times the tokens (g = 2). null: obey config.json (1 to 8).
+    image_grid: int | None = None
+    image_global: bool | None = None
+    # Side of the high-resolution image in pixels, a multiple of 32; memory of mining grows with its square. null: obey.
+    image_size_aux: int | None = None
     # Recomputes activations in the backward pass: about a third more compute for several GB less memory.
     gradient_checkpointing: bool = False
 

@@ -12,7 +12,11 @@ IMAGE_TOKEN_INDEX = -200
 
 _HOMES = {
     "MGMConfig": "configuration",
+    "MGMGemmaConfig": "configuration",
+    "MGMLlamaConfig": "configuration",
+    "known_config": "configuration",
     "mgm_2b_config": "configuration",
+    "KNOWN": "known",
     "MGMForConditionalGeneration": "mgm",
     "LossModule": "mgm",
     "LoadReport": "loading",

@@ -1,4 +1,4 @@
-"""`MGMConfig`: the fields of an official MGM (Mini-Gemini) folder's `config.json`, typed, on top of Gemma's.
+"""`MGMConfig`: the fields of an official MGM (Mini-Gemini) folder's `config.json`, typed, on top of the LLM's own.
 
 The two towers are described by `vision_config` (CLIP) and `vision_aux_config` (ConvNeXt). Official folders do not
 have them (they name tower folders instead); our own `save_pretrained` writes them, so that a folder stands alone.
@@ -7,10 +7,17 @@ have them (they name tower folders instead); our own `save_pretrained` writes th
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import GemmaConfig
+from transformers import GemmaConfig, LlamaConfig, PreTrainedConfig
+
+from mgm_exp.model.backbones import BACKBONES, Backbone
+from mgm_exp.model.known import KNOWN
+
+# The fields below go on top of either; to a type checker they stand on what both have.
+_Base: Any = PreTrainedConfig if TYPE_CHECKING else object
 
 IMAGE_TOKEN_INDEX = -200  # stands once for each image in `input_ids`
 IGNORE_INDEX = -100  # a label that is not learnt
@@ -29,9 +36,11 @@ CLIP_VIT_L_14_336: dict[str, Any] = {
 CONVNEXT_LARGE: dict[str, Any] = {"dims": [192, 384, 768, 1536], "depths": [3, 3, 27, 3], "layer_scale_init": 1e-6}
 
 
-@strict
-class MGMConfig(GemmaConfig):
-    """Configuration of `MGMForConditionalGeneration`; defaults are those of MGM-2B at 336/768 pixels.
+@dataclass(kw_only=True, repr=False)
+class MGMConfig(_Base):
+    """Configuration of `MGMForConditionalGeneration`, whatever its LLM; `MGMGemmaConfig`, `MGMLlamaConfig` are whole.
+
+    Defaults are those of the official models at 336/768 pixels.
 
     Args:
         hidden_activation: activation of the LLM's MLP; a value wins over `hidden_act`. "gelu" is the exact erf form
@@ -47,8 +56,6 @@ class MGMConfig(GemmaConfig):
 
     Source: github.com/dvlab-research/MGM, mgm/model/mgm_arch.py and mgm/train/train.py (Apache-2.0).
     """
-
-    model_type = "mgm_gemma"
 
     hidden_activation: str | None = None
     image_aspect_ratio: str | None = "pad"
@@ -76,12 +83,10 @@ class MGMConfig(GemmaConfig):
     vision_config: dict[str, Any] | None = None
     vision_aux_config: dict[str, Any] | None = None
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        # Gemma's own class rewrites "gelu" to the tanh form (and warns); here the folder's word stands
-        given: str = self.hidden_act
-        self.hidden_act: str = "gelu_pytorch_tanh"
-        super().__post_init__(**kwargs)
-        self.hidden_act = given
+    @property
+    def backbone(self) -> Backbone:
+        """The kind of its language model."""
+        raise NotImplementedError
 
     @property
     def activation(self) -> str:
@@ -90,8 +95,8 @@ class MGMConfig(GemmaConfig):
 
     @property
     def embed_scale(self) -> float:
-        """Gemma's factor on all input embeddings, text and image: sqrt(hidden_size)."""
-        return math.sqrt(self.hidden_size)
+        """Factor on all input embeddings, text and image: Gemma's is sqrt(hidden_size)."""
+        return 1.0
 
     @property
     def visual_tokens_per_image(self) -> int:
@@ -103,19 +108,53 @@ class MGMConfig(GemmaConfig):
         return side * side * views
 
 
+@strict
+class MGMGemmaConfig(MGMConfig, GemmaConfig):
+    """MGM on Gemma; `model_type` as in the official code."""
+
+    model_type = "mgm_gemma"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Gemma's own class rewrites "gelu" to the tanh form (and warns); here the folder's word stands
+        given: str = self.hidden_act
+        self.hidden_act: str = "gelu_pytorch_tanh"
+        super().__post_init__(**kwargs)
+        self.hidden_act = given
+
+    @property
+    def backbone(self) -> Backbone:
+        return BACKBONES["gemma"]
+
+    @property
+    def embed_scale(self) -> float:
+        return math.sqrt(self.hidden_size)
+
+
+@strict
+class MGMLlamaConfig(MGMConfig, LlamaConfig):
+    """MGM on Vicuna or Llama 3; `model_type` as in the official code."""
+
+    model_type = "mgm"
+
+    @property
+    def backbone(self) -> Backbone:
+        return BACKBONES["llama"]
+
+
+CONFIGS: dict[str, type[MGMGemmaConfig] | type[MGMLlamaConfig]] = {"gemma": MGMGemmaConfig, "llama": MGMLlamaConfig}
+
+
+def known_config(name: str) -> MGMConfig:
+    """A published model's configuration, with CLIP ViT-L/14-336 and OpenCLIP ConvNeXt-L.
+
+    Args:
+        name: of `mgm_exp.model.known.KNOWN`.
+    """
+    known = KNOWN[name]
+    towers = {"vision_config": dict(CLIP_VIT_L_14_336), "vision_aux_config": dict(CONVNEXT_LARGE)}
+    return CONFIGS[known.backbone](**known.fields, **towers)
+
+
 def mgm_2b_config() -> MGMConfig:
     """MGM-2B (Gemma-2B, CLIP ViT-L/14-336, OpenCLIP ConvNeXt-L) with the tanh GELU it was most likely trained with."""
-    return MGMConfig(
-        vocab_size=256000,
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-        head_dim=256,
-        hidden_activation="gelu_pytorch_tanh",
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-6,
-        vision_config=dict(CLIP_VIT_L_14_336),
-        vision_aux_config=dict(CONVNEXT_LARGE),
-    )
+    return known_config("mgm_2b")

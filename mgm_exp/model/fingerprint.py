@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgm_exp.model.backbones import GEMMA
 from mgm_exp.model.configuration import MGMConfig
 from mgm_exp.model.folders import ModelSource, find_source, source_of_section
 from mgm_exp.model.loading import plan_tensors
@@ -89,6 +90,8 @@ def _digest(config: MGMConfig, tensors: Iterator[tuple[str, Tensor]]) -> str:
         each[name] = digest.hexdigest()  # a later file (an adapter's connector) replaces the base's tensor
     behaviour: dict[str, Any] = {key: getattr(config, key) for key in _BEHAVIOUR}
     behaviour["activation"] = config.activation
+    if config.backbone is not GEMMA:  # norms and embeddings of the same names compute other things
+        behaviour["backbone"] = config.backbone.name
     clip = config.vision_config or {}
     behaviour["clip"] = {key: clip.get(key) for key in _CLIP_BEHAVIOUR}
     total = hashlib.sha256(json.dumps(behaviour, sort_keys=True, default=str).encode())

@@ -23,7 +23,7 @@ class ModelSource:
     Attributes:
         folder: holds `config.json`, the LLM's weights and the tokenizer.
         vision_tower, vision_tower_aux: folders given by the caller; None: found through `config.json`.
-        hidden_activation: overrides the folder's; None: obey the folder.
+        hidden_activation, image_grid, image_global, image_size_aux: override the folder's; None: obey the folder.
         attn_implementation: as asked for in a run's config; None: not asked.
         adapter: a run's adapter folder that is applied on top; None: none.
     """
@@ -36,9 +36,19 @@ class ModelSource:
     adapter: Path | None = None
     # Of the weights, where a run says in which precision it computes.
     dtype: str | None = None
+    image_grid: int | None = None
+    image_global: bool | None = None
+    image_size_aux: int | None = None
+
+    @property
+    def config_overrides(self) -> dict[str, Any]:
+        """Fields of `config.json` that are replaced."""
+        return {key: getattr(self, key) for key in OVERRIDES if getattr(self, key) is not None}
 
 
 MAX_JSON_BYTES = 256 << 20
+# Keys of a `model` section that replace fields of `config.json` where they are given.
+OVERRIDES = ("hidden_activation", "image_grid", "image_global", "image_size_aux")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -75,7 +85,7 @@ def find_source(path: str | Path, base: str | Path | None = None) -> ModelSource
         )
     raise ModelError(
         f"{str(path)!r} is not a model folder: it has no config.json (and no config.yaml of a run).",
-        advice="Give the folder of an MGM or Gemma checkpoint with config.json and safetensors files.",
+        advice="Give the folder of an MGM, or of a Gemma, Vicuna or Llama, with config.json and safetensors files.",
     )
 
 
@@ -140,7 +150,7 @@ def source_of_section(section: dict[str, Any], adapter: Path | None = None) -> M
         folder=source.folder,
         vision_tower=as_path("vision_tower"),
         vision_tower_aux=as_path("vision_tower_aux"),
-        hidden_activation=section.get("hidden_activation"),
+        **{key: section.get(key) for key in OVERRIDES},
         attn_implementation=str(getattr(attention, "value", attention)) if attention is not None else None,
         adapter=adapter,
     )

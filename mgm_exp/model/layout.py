@@ -56,6 +56,7 @@ class LlmLayout:
     def of(cls, config: MGMConfig) -> LlmLayout:
         """The layout of MGM's LLMs, whose blocks have Gemma's and Llama's names."""
         hidden, inner, d = config.hidden_size, config.intermediate_size, config.head_dim
+        mlp_bias = getattr(config, "mlp_bias", False)  # Llama's; Gemma has none
         query, key = config.num_attention_heads * d, config.num_key_value_heads * d
         outside: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (config.vocab_size, hidden),
@@ -80,7 +81,7 @@ class LlmLayout:
                 "up_proj": (inner, hidden),
                 "down_proj": (hidden, inner),
             },
-            biased=ATTENTION_LINEARS if config.attention_bias else (),
+            biased=(*(ATTENTION_LINEARS if config.attention_bias else ()), *(MLP_LINEARS if mlp_bias else ())),
             norms=("input_layernorm", "post_attention_layernorm"),
             outside=outside,
             final_norms=("model.norm.weight",),

@@ -1,7 +1,7 @@
 """From a folder to a model, with a report of every tensor that was missing, unexpected or new.
 
 Tensors are put in place by their official names. A missing tensor of the LLM or of a tower is an error; a missing
-connector (a plain Gemma base, or a base without a projector) starts from seeded values and is reported.
+connector (a plain LLM, or a base without a projector) starts from seeded values and is reported.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from transformers.initialization import no_init_weights
 from mgm_exp.errors import MissingDependencyError, ModelError
 from mgm_exp.model.attention import AttentionChoice, choose_attention
 from mgm_exp.model.configuration import MGMConfig
-from mgm_exp.model.folders import ModelSource, find_source, find_tower, source_of_section
-from mgm_exp.model.mgm import MGMForConditionalGeneration
+from mgm_exp.model.folders import ModelSource, find_source, find_tower, read_json, source_of_section
+from mgm_exp.model.mgm import MGMForConditionalGeneration, new_model
 from mgm_exp.model.resolve import resolve_config
+from mgm_exp.model.templates import ENDS_OF_TURN
 from mgm_exp.model.tensors import (
     CLIP_PREFIX,
     CONNECTOR,
@@ -170,7 +171,7 @@ def build_model(
 def meta_model(config: MGMConfig) -> MGMForConditionalGeneration:
     """The model without memory for its weights (meta device): for counting and planning."""
     with torch.device("meta"), no_init_weights():
-        model = MGMForConditionalGeneration(config)
+        model = new_model(config)
         model.tie_weights()
     freeze_towers(model)
     return model
@@ -335,10 +336,11 @@ def _keep_packed(model: MGMForConditionalGeneration, plan: TensorPlan, device: t
 
 def _empty_model(config: MGMConfig, device: torch.device, dtype: torch.dtype) -> MGMForConditionalGeneration:
     with _default_dtype(dtype), torch.device(device), no_init_weights():
-        model = MGMForConditionalGeneration(config)
+        model = new_model(config)
         model.tie_weights()
     # A buffer made under a bf16 default would stay rounded if the model is cast up later
-    model.model.embed_tokens.embed_scale = torch.tensor(config.embed_scale, dtype=torch.float32, device=device)
+    if config.embed_scale != 1.0:
+        model.model.embed_tokens.embed_scale = torch.tensor(config.embed_scale, dtype=torch.float32, device=device)
     return model
 
 
@@ -367,15 +369,13 @@ def _tower_names(part: str, config: MGMConfig) -> set[str]:
 
 
 def stop_ids(folder: Path, config: MGMConfig) -> list[int]:
-    """Tokens that end an answer: the config's end of sequence, and `<end_of_turn>` where the tokenizer has one."""
-    from mgm_exp.model.folders import read_json
-
+    """Tokens that end an answer: the config's end of sequence, and the end of a turn where the tokenizer has one."""
     eos = config.eos_token_id
     ids = list(eos) if isinstance(eos, (list, tuple)) else [eos] if eos is not None else []
     path = folder / "tokenizer_config.json"
     if path.is_file():
         for key, token in read_json(path).get("added_tokens_decoder", {}).items():
-            if isinstance(token, dict) and token.get("content") == "<end_of_turn>" and int(key) not in ids:
+            if isinstance(token, dict) and token.get("content") in ENDS_OF_TURN and int(key) not in ids:
                 ids.append(int(key))
     return ids
 

@@ -1,8 +1,9 @@
-"""MGM (Mini-Gemini): a Gemma LLM that reads images through two towers and patch info mining.
+"""MGM (Mini-Gemini): an LLM that reads images through two towers and patch info mining.
 
 Notable features:
+- the LLM is transformers' own Gemma or Llama, by the configuration (`mgm_exp.model.backbones`); all else is one code;
 - tensor names in memory are the official ones, so checkpoints load and save without renaming;
-- image features enter the LLM times sqrt(hidden), as all input embeddings of Gemma do;
+- image features enter a Gemma times sqrt(hidden), as all its input embeddings do;
 - `loss` runs the 256k-word head at supervised positions only, a chunk at a time, in fp32;
 - one embedding look-up, one gather and one head call a forward, whatever the batch holds, so that sharded training
   makes the same collective calls on every process;
@@ -20,16 +21,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.gemma.modeling_gemma import GemmaModel, GemmaPreTrainedModel
+from transformers.models.gemma.modeling_gemma import GemmaModel
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.clip import ClipTower
-from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN_INDEX, MGMConfig
+from mgm_exp.model.configuration import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+    MGMConfig,
+    MGMGemmaConfig,
+    MGMLlamaConfig,
+)
 from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower
 from mgm_exp.model.head import LanguageHead
 from mgm_exp.model.layout import LlmLayout
@@ -41,27 +49,15 @@ class ConnectorLinear(nn.Linear):
     """A linear layer of the connector: starts from torch's own initialisation, as in the official code."""
 
 
-class MGMPreTrainedModel(GemmaPreTrainedModel):
-    """Initialisation and registration shared by the model with and without its head."""
+class MGMModel(PreTrainedModel):
+    """Everything but the head: both towers, patch info mining and the projector, put onto an LLM's body.
+
+    `MGMGemmaModel` and `MGMLlamaModel` say onto which; the body's own modules (`embed_tokens`, `layers`, `norm`) and
+    its forward pass are transformers'.
+    """
 
     config: MGMConfig
-    config_class = MGMConfig
     input_modalities = ("image", "text")
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, ConnectorLinear):
-            bound = 1 / math.sqrt(module.in_features)
-            init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
-        else:
-            super()._init_weights(module)
-        if isinstance(module, ConvNeXtBlock):
-            init.constant_(module.gamma, module.layer_scale_init)
-
-
-class MGMModel(MGMPreTrainedModel, GemmaModel):
-    """The LLM's body, both towers, patch info mining and the projector (everything but the head)."""
 
     def __init__(self, config: MGMConfig) -> None:
         super().__init__(config)
@@ -99,6 +95,17 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
         self.mining_faults: Tensor | None = None
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ConnectorLinear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ConvNeXtBlock):
+            init.constant_(module.gamma, module.layer_scale_init)
+
     def mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
         """Visual tokens: projector(low + mined detail). (B, n², C), (B, C', H, W) -> (B, n², hidden)."""
         first: Any = self.mm_projector[0]
@@ -114,7 +121,7 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
         return self.mine_and_project(low, high)
 
     def encode_images(self, images: Tensor | Sequence[Tensor], images_aux: Tensor | Sequence[Tensor]) -> Tensor:
-        """Projected visual tokens, before Gemma's factor sqrt(hidden).
+        """Projected visual tokens, before the factor that the LLM's embeddings have (Gemma's sqrt(hidden)).
 
         Args:
             images: (B, 3, h, w); with `image_grid` g >= 2 (B, g²[+1], 3, h, w): crops row by row, global view last.
@@ -155,14 +162,40 @@ class MGMModel(MGMPreTrainedModel, GemmaModel):
         return tokens
 
 
-class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
-    """MGM with its language head. See the module's docstring; `load_model` makes one from a folder."""
+class MGMGemmaModel(MGMModel, GemmaModel):
+    """On Gemma's body (MGM-2B)."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - transformers' own form
+    config_class = MGMGemmaConfig
+
+
+class MGMLlamaModel(MGMModel, LlamaModel):
+    """On Llama's body (Vicuna: MGM-7B and 13B; Llama 3: MGM-8B)."""
+
+    config_class = MGMLlamaConfig
+
+
+BODIES: dict[str, type[MGMModel]] = {"gemma": MGMGemmaModel, "llama": MGMLlamaModel}
+
+
+class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """MGM with its language head. See the module's docstring; `load_model` makes one from a folder.
+
+    The subclasses below have the official code's names, for the Auto classes and `config.json`; they add nothing.
+    """
+
+    config: MGMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' own form
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - obeys tie_word_embeddings
 
     def __init__(self, config: MGMConfig) -> None:
         super().__init__(config)
-        self.model = MGMModel(config)
+        self.model = BODIES[config.backbone.name](config)
         self.vocab_size = config.vocab_size
         self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -208,7 +241,7 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
                 raise ModelError("images were given without images_aux: MGM needs both resolutions of each image.")
             visual_tokens = self.model.encode_images(images, images_aux)
         safe_ids = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0)
-        text = self.model.embed_tokens(safe_ids).flatten(0, 1)  # (B*T, D), scaled by embed_tokens itself
+        text = self.model.embed_tokens(safe_ids).flatten(0, 1)  # (B*T, D), scaled by Gemma's embed_tokens itself
         sources = [text]
         if visual_tokens is None:
             if bool((input_ids == IMAGE_TOKEN_INDEX).any()):
@@ -219,8 +252,10 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
             n_images, tokens_per_image = len(input_ids), 0  # nothing to insert, nothing to consume
         else:
             n_images, tokens_per_image = visual_tokens.shape[:2]
-            scale = self.model.embed_tokens.embed_scale.to(text.dtype)
-            sources.append(visual_tokens.to(text).flatten(0, 1) * scale)
+            visual = visual_tokens.to(text).flatten(0, 1)
+            if self.config.embed_scale != 1.0:
+                visual = visual * self.model.embed_tokens.embed_scale.to(text.dtype)
+            sources.append(visual)
         sources.append(text.new_zeros(1, text.shape[-1]))
         plan = plan_merge(
             input_ids,
@@ -347,13 +382,39 @@ class MGMForConditionalGeneration(MGMPreTrainedModel, GenerationMixin):
             visual_tokens=visual_tokens,
             padding_side="left",
         )
-        settings = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": self.config.pad_token_id}
+        settings = {"do_sample": False, "num_beams": 1, "use_cache": True, "pad_token_id": self._filler()}
         was_training = self.training
         self.eval()  # no dropout, and checkpointed layers drop the cache while they train
         try:
             return super().generate(inputs_embeds=inputs_embeds, attention_mask=mask.long(), **(settings | kwargs))
         finally:
             self.train(was_training)
+
+    def _filler(self) -> int | None:
+        """What finished rows are filled up with: padding; a base Llama names none, and any stop token does."""
+        stops = self.generation_config.eos_token_id
+        first = stops[0] if isinstance(stops, (list, tuple)) and stops else stops
+        return first if self.config.pad_token_id is None else self.config.pad_token_id
+
+
+class MGMGemmaForCausalLM(MGMForConditionalGeneration):
+    """MGM-2B's class."""
+
+    config_class = MGMGemmaConfig
+
+
+class MGMLlamaForCausalLM(MGMForConditionalGeneration):
+    """The class of MGM-7B, 8B and 13B."""
+
+    config_class = MGMLlamaConfig
+
+
+_HEADS = {head.config_class: head for head in (MGMGemmaForCausalLM, MGMLlamaForCausalLM)}
+
+
+def new_model(config: MGMConfig) -> MGMForConditionalGeneration:
+    """A model of this configuration with new weights, of the class that belongs to its LLM."""
+    return _HEADS[type(config)](config)
 
 
 class LossModule(nn.Module):
@@ -376,7 +437,8 @@ def _stacked(images: Tensor | Sequence[Tensor], name: str) -> Tensor:
     return torch.stack(list(images))
 
 
-AutoConfig.register("mgm_gemma", MGMConfig, exist_ok=True)
-AutoModel.register(MGMConfig, MGMModel, exist_ok=True)
-AutoModelForCausalLM.register(MGMConfig, MGMForConditionalGeneration, exist_ok=True)
-AutoModelForImageTextToText.register(MGMConfig, MGMForConditionalGeneration, exist_ok=True)
+for _head, _body in ((MGMGemmaForCausalLM, MGMGemmaModel), (MGMLlamaForCausalLM, MGMLlamaModel)):
+    AutoConfig.register(_head.config_class.model_type, _head.config_class, exist_ok=True)
+    AutoModel.register(_body.config_class, _body, exist_ok=True)
+    for _auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        _auto.register(_head.config_class, _head, exist_ok=True)

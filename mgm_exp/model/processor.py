@@ -1,8 +1,8 @@
 """Prompts, label masks and pixels, exactly as the official training and evaluation code makes them.
 
-Text: mgm/conversation.py (template "gemma"), mgm/mm_utils.py, mgm/train/train.py `preprocess`. Pixels:
-transformers' CLIPImageProcessor on the high resolution, then a bilinear copy for the low one. `encode` never refuses:
-a sample with nothing left to learn comes back fully masked, and it is the caller who counts and names it.
+Text: `mgm_exp.model.templates`, mgm/mm_utils.py, mgm/train/train.py `preprocess`. Pixels: transformers'
+CLIPImageProcessor on the high resolution, then a bilinear copy for the low one. `encode` never refuses: a sample with
+nothing left to learn comes back fully masked, and it is the caller who counts and names it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from mgm_exp.errors import DataError, ModelError
+from mgm_exp.model.backbones import Backbone
 from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from mgm_exp.model.folders import ModelSource, find_source, find_tower, read_json
 from mgm_exp.model.resolve import resolve_config
+from mgm_exp.model.templates import TEMPLATES, Template
+from mgm_exp.model.tokenizer import load_tokenizer
 
-TURN = "<start_of_turn>"
-END_OF_TURN = "<end_of_turn>"
-ANSWER_START = f"{TURN}model\n"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -55,13 +55,18 @@ class MGMProcessor:
         tokenizer: the folder's fast tokenizer.
         model_max_length: text-only rows are cut to it here; rows with an image after the merge, by the model.
         n_visual_tokens: embeddings that replace one image placeholder.
+        template: what is written around the turns.
+        captions_only: training rows are an image and its caption, without turns; questions are asked as ever.
     """
 
     tokenizer: Any
     settings: PixelSettings
     patch_size: int
     model_max_length: int
+    template: Template = TEMPLATES["gemma"]
+    captions_only: bool = False
     _table: Tensor = field(init=False, repr=False)
+    _later_head: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         # Every 8-bit value's normalised float, per channel: what the official arithmetic gives, looked up
@@ -72,6 +77,12 @@ class MGMProcessor:
             core.no_truncation()
             core.no_padding()
         self._table = torch.from_numpy((scaled[None] - mean[:, None]) / std[:, None])  # (3, 256)
+        if self.template.has_fused_head:
+            # Tokens that a later round has more than the same text by itself: the official code subtracts one where
+            # the tokenizer is not `legacy`, which is what Vicuna's gives ("USER" behind </s>, "_US" "ER" by itself)
+            head = self.template.heads[0]
+            alone, behind = self._tokenize(head), self._tokenize(self.template.separator + head)
+            self._later_head = len(behind) - 1 - len(alone)
 
     @property
     def n_visual_tokens(self) -> int:
@@ -83,10 +94,12 @@ class MGMProcessor:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Tokens that end an answer: `<eos>`, and `<end_of_turn>` where the tokenizer has it."""
-        end = self.tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        ids = [self.tokenizer.eos_token_id, end if end != self.tokenizer.unk_token_id else None]
-        return [int(i) for i in ids if i is not None]
+        """Tokens that end an answer: the end of the sequence, and the end of a turn where the tokenizer has it."""
+        ids = [self.tokenizer.eos_token_id]
+        if self.template.end_of_turn is not None:
+            end = self.tokenizer.convert_tokens_to_ids(self.template.end_of_turn)
+            ids += [end] if end != self.tokenizer.unk_token_id else []
+        return list(dict.fromkeys(int(i) for i in ids if i is not None))
 
     def prompt(self, conversations: Sequence[Mapping[str, str]], has_image: bool = True) -> str:
         """The training text of a conversation; with `has_image` placeholders move to the front of their turn.
@@ -97,21 +110,16 @@ class MGMProcessor:
         turns = [dict(turn) for turn in conversations]
         if turns and turns[0]["from"] != "human":
             turns = turns[1:]  # the official code skips a leading answer
-        text = ""
         for i, turn in enumerate(turns):
-            speaker, value = turn["from"], turn["value"]
-            if speaker != ("human", "gpt")[i % 2]:
+            if turn["from"] != ("human", "gpt")[i % 2]:
                 raise DataError(
-                    f"Turn {i + 1} of a conversation is from {speaker!r}, expected {('human', 'gpt')[i % 2]!r}: "
+                    f"Turn {i + 1} of a conversation is from {turn['from']!r}, expected {('human', 'gpt')[i % 2]!r}: "
                     "turns alternate between 'human' and 'gpt'."
                 )
-            if has_image:
-                value = front_image(value)
-            if value:
-                text += f"{TURN}{('user', 'model')[i % 2]}\n{value}{END_OF_TURN}\n" + ("", self._eos)[i % 2]
-            else:
-                text += f"{TURN}{('user', 'model')[i % 2]}\n"
-        return text
+        values = [front_image(turn["value"]) if has_image else turn["value"] for turn in turns]
+        if self.captions_only:
+            return self._caption(values)
+        return self.template.text(values)
 
     def encode(self, conversations: Sequence[Mapping[str, str]], has_image: bool = True) -> dict[str, list[int]]:
         """Token ids and labels of a conversation for training.
@@ -122,28 +130,34 @@ class MGMProcessor:
                 `model_max_length`.
 
         Returns:
-            `input_ids` with `IMAGE_TOKEN_INDEX` for an image, and `labels`: answers, `<end_of_turn>`, newline and
-            `<eos>`; everything `IGNORE_INDEX` where the official mask gives up.
+            `input_ids` with `IMAGE_TOKEN_INDEX` for an image, and `labels`: answers with what ends them (all that the
+            template writes behind an answer); everything `IGNORE_INDEX` where the official mask gives up.
         """
         prompt = self.prompt(conversations, has_image)
-        tokenize = self._tokenize_with_image if has_image else self._tokenize
+        template = self.template
+        tokenize = self._tokenize_with_image if has_image or self.captions_only else self._tokenize
         input_ids = tokenize(prompt)
         if not has_image:
             input_ids = input_ids[: self.model_max_length]
 
         labels = list(input_ids)
+        if self.captions_only:
+            _mask(labels, 0, len(tokenize(IMAGE_TOKEN)) if prompt else len(labels))
+            return {"input_ids": input_ids, "labels": labels}
         n_real = len(input_ids) - input_ids.count(self.pad_token_id)
         place = 1
         _mask(labels, 0, place)
-        for round_text in prompt.split(self._eos):
+        for number, round_text in enumerate(template.rounds(prompt)):
             if not round_text:
                 break
-            parts = round_text.split(ANSWER_START)
+            parts = round_text.split(template.answer_start)
             if len(parts) != 2:
                 break
-            # Each round is tokenised with a <bos> of its own, which stands for the <eos> that was split off
-            _mask(labels, place, place + len(tokenize(parts[0] + ANSWER_START)) - 1)
-            place += len(tokenize(round_text))
+            # Each round is tokenised with a <bos> of its own, which stands for the separator that was split off
+            shift = self._later_head if number else 0
+            instruction = len(tokenize(parts[0] + template.answer_start)) - template.unlearnt + shift
+            _mask(labels, place, place + instruction)
+            place += len(tokenize(round_text)) + shift
         _mask(labels, place, len(labels))
         if place < self.model_max_length and place != n_real:
             _mask(labels, 0, len(labels))
@@ -153,14 +167,16 @@ class MGMProcessor:
         """Token ids that ask one question and end where the answer begins."""
         if has_image:
             question = front_image(question) if IMAGE_TOKEN in question else f"{IMAGE_TOKEN}\n{question}"
-        text = f"{TURN}user\n{question}{END_OF_TURN}\n{ANSWER_START}"
+        text = self.template.text([question, ""])
         return self._tokenize_with_image(text) if has_image else self._tokenize(text)
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of an answer, without special tokens, turn marks and outer white space."""
         kept = [int(i) for i in ids if int(i) >= 0]
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text.replace(END_OF_TURN, "").replace(TURN, "").strip()
+        for mark in self.template.marks:
+            text = text.replace(mark, "")
+        return text.strip()
 
     def pixels(self, image: Image.Image, aspect: str = "pad") -> tuple[Tensor, Tensor]:
         """Both resolutions of an image.
@@ -200,9 +216,12 @@ class MGMProcessor:
         crops = low.reshape(3, g, side, g, side).permute(1, 3, 0, 2, 4).reshape(g * g, 3, side, side)
         return torch.cat([crops, _bilinear(low, side)]) if s.image_global else crops
 
-    @property
-    def _eos(self) -> str:
-        return str(self.tokenizer.eos_token)
+    @staticmethod
+    def _caption(values: Sequence[str]) -> str:
+        """The official `plain`: an image, then its caption; empty where a row is anything else (there it asserts)."""
+        if len(values) != 2 or IMAGE_TOKEN not in values[0]:
+            return ""
+        return f"{IMAGE_TOKEN}{values[1]}\n"
 
     def _tokenize(self, text: str) -> list[int]:
         # The tokenizer's own core gives the same ids as calling it, in a third of the time
@@ -227,21 +246,22 @@ def front_image(value: str) -> str:
 
 
 def load_processor(
-    path: str | Path, model_max_length: int | None = None, *, base: str | Path | None = None
+    path: str | Path, model_max_length: int | None = None, stage: str = "instruct", *, base: str | Path | None = None
 ) -> MGMProcessor:
     """The processor of a model folder or of a run.
 
     Args:
         path, base: as for `load_model`.
         model_max_length: tokens of a row; None: `tokenizer_model_max_length` of the folder.
+        stage: "align" encodes as stage 1 does (of Vicuna: the image and its caption, no turns).
 
     Raises:
         ModelError: no tokenizer, or no description of the CLIP tower.
     """
-    return processor_of(find_source(path, base), model_max_length)
+    return processor_of(find_source(path, base), model_max_length, stage)
 
 
-def processor_of(source: ModelSource, model_max_length: int | None = None) -> MGMProcessor:
+def processor_of(source: ModelSource, model_max_length: int | None = None, stage: str = "instruct") -> MGMProcessor:
     """As `load_processor`, for a source that is known already."""
     config = resolve_config(source)
     clip = config.vision_config or {}
@@ -255,8 +275,10 @@ def processor_of(source: ModelSource, model_max_length: int | None = None) -> MG
             if "resample" in stated:
                 settings["resample"] = int(stated["resample"])
             break
+    tokenizer = load_tokenizer(source.folder, config.backbone)
+    template = template_of(tokenizer, config.backbone, source.folder)
     return MGMProcessor(
-        tokenizer=_load_tokenizer(source.folder),
+        tokenizer=tokenizer,
         settings=PixelSettings(
             image_size=int(clip["image_size"]),
             image_size_aux=config.image_size_aux,
@@ -266,25 +288,25 @@ def processor_of(source: ModelSource, model_max_length: int | None = None) -> MG
         ),
         patch_size=int(clip["patch_size"]),
         model_max_length=model_max_length or config.tokenizer_model_max_length or config.max_position_embeddings,
+        template=template,
+        captions_only=stage == "align" and template.aligns_by_captions,
     )
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import PreTrainedTokenizerFast
+def template_of(tokenizer: Any, backbone: Backbone, folder: Path) -> Template:
+    """The template that a language model was tuned with, told by the tokens it knows.
 
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json.",
-            advice="Copy the tokenizer of the LLM (tokenizer.json, tokenizer_config.json) into the model folder.",
-        )
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the Rust parser raises bare Exception
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {error}") from error
-    missing = [n for n in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, n) is None]
-    if missing:
-        raise ModelError(f"The tokenizer in {folder} defines no {', '.join(missing)}; MGM's template needs them.")
-    return tokenizer
+    Raises:
+        ModelError: a tokenizer of none of them.
+    """
+    for name in backbone.templates:
+        if TEMPLATES[name].fits(tokenizer.get_vocab(), tokenizer.eos_token):
+            return TEMPLATES[name]
+    raise ModelError(
+        f"The tokenizer in {folder} ends sequences with {tokenizer.eos_token!r} and belongs to none of the templates "
+        f"of MGM on {backbone.name}: {', '.join(backbone.templates)}.",
+        advice="vicuna_v1 needs a tokenizer whose end of sequence is </s>, llama_3 one that knows <|eot_id|>.",
+    )
 
 
 def _mask(labels: list[int], start: int, stop: int) -> None:

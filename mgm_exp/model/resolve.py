@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import ModelError
-from mgm_exp.model.configuration import CLIP_VIT_L_14_336, CONVNEXT_LARGE, MGMConfig
+from mgm_exp.model.backbones import MODEL_TYPES, backbone_of_type
+from mgm_exp.model.configuration import CLIP_VIT_L_14_336, CONFIGS, CONVNEXT_LARGE, MGMConfig
 from mgm_exp.model.folders import ModelSource, find_tower, read_json, stated_clip_size
 from mgm_exp.model.tensors import convnext_shape, tensor_map
 
-MODEL_TYPES = ("mgm_gemma", "gemma")
 _CLIP_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -34,27 +34,35 @@ def resolve_config(source: ModelSource) -> MGMConfig:
     path = source.folder / "config.json"
     fields = read_json(path)
     model_type = fields.pop("model_type", None)
-    if model_type not in MODEL_TYPES:
+    backbone = backbone_of_type(model_type)
+    if backbone is None:
         raise ModelError(
             f"{path} is of architecture {model_type!r}; allowed are {', '.join(map(repr, MODEL_TYPES))}.",
-            advice="Give an MGM-2B folder, or a Gemma-2B folder to start stage 1 from.",
+            advice="Give an MGM-2B, 7B, 8B or 13B folder, or the folder of a Gemma, Vicuna or Llama to start stage 1 "
+            "from. MGM-8x7B (Mixtral) is not supported.",
         )
-    is_plain_gemma = model_type == "gemma"
+    is_plain = model_type == backbone.plain
     for key in ("architectures", "transformers_version", "auto_map", "_name_or_path", "quantization_config"):
         fields.pop(key, None)
-    if source.hidden_activation is not None:
-        fields["hidden_activation"] = source.hidden_activation
+    fields |= source.config_overrides
+    own = fields.get("hidden_act", "silu")
+    if backbone.name == "llama" and fields.get("hidden_activation") not in (None, own):
+        raise ModelError(
+            f"model.hidden_activation={fields['hidden_activation']} does not fit {path}, a Llama trained with {own}.",
+            advice="Leave it out: the key is there for Gemma folders, whose config.json names another form.",
+        )
     try:
-        config = MGMConfig(**fields)
+        config = CONFIGS[backbone.name](**fields)
     except Exception as error:  # the strict dataclass raises its own validation errors
         detail = " ".join(str(error).split())
         raise ModelError(f"{path} has a field that does not fit: {detail}") from error
     if config.tokenizer_padding_side not in ("left", "right"):
         raise ModelError(f"{path}: tokenizer_padding_side {config.tokenizer_padding_side!r} is neither left nor right.")
     _check_activation(config, path)
-    config.vision_config = config.vision_config or _clip_config(source, config, is_plain_gemma)
-    config.vision_aux_config = config.vision_aux_config or _convnext_config(source, config, is_plain_gemma)
-    if is_plain_gemma:
+    config.vision_config = config.vision_config or _clip_config(source, config, is_plain)
+    config.vision_aux_config = config.vision_aux_config or _convnext_config(source, config, is_plain)
+    _check_views(config, path)
+    if is_plain:
         config.mm_hidden_size = int(config.vision_config["hidden_size"])
         config.mm_hidden_size_aux = sum(config.vision_aux_config["dims"])
     return config
@@ -70,9 +78,22 @@ def _check_activation(config: MGMConfig, path: Path) -> None:
         )
 
 
-def _clip_config(source: ModelSource, config: MGMConfig, is_plain_gemma: bool) -> dict[str, Any]:
+def _check_views(config: MGMConfig, path: Path) -> None:
+    """Each patch of each crop must have a whole square of the high-resolution map below it."""
+    clip = config.vision_config or {}
+    patches = clip["image_size"] // clip["patch_size"] * max(config.image_grid, 1)
+    if config.image_grid < 1 or config.image_size_aux % 32 or (config.image_size_aux // 4) % patches:
+        raise ModelError(
+            f"image_size_aux={config.image_size_aux} and image_grid={config.image_grid} do not fit {path}: its CLIP "
+            f"tower gives {patches} x {patches} patches of all crops, and the map of the other tower (a quarter of the "
+            "side, which is a multiple of 32) must have the same whole number of pixels for each.",
+            advice="Take 768 pixels without a grid, or model.image_grid=2 and model.image_size_aux=1536.",
+        )
+
+
+def _clip_config(source: ModelSource, config: MGMConfig, is_plain: bool) -> dict[str, Any]:
     folder = find_tower(source, source.vision_tower, config.mm_vision_tower)
-    stated = None if is_plain_gemma else stated_clip_size(config.mm_vision_tower)
+    stated = None if is_plain else stated_clip_size(config.mm_vision_tower)
     if folder is not None:
         fields = read_json(folder / "config.json")
         fields = {**fields, **fields.get("vision_config", {})}  # a whole CLIP keeps its vision half one level down
@@ -85,7 +106,7 @@ def _clip_config(source: ModelSource, config: MGMConfig, is_plain_gemma: bool) -
             raise ModelError(
                 f"The CLIP tower in {folder} takes {found[1]} px images in patches of {found[0]}, but this checkpoint "
                 f"was trained with {config.mm_vision_tower!r}: {stated[1]} px, patches of {stated[0]}.",
-                advice="Give the tower that the name states (openai/clip-vit-large-patch14-336 for MGM-2B).",
+                advice="Give the tower that the name states (officially openai/clip-vit-large-patch14-336).",
             )
         return clip
     if stated == (14, 336) and "large" in str(config.mm_vision_tower):
@@ -97,8 +118,8 @@ def _clip_config(source: ModelSource, config: MGMConfig, is_plain_gemma: bool) -
     )
 
 
-def _convnext_config(source: ModelSource, config: MGMConfig, is_plain_gemma: bool) -> dict[str, Any]:
-    inside = {} if is_plain_gemma else convnext_shape(tensor_map(source.folder))
+def _convnext_config(source: ModelSource, config: MGMConfig, is_plain: bool) -> dict[str, Any]:
+    inside = {} if is_plain else convnext_shape(tensor_map(source.folder))
     if inside:
         return inside
     folder = find_tower(source, source.vision_tower_aux, config.mm_vision_tower_aux)

@@ -25,10 +25,20 @@ from mgm_exp.errors import DiskFullError, ModelError
 from mgm_exp.model.adapter_export import FILES, write_adapter, write_card
 from mgm_exp.model.adapters import TOKENIZER_FILES, adapter_files, write_tensors
 from mgm_exp.model.card import model_card
-from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, is_adapter, read_json, source_of_adapter
+from mgm_exp.model.folders import (
+    OVERRIDES,
+    TINY,
+    ModelSource,
+    find_source,
+    find_tower,
+    is_adapter,
+    read_json,
+    source_of_adapter,
+)
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
 from mgm_exp.model.quantized import KINDS, is_packed, packer, settings
+from mgm_exp.model.tokenizer import load_tokenizer
 from mgm_exp.store import file_sha256, read_yaml, write_atomic, write_json_atomic
 
 RECORD = "merge.json"
@@ -154,7 +164,7 @@ def recorded_source(folder: Path, record: Mapping[str, Any]) -> ModelSource:
         folder=place("folder") or TINY,
         vision_tower=place("vision_tower"),
         vision_tower_aux=place("vision_tower_aux"),
-        hidden_activation=record["base"].get("hidden_activation"),
+        **{key: record["base"].get(key) for key in OVERRIDES},
         adapter=Path(os.path.normpath(folder.absolute() / adapter)) if adapter else None,
     )
 
@@ -278,7 +288,7 @@ def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path, ex
             fields[key] = Path(fields[key]).name  # of the machine it was made on
     fields.pop("_name_or_path", None)
     # The official code's class, and its spelling of dtype and of the rotary base
-    fields |= {"architectures": ["MGMGemmaForCausalLM"], "torch_dtype": merged.dtype}
+    fields |= {"architectures": [config.backbone.official_class], "torch_dtype": merged.dtype}
     if theta := (fields.get("rope_parameters") or {}).get("rope_theta"):
         fields["rope_theta"] = theta
     fields.pop("quantization_config", None)  # of a base that was read from few bits
@@ -288,8 +298,8 @@ def _write_settings(source: ModelSource, merged: MergedTensors, folder: Path, ex
     for name in TOKENIZER_FILES:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{source.folder} has no tokenizer.json.", advice="Copy the LLM's tokenizer into it.")
+    if not (folder / "tokenizer.json").is_file():  # Vicuna has tokenizer.model alone
+        load_tokenizer(source.folder, config.backbone).backend_tokenizer.save(str(folder / "tokenizer.json"))
     tower = find_tower(source, source.vision_tower, config.mm_vision_tower)
     pixels = tower / "preprocessor_config.json" if tower is not None else None
     if pixels is not None and pixels.is_file() and not (folder / pixels.name).is_file():
@@ -346,7 +356,7 @@ def _record(
             "folder": None if source.folder == TINY else relative(source.folder),
             "vision_tower": relative(source.vision_tower),
             "vision_tower_aux": relative(source.vision_tower_aux),
-            "hidden_activation": source.hidden_activation,
+            **{key: getattr(source, key) for key in OVERRIDES},
         },
         "run": {
             "id": _facts(run)["result"].get("run_id"),

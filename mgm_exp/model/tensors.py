@@ -1,7 +1,8 @@
 """Tensors of model folders by their official names: where each one lies, and reading it.
 
-safetensors are read lazily, one tensor at a time. Pickled files (`.bin`) are read only where the official release has
-no other form (towers, connector), and only by torch's restricted unpickler, which builds tensors and nothing else.
+safetensors are read lazily, one tensor at a time. Pickled files (`.bin`) are read only where a release has no other
+form (towers, connector, shards of Vicuna), and only by torch's restricted unpickler, which builds tensors and nothing
+else.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class TensorPlace:
 def tensor_map(folder: Path) -> dict[str, TensorPlace]:
     """All tensors of a folder, by the names in its files.
 
-    Looks for `model.safetensors.index.json`, then `*.safetensors`, then `*.bin`.
+    Looks for `model.safetensors.index.json`, `pytorch_model.bin.index.json`, `*.safetensors`, then `*.bin`.
 
     Raises:
         ModelError: no weights, a missing or damaged file, or an index that points out of the folder.
@@ -95,22 +96,9 @@ def with_packed(places: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{index} has no weight_map.")
-        names = sorted(set(map(str, weight_map.values())))
-        outside = [n for n in names if Path(n).name != n]
-        if outside:
-            raise ModelError(f"{index} points outside its folder ({outside[0]!r}); only plain file names are allowed.")
-        missing = [n for n in names if not (folder / n).is_file()]
-        if missing:
-            raise ModelError(
-                f"{folder} lacks {', '.join(missing)}, which model.safetensors.index.json lists.",
-                advice="The download is incomplete; fetch the missing files.",
-            )
-        return [folder / n for n in names]
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            return _listed(folder, folder / index)
     for name in ("model.safetensors", "open_clip_model.safetensors"):
         if (folder / name).is_file():
             return [folder / name]
@@ -119,10 +107,32 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [folder / n for n in ("open_clip_pytorch_model.bin", "pytorch_model.bin") if (folder / n).is_file()]
     if not files:
         raise ModelError(
-            f"{folder} holds no weights: no model.safetensors(.index.json), no open_clip_pytorch_model.bin.",
-            advice="Sharded pickles (pytorch_model-0000x.bin) are not read; convert them to safetensors.",
+            f"{folder} holds no weights: no model.safetensors(.index.json), no pytorch_model.bin(.index.json), no "
+            "open_clip_pytorch_model.bin.",
+            advice="The download is incomplete; fetch the files that end in .safetensors (or .bin).",
         )
     return files[:1] if files[0].suffix == ".bin" else files
+
+
+def _listed(folder: Path, index: Path) -> list[Path]:
+    """The shards that an index names; safetensors, or the pickles of older releases."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map.")
+    names = sorted(set(map(str, weight_map.values())))
+    outside = [n for n in names if Path(n).name != n]
+    if outside:
+        raise ModelError(f"{index} points outside its folder ({outside[0]!r}); only plain file names are allowed.")
+    foreign = [n for n in names if Path(n).suffix not in (".safetensors", ".bin")]
+    if foreign:
+        raise ModelError(f"{index} names {foreign[0]!r}, which is neither a .safetensors nor a .bin file.")
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {', '.join(missing)}, which {index.name} lists.",
+            advice="The download is incomplete; fetch the missing files.",
+        )
+    return [folder / n for n in names]
 
 
 def _opened(file: Path) -> Any:

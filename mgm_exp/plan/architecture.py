@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mgm_exp.model.configuration import MGMConfig
     from mgm_exp.model.layout import LlmLayout
 
+_VIEWS = ("image_grid", "image_global", "image_size_aux")
 PARTS = ("llm", "vision_tower", "vision_tower_aux", "mining", "projector")
 
 
@@ -140,6 +141,7 @@ def architecture_of(section: ModelConfig) -> Architecture:
         str(path) if has_description else None,
         section.vision_tower,
         section.vision_tower_aux,
+        tuple((key, getattr(section, key)) for key in _VIEWS if getattr(section, key) is not None),
         (path / "config.json").stat().st_mtime_ns if has_description and path is not None else 0,
         "" if has_description or path is None else f"model.path={section.path} holds no config.json",
     )
@@ -147,23 +149,32 @@ def architecture_of(section: ModelConfig) -> Architecture:
 
 @lru_cache(maxsize=8)
 def _architecture(
-    name: str, path: str | None, tower: str | None, tower_aux: str | None, stamp: int, missing: str
+    name: str,
+    path: str | None,
+    tower: str | None,
+    tower_aux: str | None,
+    views: tuple[tuple[str, Any], ...],
+    stamp: int,
+    missing: str,
 ) -> Architecture:
-    from mgm_exp.model import mgm_2b_config, source_of_section
+    from mgm_exp.model import KNOWN, known_config, source_of_section
     from mgm_exp.model.resolve import resolve_config
 
     if path is not None or name == "tiny":
-        section: dict[str, Any] = {"path": path}
+        section: dict[str, Any] = {"path": path, **dict(views)}
         for key, given in (("vision_tower", tower), ("vision_tower_aux", tower_aux)):
             section[key] = given if given and Path(given).expanduser().is_dir() else None
         return _sizes(resolve_config(source_of_section(section)), "")
-    if name != "mgm_2b":
+    if name not in KNOWN:
         raise ModelError(
             f"model.name={name} has no published sizes here{f', and {missing}' if missing else ''}.",
-            advice="Give model.path=/folder/with/config.json, or model=mgm_2b.",
+            advice=f"Give model.path=/folder/with/config.json, or one of model={','.join(KNOWN)}.",
         )
-    note = f"the sizes of MGM-2B are taken ({missing or 'model.path is not set'})"
-    return _sizes(mgm_2b_config(), note)
+    note = f"the sizes of {KNOWN[name].title} are taken ({missing or 'model.path is not set'})"
+    config = known_config(name)
+    for key, value in views:
+        setattr(config, key, value)
+    return _sizes(config, note)
 
 
 def _sizes(config: MGMConfig, note: str) -> Architecture:

@@ -128,7 +128,7 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     trainable = make_trainable(model, job.stage, config, settings)
     put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
     say(_in_words(job.stage, trainable))
-    processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
+    processor = processor_of(source_of_section(vars(config.model)), settings.max_length, job.stage)
     dataset = open_dataset(job, config, settings, processor)
     plan = open_plan(dataset, settings, ranks)
     ranks.marks.works()

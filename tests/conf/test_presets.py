@@ -134,6 +134,21 @@ def test_mgm_2b_brings_the_official_recipe_and_benchmark(compose: Compose) -> No
     assert not config.train.cache_visual_tokens
 
 
+@pytest.mark.parametrize("name", ["mgm_7b", "mgm_8b", "mgm_13b"])
+def test_the_larger_models_bring_the_same_recipe_and_obey_their_folder(compose: Compose, name: str) -> None:
+    config = compose(f"model={name}")
+    assert (config.model.name, config.train.name, config.eval.benchmarks) == (name, "official", ["textvqa"])
+    assert config.model.hidden_activation is None and config.model.image_grid is None
+    assert (config.train.global_batch_size, config.train.align.global_batch_size) == (128, 256)
+
+
+def test_hd_is_the_official_one_and_keeps_the_connector_of_stage_1(compose: Compose) -> None:
+    config = compose("model=mgm_2b_hd")
+    assert (config.model.image_grid, config.model.image_global, config.model.image_size_aux) == (2, True, 1536)
+    assert (config.train.max_length, config.train.align.max_steps) == (4096, 0)
+    assert compose("model=mgm_2b_hd", "train=demo").train.max_length == 4096, "2,880 visual tokens need it"
+
+
 @pytest.mark.parametrize(
     "order", [("model=mgm_2b", "train=demo", "eval=demo"), ("eval=demo", "train=demo", "model=mgm_2b")]
 )
@@ -230,6 +245,9 @@ def test_a_named_policy_is_an_enum(compose: Compose) -> None:
         (["eval.judge.url=http://example.org/v1", "eval.judge.model=m"], "https://"),
         (["eval.judge.url='https://me:secret@example.org/v1'", "eval.judge.model=m"], "secret"),
         (["adapter.target_modules=[q_proj,fc1]"], "fc1"),
+        (["model.image_grid=0"], "model.image_grid=0"),
+        (["model.image_grid=1", "model.image_global=true"], "needs model.image_grid=2"),
+        (["model.image_size_aux=700"], "multiple of 32"),
         (["train.lr=1e400"], "finite"),
         (["train.lr=nan"], "finite"),
         (["name=../../x"], "not a folder name"),

@@ -214,8 +214,8 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_another_architecture(folder: Path) -> None:
-    edit_json(folder / "config.json", model_type="llama")
-    refused(folder, "'llama'", "'mgm_gemma', 'gemma'")
+    edit_json(folder / "config.json", model_type="mgm_mixtral")
+    refused(folder, "'mgm_mixtral'", "'mgm_gemma', 'mini_gemini_gemma', 'gemma', 'mgm', 'mini_gemini', 'llama'")
     edit_json(folder / "config.json", model_type=None)
     refused(folder, "architecture None")
 

@@ -66,6 +66,19 @@ def test_a_model_without_sizes_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "Did you mean train.lr?" in capsys.readouterr().err
 
 
+def test_the_known_models_are_planned_without_files(tmp_path: Path) -> None:
+    code, cells = planned(tmp_path, "model=mgm_13b", "adapter=lora_r16", "zero=3", "devices=8", "plan.device=a100_80")
+    assert code == 0
+    assert (cells[0]["parameters"]["llm"], cells[0]["parameters"]["lora"]) == (13_015_864_320, 62_586_880)
+    assert any("sizes of MGM-13B are taken" in note for note in cells[0]["notes"])
+    short = ["adapter=lora_r16", "train.micro_batch_size=1", "train.align.max_steps=0"]
+    hd, plain = (compose([f"model={name}", *short]) for name in ("mgm_2b_hd", "mgm_2b"))
+    assert plan_cell(hd).sizes.visual_tokens == 5 * plan_cell(plain).sizes.visual_tokens == 2880
+    assert predicted_memory_gib(hd) > predicted_memory_gib(plain)
+    asked = compose(["model=mgm_2b", "model.image_grid=2", "model.image_size_aux=1536"])
+    assert plan_cell(asked).sizes.visual_tokens == 4 * 576
+
+
 def test_micro_batch_and_checkpointing_are_advised_before_another_adapter() -> None:
     config = compose([*MGM, "adapter=lora_r16", "model.gradient_checkpointing=false", "train.micro_batch_size=16"])
     found = plan_cell(config)

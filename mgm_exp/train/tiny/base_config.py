@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mgm_exp.model.configuration import MGMConfig
+from mgm_exp.model.configuration import MGMConfig, MGMGemmaConfig
 
 TINY_CLIP = {
     "hidden_size": 96,
@@ -21,7 +21,7 @@ LOW_SIDE = 64
 
 def tiny_config(vocab_size: int) -> MGMConfig:
     """Configuration of the tiny base for a vocabulary of `vocab_size` tokens."""
-    return MGMConfig(
+    return MGMGemmaConfig(
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=384,
