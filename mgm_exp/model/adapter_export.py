@@ -20,12 +20,13 @@ from mgm_exp.errors import ModelError
 from mgm_exp.model.adapters import (
     ADAPTER_FILE,
     CONNECTOR_FILE,
-    PEFT_PREFIX,
     adapter_files,
     read_adapter,
     read_connector,
+    read_safetensors,
     write_tensors,
 )
+from mgm_exp.model.adapters.base import PEFT_PREFIX
 from mgm_exp.model.card import model_card
 from mgm_exp.model.finding import Finding, some
 from mgm_exp.model.folders import ModelSource, read_json
@@ -60,7 +61,9 @@ def write_adapter(source: ModelSource, folder: Path, base_name: str) -> tuple[in
     if weights.suffix == ".bin":
         stated["target_modules"] = sorted({name.rsplit(".lora_", 1)[0] for name in lora})
         stated.setdefault("task_type", "CAUSAL_LM")
-    write_tensors(folder / ADAPTER_FILE, {PEFT_PREFIX + name: tensor for name, tensor in lora.items()})
+        write_tensors(folder / ADAPTER_FILE, {PEFT_PREFIX + name: tensor for name, tensor in lora.items()})
+    else:
+        write_tensors(folder / ADAPTER_FILE, read_safetensors(weights))  # under the names that its kind has for PEFT
     if rest:
         write_tensors(folder / CONNECTOR_FILE, {PEFT_PREFIX + name: tensor for name, tensor in rest.items()})
     write_json_atomic(folder / "adapter_config.json", stated)
@@ -81,11 +84,11 @@ def write_card(
     card = card.replace("library_name: mgm_exp", "library_name: peft")
     start, end = card.index("MGM (Mini-Gemini) with"), card.index("## How it was made")
     says = (
-        f"A LoRA for {base_name} with the trained projector and patch info mining beside it "
+        f"An adapter for {base_name} with the trained projector and patch info mining beside it "
         f"(`{CONNECTOR_FILE}`).\n\n"
         "```python\nfrom mgm_exp.model import load_adapter, load_model\n\n"
         'model = load_adapter(load_model("BASE"), "FOLDER")\n```\n\n'
-        f"`PeftModel.from_pretrained` reads the LoRA alone; projector and mining then stay the base's.\n\n"
+        f"`PeftModel.from_pretrained` reads the adapter alone; projector and mining then stay the base's.\n\n"
     )
     write_atomic(folder / "README.md", card[:start] + says + card[end:].replace(", merged (scale", " (scale"))
 

@@ -131,13 +131,13 @@ def llm_names(config: MGMConfig) -> frozenset[str]:
     return frozenset(LlmLayout.of(config).names())
 
 
-def lora_targets(modules: Iterable[str], config: MGMConfig | None = None) -> str:
+def lora_targets(modules: Iterable[str], config: MGMConfig) -> str:
     """The full-match pattern of LLM linears that PEFT gets as `target_modules`.
 
     Raises:
         ConfigError: a module that is not one of the LLM's seven linears.
     """
-    return LlmLayout.of(config or MGMConfig()).targets(modules)
+    return LlmLayout.of(config).targets(modules)
 
 
 def set_trainable(

@@ -70,7 +70,7 @@ def test_suffix_targets_would_have_hit_clip_and_the_pattern_does_not(model, gold
     trap = json.loads((golden / "trainable_and_lora_names.json").read_text())["TRAP_suffix_targets_also_hit_clip"]
     linears = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     by_suffix = [n for n in linears if n.endswith(tuple(SEVEN))]
-    hit = [n for n in linears if re.fullmatch(lora_targets(SEVEN), n)]
+    hit = [n for n in linears if re.fullmatch(lora_targets(SEVEN, model.config), n)]
     assert len(by_suffix) == len(hit) + len(trap)
     assert len(hit) == 14 and not any("vision" in n for n in hit)
 
@@ -81,7 +81,7 @@ def test_mgm_2b_has_the_exact_number_of_lora_parameters(rank: int, n_lora: int) 
 
     model = meta_model(mgm_2b_config())
     with torch.device("meta"):
-        config = LoraConfig(r=rank, target_modules=lora_targets(SEVEN), init_lora_weights=False)
+        config = LoraConfig(r=rank, target_modules=lora_targets(SEVEN, model.config), init_lora_weights=False)
         inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
     trainable = set_trainable(model, "instruct", {"kind": "lora", "target_modules": SEVEN})
     assert trainable.counts() == {"n_lora": n_lora, "n_other": 13_259_008, "n_total": n_lora + 13_259_008}
