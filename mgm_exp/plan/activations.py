@@ -24,12 +24,14 @@ class AdapterWork:
     Args:
         kept: Elements for each token and block that are kept for the backward pass.
         whole: Elements of temporaries of a weight's size, in fp32.
+        per_block: Elements of weights that each block keeps for its backward pass, in the compute dtype.
         state: Bytes that it remembers between steps.
         packed: Parameters of the base that are held in 4 bits.
     """
 
     kept: float = 0.0
     whole: float = 0.0
+    per_block: float = 0.0
     state: float = 0.0
     packed: int = 0
 
@@ -253,7 +255,7 @@ def block_saved(sizes: Architecture, work: Work) -> float:
     if work.is_eager:
         attention += (4 + s) * work.batch * sizes.heads * work.length**2 + s * n * 2 * (query - key)
     mlp = 3 * s * n * f
-    own = s * n * work.adapter.kept if work.adapter is not None else 0.0
+    own = s * (n * work.adapter.kept + work.adapter.per_block) if work.adapter is not None else 0.0
     return norms + attention + mlp + own + sum(_input_saved(sizes, work).values())
 
 

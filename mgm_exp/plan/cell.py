@@ -236,6 +236,7 @@ def _adapter_work(config: ExperimentConfig, sizes: Architecture, own: Cost, n_ad
     return AdapterWork(
         kept=own.kept,
         whole=own.weights,
+        per_block=own.block_weights,
         state=own.state * n_adapter,
         packed=linears if config.adapter.base_bits == 4 else 0,
     )

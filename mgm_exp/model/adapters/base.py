@@ -32,12 +32,14 @@ class Cost:
     Args:
         kept: Elements for each token and block that are kept for the backward pass (beside inputs of target layers).
         weights: Elements of the largest temporary of a weight's size.
+        block_weights: Elements of weights that each block keeps for its backward pass.
         tokens: That are put in front of every sequence.
         state: Bytes for each adapter parameter beside weight, gradient and optimizer.
     """
 
     kept: float = 0.0
     weights: float = 0.0
+    block_weights: float = 0.0
     tokens: int = 0
     state: float = 0.0
 

@@ -54,9 +54,9 @@ class LoHa(Adapter):
 
     def cost(self, llm: LlmLayout) -> Cost:
         shapes = [llm.shapes[name] for name in llm.chosen(self.section.target_modules)]
-        # The product is made whole, in fp32, and kept by the linear layer it is used in; its backward makes two more
+        # The product is made whole and kept by the linear layer that it is used in; its backward pass makes two more
         every = sum(rows * columns for rows, columns in shapes)
-        return Cost(weights=2.0 * max(r * c for r, c in shapes) + every * llm.n_blocks)
+        return Cost(weights=2.0 * max(r * c for r, c in shapes), block_weights=float(every))
 
     def put_in(self, model: nn.Module, llm: LlmLayout, seed: int) -> dict[str, Any]:
         from peft import LoHaConfig

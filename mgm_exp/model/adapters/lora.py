@@ -70,8 +70,10 @@ class Lora(Adapter):
         if not self.section.use_dora:
             return Cost()
         shapes = [llm.shapes[name] for name in llm.chosen(self.section.target_modules)]
-        # The base layer's output and LoRA's are kept for the lengths' gradient; B A and W + s B A are made whole
-        return Cost(kept=2.0 * sum(rows for rows, _ in shapes), weights=3.0 * max(r * c for r, c in shapes))
+        # The base layer's output and LoRA's are kept for the lengths' gradient; PEFT makes B A out of a unit matrix of
+        # the layer's inputs, and W + s B A whole
+        whole = max(columns**2 + 3 * rows * columns for rows, columns in shapes)
+        return Cost(kept=2.0 * sum(rows for rows, _ in shapes), weights=float(whole))
 
     @property
     def _is_pissa(self) -> bool:
