@@ -114,7 +114,7 @@ def fake_step(config: Any, adapter: Any, work: Any, *, seed: int = 0, detail: bo
             end = memory.mark()
             # Under a dispatch mode autograd adds the two gradients of a tied embedding out of place; without one it
             # adds in place, so one embedding less is alive.
-            twice = model.lm_head.weight.nbytes if work.trains_llm else 0
+            twice = model.lm_head.weight.nbytes if work.trains_llm and config.tie_word_embeddings else 0
             found["backward, the end"] = end - twice
     return found
 
@@ -176,7 +176,10 @@ def _loss(model: Any, config: Any, work: Any, half: torch.dtype, memory: LiveMem
     else:
         visual = torch.empty(work.batch, n, config.hidden_size, dtype=half)
     text = model.model.embed_tokens(torch.zeros(work.batch, text_length, dtype=torch.long)).flatten(0, 1)
-    sources = [text, visual.to(text).flatten(0, 1) * model.model.embed_tokens.embed_scale.to(text.dtype)]
+    visual = visual.to(text).flatten(0, 1)
+    if config.embed_scale != 1.0:
+        visual = visual * model.model.embed_tokens.embed_scale.to(text.dtype)
+    sources = [text, visual]
     sources.append(text.new_zeros(1, text.shape[-1]))
     embeds = torch.cat(sources)[torch.zeros(work.batch, work.length, dtype=torch.long)]
     del sources, text, visual

@@ -87,14 +87,14 @@ def cases() -> list[tuple[str, Any, Any]]:
     ]
 
 
-def compared(adapter: Any, work: Any) -> tuple[float, float]:
+def compared(adapter: Any, work: Any, model: str = "mgm_2b") -> tuple[float, float]:
     """Predicted and counted GiB of a micro-batch: all moments but the optimizer's step, without its state."""
     from mgm_exp.config import ModelConfig
-    from mgm_exp.model import mgm_2b_config
+    from mgm_exp.model import known_config
     from mgm_exp.plan import architecture_of, moments, parameters_of
 
-    sizes = architecture_of(ModelConfig("mgm_2b"))
+    sizes = architecture_of(ModelConfig(model))
     parameters = parameters_of(sizes, work.stage, adapter, is_connector_frozen=not work.trains_connector)
     # Masters and moments are the optimizer's, which the counted micro-batch does not have.
     found = [m.total - m.optimizer for m in moments(sizes, parameters, work) if m.name != "optimizer step"]
-    return max(found) / GIB, max(fake_step(mgm_2b_config(), adapter, work).values()) / GIB
+    return max(found) / GIB, max(fake_step(known_config(model), adapter, work).values()) / GIB

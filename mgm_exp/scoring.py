@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgm_exp import stages
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import ExperimentConfig, ModelConfig
 from mgm_exp.errors import DataError
 from mgm_exp.folders import GALLERIES
 from mgm_exp.preflight import Preflight
-from mgm_exp.store import StageOutput, fingerprint, hard_link_or_copy
+from mgm_exp.store import StageOutput, fingerprint, hard_link_or_copy, read_json
 
 
 class Weights(Protocol):
@@ -166,7 +166,8 @@ class Scoring:
         self.metrics.update(metrics)
         self.eval_keys[name] = meta["eval_key"]
         error = meta.get("standard_error")
-        self.lines += evaluate.lines_of(name, metrics, meta["eval_key"], meta["n"], error)
+        model = evaluate.published_as(self.config.model.name, is_hd=_is_hd(self.config.model))
+        self.lines += evaluate.lines_of(name, metrics, meta["eval_key"], meta["n"], error, model)
         kept = self.folder / "predictions" / f"{name}.jsonl"
         kept.parent.mkdir(exist_ok=True)
         hard_link_or_copy(scored.path / "predictions.jsonl", kept)
@@ -206,6 +207,14 @@ def _small(benchmark: Any, image: str) -> bytes | None:
         return page.thumbnail(benchmark.picture(image), PICTURE_SIDE)
     except DataError:
         return None
+
+
+def _is_hd(model: ModelConfig) -> bool:
+    """Whether the model sees crops of an image: as the configuration says, else its folder."""
+    grid = model.image_grid
+    if grid is None and model.path is not None and (Path(model.path).expanduser() / "config.json").is_file():
+        grid = read_json(Path(model.path).expanduser() / "config.json").get("image_grid")
+    return (grid or 1) > 1
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

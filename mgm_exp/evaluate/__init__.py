@@ -25,6 +25,7 @@ _HOMES = {
     "Line": "scoreboard",
     "as_json": "scoreboard",
     "lines_of": "scoreboard",
+    "published_as": "published",
     "render": "scoreboard",
     "answer_counts": "robustness",
     "long_tail": "robustness",

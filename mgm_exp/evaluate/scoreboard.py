@@ -1,4 +1,4 @@
-"""The table that an evaluation ends with: every score, its sampling error, and what MGM-2B's authors published."""
+"""The table that an evaluation ends with: every score, its sampling error, and what MGM's authors published."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mgm_exp.evaluate.published import SOURCE, published
+from mgm_exp.evaluate.published import DEFAULT, SOURCE, published
 
 _OF_VARIANTS = ("accuracy", "drop", "drop_ci_low", "drop_ci_high")
 
@@ -23,8 +23,9 @@ class Line:
         value: In the metric's own unit; shares lie in 0..1.
         standard_error: Of a mean over questions, clustered by image; None: not known.
         n: Questions.
-        published: MGM-2B's published score, where the two may stand side by side.
+        published: A model's published score, where the two may stand side by side.
         published_error: Its sampling error.
+        published_model: Whose it is.
     """
 
     benchmark: str
@@ -34,6 +35,7 @@ class Line:
     n: int
     published: float | None
     published_error: float | None
+    published_model: str = DEFAULT
 
 
 def standard_error(scores: Sequence[float], images: Sequence[str]) -> float | None:
@@ -58,7 +60,12 @@ def standard_error(scores: Sequence[float], images: Sequence[str]) -> float | No
 
 
 def lines_of(
-    benchmark: str, metrics: Mapping[str, float], eval_key: Mapping[str, Any], n: int, error: float | None
+    benchmark: str,
+    metrics: Mapping[str, float],
+    eval_key: Mapping[str, Any],
+    n: int,
+    error: float | None,
+    model: str = DEFAULT,
 ) -> list[Line]:
     """The scores of one benchmark, without those of parts (``accuracy[...]``).
 
@@ -70,8 +77,9 @@ def lines_of(
         eval_key: The result's.
         n: Questions.
         error: Standard error of the accuracy.
+        model: Whose published scores stand beside, by its authors' name.
     """
-    known = {one.metric: one for one in published(benchmark, eval_key)}
+    known = {one.metric: one for one in published(benchmark, eval_key, model)}
     lines = []
     for name, value in metrics.items():
         metric = name.removeprefix(f"{benchmark}/")
@@ -87,6 +95,7 @@ def lines_of(
                 n,
                 one.value if one else None,
                 one.standard_error if one else None,
+                model,
             )
         )
     return lines
@@ -99,7 +108,8 @@ def as_json(lines: Sequence[Line]) -> dict[str, Any]:
 
 def render(lines: Sequence[Line]) -> str:
     """The table as text."""
-    rows: list[tuple[str, ...]] = [("benchmark", "metric", "value", "s.e.", "questions", "MGM-2B, published")]
+    model = lines[0].published_model if lines else DEFAULT
+    rows: list[tuple[str, ...]] = [("benchmark", "metric", "value", "s.e.", "questions", f"{model}, published")]
     for line in lines:
         theirs = "" if line.published is None else _number(line.published)
         if line.published_error is not None:

@@ -151,7 +151,7 @@ def known_config(name: str) -> MGMConfig:
         name: of `mgm_exp.model.known.KNOWN`.
     """
     known = KNOWN[name]
-    towers = {"vision_config": dict(CLIP_VIT_L_14_336), "vision_aux_config": dict(CONVNEXT_LARGE)}
+    towers: dict[str, Any] = {"vision_config": dict(CLIP_VIT_L_14_336), "vision_aux_config": dict(CONVNEXT_LARGE)}
     return CONFIGS[known.backbone](**known.fields, **towers)
 
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from mgm_exp.evaluate.published import PUBLISHED, published
+from mgm_exp.evaluate.published import PUBLISHED, published, published_as
 from mgm_exp.evaluate.scoreboard import as_json, lines_of, render, standard_error
 
 KEY = {"split": "val", "n": 5000, "ocr_tokens": True}
@@ -27,7 +27,7 @@ def test_questions_about_one_image_are_taken_together():
 
 
 def test_the_published_scores_have_the_sampling_error_of_their_benchmark():
-    errors = {one.metric: one.standard_error for one in PUBLISHED}
+    errors = {one.metric: one.standard_error for one in PUBLISHED if one.model == "MGM-2B"}
     assert errors["textvqa/accuracy"] == pytest.approx(0.007, abs=1e-4)
     assert errors["mmbench/circular_accuracy"] == pytest.approx(0.0144, abs=1e-4)
     assert errors["mme/perception"] is None
@@ -37,6 +37,16 @@ def test_the_published_scores_have_the_sampling_error_of_their_benchmark():
 def test_a_published_score_stands_only_beside_what_was_measured_the_same_way(changed):
     assert [one.value for one in published("textvqa", KEY)] == [0.562]
     assert published("textvqa", KEY | changed) == []
+
+
+def test_each_model_stands_beside_its_own_published_scores():
+    assert [one.value for one in published("textvqa", KEY, "MGM-13B")] == [0.659]
+    assert published("mmbench", {"n_questions": 1164, "split": "dev"}, "MGM-8B-HD") == [], "it is not published"
+    names = {("mgm_7b", False): "MGM-7B", ("mgm_7b", True): "MGM-7B-HD", ("mgm_2b_hd", True): "MGM-2B"}
+    assert {key: published_as(key[0], is_hd=key[1]) for key in names} == names
+    assert published_as("mine", is_hd=False) == "MGM-2B"
+    text = render(lines_of("textvqa", {"textvqa/accuracy": 0.6}, KEY, 5000, 0.007, "MGM-8B")).splitlines()
+    assert "MGM-8B, published" in text[0] and "0.6760" in text[1]
 
 
 def test_the_table_shows_scores_with_errors_and_what_was_published():

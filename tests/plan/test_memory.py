@@ -79,6 +79,17 @@ def test_at_the_size_of_mgm_2b_it_is_near_what_pytorch_counts(name: str) -> None
     assert predicted == pytest.approx(counted, rel=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mgm_7b", "mgm_8b", "mgm_13b"])
+@pytest.mark.parametrize("name", ["LoRA r=16", "full, checkpointing", "full in pure bf16, checkpointing, 2 samples"])
+def test_at_the_size_of_the_llama_models_it_is_near_what_pytorch_counts(model: str, name: str) -> None:
+    adapter, work = next((adapter, work) for case, adapter, work in cases() if case == name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predicted, counted = compared(adapter, work, model)
+    assert predicted == pytest.approx(counted, rel=0.05)
+
+
 @pytest.mark.parametrize(("adapter", "is_frozen"), [(lora(8), False), (FULL, True)], ids=["lora", "full"])
 def test_on_the_tiny_model_it_is_what_pytorch_counts(adapter: AdapterConfig, is_frozen: bool) -> None:
     """Real tensors, the real loss, and AdamW: exact for what is held, near for what comes and goes."""
