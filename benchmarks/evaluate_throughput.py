@@ -100,8 +100,9 @@ def _compared(
         theirs,
         goal,
         f"{equal} of {n} answers equal" if equal == n else f"answers DIFFER: {equal} of {n} equal",
-        f"{n} questions, the shipped tiny model in fp32 on the CPU, one thread, CPU time, median of {repeats} alternated "
-        f"repeats (ratios {ratios[0]:.1f} to {ratios[-1]:.1f}); evaluate() with files and scores ({n / mine:.1f}/s), "
+        f"{n} questions, the shipped tiny model in fp32 on the CPU, one thread, CPU time, median of {repeats} "
+        f"alternated repeats (ratios {ratios[0]:.1f} to {ratios[-1]:.1f}); evaluate() with files and scores "
+        f"({n / mine:.1f}/s), "
         f"one question at a time ({n / theirs:.1f}/s)",
     )
 
