@@ -21,6 +21,8 @@ N, N_QUICK = 256, 16
 REPEATS, REPEATS_QUICK = 5, 1
 BATCH = 16
 GOAL = 4.0
+# max_new_tokens of the official TextVQA script: the shipped base ends its turn by itself.
+OFFICIAL = 128
 
 
 def run(work: Path, quick: bool = False) -> list[Row]:
@@ -36,7 +38,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     n, repeats = (N_QUICK, REPEATS_QUICK) if quick else (N, REPEATS)
     write_demo(work / "demo", n_train=0, n_val=0, n_test=n, workers=1)
     model, processor = load_model(TINY, dtype="float32"), load_processor(TINY)
-    whole = Demo(work / "demo", "test", Settings(BATCH, 12))
+    whole = Demo(work / "demo", "test", Settings(BATCH, OFFICIAL))
     images = [question.image for question in whole.questions]
     lines = [
         {"question_id": 4 * k + j, "image": images[4 * (k // 4) + j], "question": question.question, "answer": "red"}
@@ -47,7 +49,8 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     shared = Custom.configured("custom", _section(work), Settings(BATCH, 12), work / "cache")
     found = []
     for benchmark, what, goal in (
-        (whole, "the demo's questions, one an image, up to 12 tokens", GOAL),
+        (whole, f"the demo's questions, up to {OFFICIAL} tokens as in the official script", GOAL),
+        (whole.with_settings(max_new_tokens=12), "the same, up to 12 tokens", None),
         (whole.with_settings(max_new_tokens=3), "the same, up to 3 tokens", None),
         (shared, "four questions an image, up to 12 tokens", None),
     ):

@@ -149,7 +149,7 @@ def test_each_run_gets_in_one_pass_what_it_gets_alone(
     assert len(answers) == 3, "adapters that answer alike show nothing"
     assert counted["build_model"] == 1
     assert counted["pixels"] == N_IMAGES, "once for 14 questions, 3 adapters, and the same in other words"
-    assert counted["tower"] == 2, "two groups of images, whatever connectors there are"
+    assert counted["tower"] == 1, "one group of images, whatever connectors there are"
     assert counted["answer"] == 2 * 3 * 5
     output = capsys.readouterr()
     assert "evaluate[custom]: 3 models answered side by side" in output.err

@@ -25,7 +25,7 @@ JUDGE_URL = re.compile(r"(?:https://[\w.:/~%+-]+|http://(?:localhost|127\.0\.0\.
 class AnswerConfig:
     """How the questions of a benchmark are asked: greedy, in batches."""
 
-    # Questions in one forward pass: more is faster and needs more memory; halved, aloud, when a GPU's runs out.
+    # Questions in one forward pass: more is faster and needs more memory.
     batch_size: int = 16
     # Longest answer, in tokens.
     max_new_tokens: int = 128

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mgm_exp.evaluate.answerer import Answerer, asking
 from mgm_exp.evaluate.batches import PlannedBatch, plan_batches
 from mgm_exp.evaluate.fitting import Fit
+from mgm_exp.evaluate.heap import keep_freed_memory
 from mgm_exp.evaluate.sight import GROUP, Shelf, Sight
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def one_pass(
         DataError: an image cannot be read; it is named.
         MgmError: the GPU's memory is too small for a single question.
     """
+    keep_freed_memory()
     questions, wanted = benchmark.questions, [set(batches) for batches in todo]
     numbers = sorted(set().union(*wanted))
     if not numbers:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-GROUP = 4
-"""Images in one pass through the towers: enough to fill a GPU at 768 px, and 5 GB of memory there."""
+GROUP = 8
+"""Images in one pass through the towers: enough to fill a GPU at 768 px, and some 8 GB of memory there."""
 _THREADS = 4
 
 

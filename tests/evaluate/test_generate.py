@@ -126,7 +126,7 @@ def test_every_image_is_encoded_once(model, processor, files, tmp_path, monkeypa
 
     monkeypatch.setattr(model.model, "encode_images", counting)
     evaluate(model, processor, open_files(files, batch_size=2), tmp_path, model_fingerprint="m")
-    assert encoded == [4] and len(list((files / "images").iterdir())) == 3, "three images, filled up to a group"
+    assert encoded == [8] and len(list((files / "images").iterdir())) == 3, "three images, filled up to a group"
 
 
 def test_the_model_is_left_as_it_was(model, processor, files, tmp_path):
