@@ -38,6 +38,7 @@ from mgm_exp.model.folders import (
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
 from mgm_exp.model.quantized import KINDS, is_packed, packer, settings
+from mgm_exp.model.tensor_stream import stream_tensors
 from mgm_exp.model.tokenizer import load_tokenizer
 from mgm_exp.store import file_sha256, read_yaml, write_atomic, write_json_atomic
 
@@ -237,14 +238,19 @@ def _write_shards(
     done = written = 0
     for number, names in enumerate(groups, 1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in merged.read(names):
-            tensors.update({name: tensor} if pack is None or not is_packed(name) else pack(name, tensor))
-        write_tensors(folder / file, tensors)
+        if pack is None:
+            shapes = {name: merged.shapes[name] for name in names}
+            written += stream_tensors(folder / file, shapes, DTYPES[merged.dtype], merged.read(names))
+            weight_map.update(dict.fromkeys(names, file))
+        else:
+            tensors: dict[str, Tensor] = {}
+            for name, tensor in merged.read(names):
+                tensors.update(pack(name, tensor) if is_packed(name) else {name: tensor})
+            write_tensors(folder / file, tensors)
+            weight_map.update(dict.fromkeys(tensors, file))
+            written += sum(t.numel() * t.element_size() for t in tensors.values())
+            del tensors
         os.chmod(folder / file, 0o644)  # safetensors writes for its owner alone
-        weight_map.update(dict.fromkeys(tensors, file))
-        written += sum(t.numel() * t.element_size() for t in tensors.values())
-        del tensors
         done += sum(_n_bytes(merged, name) for name in names)
         if on_progress is not None:
             on_progress("bytes merged", done, n_bytes)

@@ -43,7 +43,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mgm-exp merge",
         description="Writes LLM with its adapter, projector, mining and towers under the official names, with "
-        "tokenizer, model card and a merge record. One shard is in memory at a time; DIR appears whole or not at all.",
+        "tokenizer, model card and a merge record. One tensor is in memory at a time; DIR appears whole or not at all.",
     )
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="folder of a run, or of an adapter (also of the official code)"

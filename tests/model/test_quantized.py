@@ -169,4 +169,4 @@ def test_bitsandbytes_writes_what_is_read_here(kind: str) -> None:
     }
     packed = Packed(kind, roles(NAME, kind))
     back, mine = unpack(packed, theirs.__getitem__), unpack(packed, ours.__getitem__)
-    assert agrees(back, weight, kind) and (back - mine).abs().max() < 2e-3
+    assert agrees(back, weight, kind) and (back - mine).abs().max() < 4e-3  # one step of a row
