@@ -50,6 +50,8 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
 
+    from mgm_exp.config_loader import RememberingLoader
+
     bootstrap.register()
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -66,6 +68,7 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
                 hydra.config_loader.get_search_path().prepend(
                     "command-line", f"file://{folder}", SearchPathQuery(provider="schema")
                 )
+            hydra.config_loader = RememberingLoader(hydra.config_loader.get_search_path())
             yield hydra
     finally:
         GlobalHydra.instance().hydra = before

@@ -14,19 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from .command_line import FAST, Command, read, rows
+from .command_line import Command, read, rows
 
 pytest.importorskip("data_juicer", reason="the extra `data` is not installed")
-
-FIRST = [*FAST, "data=blip2"]
 
 
 class Curate(Command):
     """``mgm-exp curate ...``."""
 
+    def arguments(self, *overrides: str) -> list[str]:
+        return ["curate", *super().arguments("data=blip2", *overrides)]
+
     def argv(self, *overrides: str) -> list[str]:
-        roots = [f"paths.root={self.root}", f"paths.store={self.store}"]
-        return [sys.executable, "-m", "mgm_exp.cli", "curate", *FIRST, *roots, *overrides]
+        return [sys.executable, "-m", "mgm_exp.cli", *self.arguments(*overrides)]
+
+    def main(self, arguments: list[str]) -> int:
+        from mgm_exp.cli import main
+
+        return main(arguments)
 
     def folders(self) -> list[Path]:
         return sorted((self.root / "data").iterdir(), key=lambda path: path.stat().st_mtime)
