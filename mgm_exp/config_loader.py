@@ -43,8 +43,8 @@ class RememberingLoader(ConfigLoaderImpl):
         key = (_places(repo), *chosen)
         if key not in self._merged:
             # Merging takes the nodes of what it reads into the tree: those that are kept must stay out of it.
-            own = copy.copy(repo)
-            own.cache = {}
+            own, files = copy.copy(repo), {f"config_path={default.config_path}" for default in defaults}
+            own.cache = copy.deepcopy({name: found for name, found in repo.cache.items() if name in files})
             self._merged[key] = super()._compose_config_from_defaults_list(defaults=list(defaults), repo=own)
             while len(self._merged) > _KEPT:
                 del self._merged[next(iter(self._merged))]
