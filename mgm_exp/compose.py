@@ -48,6 +48,8 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
 
+    from mgm_exp.config_loader import RememberingLoader
+
     bootstrap.register()
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -64,6 +66,7 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
                 hydra.config_loader.get_search_path().prepend(
                     "command-line", f"file://{folder}", SearchPathQuery(provider="schema")
                 )
+            hydra.config_loader = RememberingLoader(hydra.config_loader.get_search_path())
             yield hydra
     finally:
         GlobalHydra.instance().hydra = before

@@ -24,7 +24,7 @@ from mgm_exp.errors import ConfigError, Interrupted
 from mgm_exp.local import LocalConfig, local_slots
 from mgm_exp.memory_use import tree_gib
 from mgm_exp.search.outcome import Ending, oom_kills
-from mgm_exp.store import LeaseHeld
+from mgm_exp.store import LeaseHeld, usable_cores
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
@@ -190,7 +190,7 @@ class ChildProcesses(Slots):
     def _environment(self, slot: int) -> dict[str, str]:
         variables = {PARENT: str(os.getpid())}
         if "OMP_NUM_THREADS" not in os.environ:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            cores = usable_cores()
             variables["OMP_NUM_THREADS"] = str(max(1, cores // self.size))
         if self._places[slot]:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(self._places[slot])

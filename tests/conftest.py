@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,10 @@ from hypothesis import settings
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+# torch and its friends fill memory with objects that stay: looking through them again and again takes a tenth of a run.
+gc.set_threshold(20_000, 20, 50)
+# Last bits depend on the number of threads: the same here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_SILENT="true")
 for name in ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)

@@ -7,10 +7,7 @@ run adds eight bytes a question; 200 runs of 5,000 questions on three benchmarks
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgm_exp.errors import UserError
-from mgm_exp.store import parse_record, read_text, start_pool_process
+from mgm_exp.store import parse_record, read_text, spawned_pool, usable_cores
 
 Progress = Callable[[str, int, int], None]
 
@@ -106,8 +103,7 @@ def read_many(
     Raises:
         UserError: a process was killed.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores if workers is None else workers
+    wanted = usable_cores() if workers is None else workers
     tasks = [list(paths[first : first + _FILES_A_TASK]) for first in range(0, len(paths), _FILES_A_TASK)]
     is_worth_it = wanted > 1 and len(tasks) > 1 and sum(map(_size, paths)) >= _WORTH_IT
     known: dict[str, Questions] = {}
@@ -125,9 +121,7 @@ _TaskResult = tuple[list["PairingError | tuple[str, NDArray[np.float64]]"], dict
 
 
 def _in_processes(tasks: Sequence[list[Path]], workers: int) -> Iterator[_TaskResult]:
-    # Not forked: this process may run threads, and a fork copies their locks.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), context, start_pool_process, (os.getpid(),))
+    pool = spawned_pool(min(workers, len(tasks)))
     try:
         yield from pool.map(_read_task, tasks)
     except BrokenProcessPool as error:

@@ -9,7 +9,6 @@ Verdicts do not depend on the number of processes.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +18,7 @@ from typing import NamedTuple
 
 from mgm_exp.data.images import ImageFault, ImageInfo, probe_image
 from mgm_exp.errors import DataError
-from mgm_exp.store import start_pool_process
+from mgm_exp.store import spawned_pool, usable_cores
 
 _PACK = 16  # images that one message to a process carries
 _FEW = 64  # so many are checked before it is worth starting processes
@@ -39,11 +38,6 @@ class Verdict(NamedTuple):
     detail: str
     sha256: str
     info: ImageInfo | None = None
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check(root: str, image: str, max_megapixels: float) -> Verdict:
@@ -95,13 +89,7 @@ class ImageChecks:
                 self._verdicts[image] = _check(self.root, image, self.max_megapixels)
             return
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.workers,
-                # Not forked: this process may run threads (torch, W&B), and a fork copies their locks.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=start_pool_process,
-                initargs=(os.getpid(),),
-            )
+            self._pool = spawned_pool(self.workers)
         for start in range(0, len(new), _PACK):
             pack = new[start : start + _PACK]
             future = self._pool.submit(_check_pack, self.root, pack, self.max_megapixels)

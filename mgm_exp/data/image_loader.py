@@ -9,7 +9,6 @@ The result does not depend on the number of processes.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from PIL import Image
 
 from mgm_exp.data.images import ImageFault, open_image
 from mgm_exp.errors import DataError
-from mgm_exp.store import start_pool_process
+from mgm_exp.store import spawned_pool
 
 Opened = Image.Image | ImageFault
 _PACK = 4  # images that one message to a process carries
@@ -67,13 +66,7 @@ class ImageLoader:
         if self.workers < 1:
             return lambda: open_images(self.root, images, self.max_megapixels)
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.workers,
-                # Not forked: this process may run threads (torch, W&B), and a fork copies their locks.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=start_pool_process,
-                initargs=(os.getpid(),),
-            )
+            self._pool = spawned_pool(self.workers)
         packs = [images[start : start + _PACK] for start in range(0, len(images), _PACK)]
         futures = [self._pool.submit(open_images, self.root, pack, self.max_megapixels) for pack in packs]
 

@@ -21,11 +21,10 @@ from typing import IO, Any
 from mgm_exp.data.caption_batches import CaptionBatches, Captioner, FileCaptioner, Scorer, batches_of
 from mgm_exp.data.caption_choice import CaptionChoice
 from mgm_exp.data.formats import Row
-from mgm_exp.data.image_checks import usable_cores
 from mgm_exp.data.image_loader import ImageLoader
 from mgm_exp.data.records import BadRow, json_line
 from mgm_exp.errors import ConfigError
-from mgm_exp.store import disk_full_named
+from mgm_exp.store import disk_full_named, usable_cores
 
 __all__ = ["CAPTIONS", "FATES", "REJECTED", "Captioner", "FileCaptioner", "RecaptionReport", "Scorer", "recaption"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import platform
@@ -31,7 +32,7 @@ def collect_environment() -> dict[str, Any]:
     """
     return {
         "git": git_state(Path(__file__).resolve().parents[2]),
-        "packages": _packages(),
+        "packages": dict(_packages()),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": _device(),
@@ -55,6 +56,7 @@ def git_state(root: Path) -> dict[str, Any]:
     return {"commit": commit.strip(), "dirty": bool(status.strip()), "diff": diff}
 
 
+@functools.cache
 def _packages() -> dict[str, str]:
     found = {
         distribution.metadata["Name"]: distribution.version

@@ -22,7 +22,8 @@ from .layout import lease_of
 from .lease import Lease, LeaseHeld
 from .mirror import Mirror
 from .mounts import is_shared
-from .processes import Process, die_with_parent, start_pool_process
+from .pool import spawned_pool, usable_cores
+from .processes import Process, die_with_parent
 from .sealed import MARK, newest_whole, prune, publish_folder, remove_folder, seal, verify
 from .workers import WorkerHold, hold_shared
 
@@ -63,9 +64,10 @@ __all__ = [
     "read_yaml",
     "remove_folder",
     "seal",
+    "spawned_pool",
     "stage_key",
-    "start_pool_process",
     "tree_fingerprint",
+    "usable_cores",
     "verify",
     "write_atomic",
     "write_json_atomic",

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import mgm_exp
 from mgm_exp.config import Device, ExperimentConfig, Precision
 from mgm_exp.errors import Interrupted, MissingDependencyError, OutOfMemory
-from mgm_exp.store import write_atomic
+from mgm_exp.store import usable_cores, write_atomic
 from mgm_exp.train.agent import AGENT, SHUTDOWN_S
 from mgm_exp.train.agents import Agents, agents_for
 from mgm_exp.train.determinism import environment
@@ -286,7 +286,7 @@ def worker_environment(config: ExperimentConfig, cluster: Cluster) -> dict[str, 
 
 def threads_each(processes: int) -> int:
     """CPU threads of one process: the cores this one may use (or OMP_NUM_THREADS), shared out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     total = min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
     return max(1, total // processes)

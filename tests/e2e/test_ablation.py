@@ -15,7 +15,7 @@ GRID = ["-m", "data=raw,blip2", "adapter=full,lora_r8,lora_r16"]
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Command, Path, str]:
     command = Command(tmp_path_factory.mktemp("grid") / "outputs")
-    done = command.run(*GRID, timeout_s=600)
+    done = command.run(*GRID)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-3000:]
     (folder,) = (command.root / "sweeps").iterdir()
     return command, folder, done.stdout

@@ -123,7 +123,7 @@ def test_a_killed_zero_process_and_the_same_command_give_the_weights_of_an_undis
     whole, broken = Command(tmp_path / "a" / "outputs"), Command(tmp_path / "b" / "outputs")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    done = whole.run(*settings, timeout_s=900)
+    done = whole.run(*settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     process = broken.start(*settings)
@@ -139,7 +139,7 @@ def test_a_killed_zero_process_and_the_same_command_give_the_weights_of_an_undis
     assert error["cause"] and error["advice"]
     assert not children_running("mgm_exp.train.worker", process.pid)
 
-    done = broken.run(*settings, timeout_s=900)
+    done = broken.run(*settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert weights(run) == weights(whole.runs()[0])
 

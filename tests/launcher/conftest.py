@@ -63,7 +63,7 @@ class App:
             cwd=self.root.parent,
         )
 
-    def waits_in(self, pattern: str, process: subprocess.Popen[str], timeout_s: float = 120) -> Path:
+    def waits_in(self, pattern: str, process: subprocess.Popen[str], timeout_s: float = 300) -> Path:
         """The folder below the root in which the task says that it waits."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

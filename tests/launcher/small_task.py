@@ -4,7 +4,7 @@ As a program it is the command line of the package with this task: ``python smal
 it is to do besides stands in the environment: ``SMALL_FAIL=13`` or ``13:oom`` (ranks that fail, and how: failed, oom,
 nan, user, killed), ``SMALL_STOP=9`` (ranks that wait until ``go`` lies in their folder), ``SMALL_STEPS=5`` (steps of
 "training", each noted in ``steps.txt``, checkpointed, and reported as a validation point), ``SMALL_STEP_S=0.1`` (how
-long one takes).
+long one takes), ``SMALL_HOLD=4`` (the step before which every rank waits until ``go`` lies in its folder).
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def _train(config: ExperimentConfig, run_dir: Path) -> None:
     steps = int(os.environ.get("SMALL_STEPS", "0"))
     reporter, checkpoint = reporter_for(config, run_dir), run_dir / "checkpoint.txt"
     done = int(checkpoint.read_text(encoding="utf-8")) if checkpoint.exists() else 0
+    hold = int(os.environ.get("SMALL_HOLD", "0"))
     for step in range(done + 1, steps + 1):
+        while step == hold and not (run_dir / "go").exists():
+            time.sleep(0.02)
         time.sleep(float(os.environ.get("SMALL_STEP_S", "0")))
         with open(run_dir / "steps.txt", "a", encoding="utf-8") as file:
             file.write(f"{step}\n")

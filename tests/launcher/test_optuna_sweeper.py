@@ -340,14 +340,14 @@ def test_slots_run_trials_side_by_side_and_a_free_one_is_refilled_at_once(app: A
         "sweep.sampler.name=grid", stop="1",
     )  # fmt: skip
     folder = app.waits_in("sweeps/*/0", process)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (app.sweep_dir / "1" / "result.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     assert not (folder / "result.json").exists()
     for waiting in [folder, *app.sweep_dir.glob("[0-9]*")]:
         (waiting / "go").touch()
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while process.poll() is None:
         for waiting in app.sweep_dir.glob("[0-9]*"):
             (waiting / "go").touch()
@@ -363,13 +363,14 @@ def test_a_trial_that_is_killed_goes_on_from_its_checkpoint_under_its_number(
     app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMALL_STEPS", "6")
-    monkeypatch.setenv("SMALL_STEP_S", "0.1")
+    monkeypatch.setenv("SMALL_HOLD", "4")
     process = app.start(
         *SEARCH, RANKS, "sweep.n_trials=1", "sweep.slots=1", "sweep.isolate=true", "sweep.pruner.name=none"
     )
-    pid = child_in(app, process, "0", steps=2)
+    pid = child_in(app, process, "0", steps=3)
+    (app.sweep_dir / "0" / "go").touch()
     os.kill(pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "was killed by SIGKILL" in output and "goes on from its checkpoint" in output
     sweep = app.sweep()
@@ -388,7 +389,7 @@ def test_a_trial_that_is_killed_again_and_again_fails_and_harms_no_other(app: An
     assert app.calls(0) == 2
 
 
-def child_in(app: Any, process: subprocess.Popen[str], number: str, *, steps: int = 0, timeout_s: float = 60) -> int:
+def child_in(app: Any, process: subprocess.Popen[str], number: str, *, steps: int = 0, timeout_s: float = 300) -> int:
     """The pid of the process that runs a trial, once it has done some steps."""
     from mgm_exp.store import Lease
 
@@ -406,13 +407,13 @@ def child_in(app: Any, process: subprocess.Popen[str], number: str, *, steps: in
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_a_signal_stops_every_trial_with_its_state_saved(app: Any, monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
-    monkeypatch.setenv("SMALL_STEPS", "400")
+    monkeypatch.setenv("SMALL_STEPS", "100000")
     monkeypatch.setenv("SMALL_STEP_S", "0.02")
     arguments = (*SEARCH, RANKS, "sweep.n_trials=2", f"sweep.slots={slots}", "sweep.pruner.name=none")
     process = app.start(*arguments)
     child_in(app, process, str(slots - 1), steps=2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     sweep = app.sweep()
@@ -420,19 +421,19 @@ def test_a_signal_stops_every_trial_with_its_state_saved(app: Any, monkeypatch: 
     assert set(states(sweep)) == {"interrupted"} and len(sweep["trials"]) == slots
     monkeypatch.setenv("SMALL_STEPS", "4")
     done = app.start(*arguments)
-    output, _ = done.communicate(timeout=90)
+    output, _ = done.communicate(timeout=300)
     assert done.returncode == 0, output
     assert states(app.sweep()) == ["completed"] * 2
 
 
 def test_the_children_of_a_killed_sweeper_die_with_it(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SMALL_STEPS", "1000")
+    monkeypatch.setenv("SMALL_STEPS", "100000")
     monkeypatch.setenv("SMALL_STEP_S", "0.02")
     process = app.start(*SEARCH, RANKS, "sweep.n_trials=2", "sweep.slots=2", "sweep.pruner.name=none")
     pids = [child_in(app, process, number, steps=1) for number in ("0", "1")]
     process.kill()
     process.wait(timeout=30)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -447,10 +448,17 @@ def is_alive(pid: int) -> bool:
 
 def test_two_sweepers_share_one_study(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALL_STEPS", "3")
-    monkeypatch.setenv("SMALL_STEP_S", "0.1")
+    monkeypatch.setenv("SMALL_HOLD", "2")
     arguments = (*SEARCH, RANKS, LR, "sweep.n_trials=6", "sweep.pruner.name=none", "sweep.name=both")
     first, second = app.start(*arguments), app.start(*arguments)
-    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    while len(list(app.root.glob("sweeps/both/*/steps.txt"))) < 2:  # each of them has a trial in hand
+        assert first.poll() is None and second.poll() is None
+        time.sleep(0.05)
+    while first.poll() is None or second.poll() is None:
+        for folder in app.root.glob("sweeps/both/[0-9]*"):
+            (folder / "go").touch()
+        time.sleep(0.05)
+    outputs = [process.communicate()[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), outputs
     sweep = app.sweep()
     assert states(sweep) == ["completed"] * 6

@@ -88,7 +88,7 @@ def test_the_dashboard_serves_the_study(searched: Any) -> None:
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:

@@ -89,8 +89,8 @@ def test_a_watch_names_those_that_never_begin(tmp_path: Path) -> None:
 
 
 def test_a_watch_that_hears_otherwise_goes_on_waiting(tmp_path: Path) -> None:
-    watch = PulseWatch({0: tmp_path / "none"}, timeout_s=0.2, interval_s=0.01, begin_s=0.2)
-    until = time.monotonic() + 0.5
+    watch = PulseWatch({0: tmp_path / "none"}, timeout_s=1.0, interval_s=0.01, begin_s=1.0)
+    until = time.monotonic() + 1.5
     while time.monotonic() < until:
         watch.heard()
         assert watch.hang() is None

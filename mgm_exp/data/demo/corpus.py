@@ -7,11 +7,8 @@ kind, colour and shape of the object there. Class 0 always means "nothing here".
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +29,7 @@ from mgm_exp.data.demo.scenes import (
     sample_scene,
     text_extent,
 )
+from mgm_exp.store import spawned_pool, usable_cores
 
 PAGE_SIZE = 64
 STRIDE = 4
@@ -173,13 +171,16 @@ def _scene_chunk(job: tuple[int, str, float, int, int]) -> tuple[Any, ...]:
 def _in_processes(function: Callable[[Any], Any], jobs: list[Any], workers: int) -> list[Any]:
     if workers == 1 or len(jobs) == 1:
         return [function(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    pool = spawned_pool(workers)
+    try:
         return list(pool.map(function, jobs))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def default_workers() -> int:
     """Usable cores, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+    return min(8, usable_cores())
 
 
 def make_pages(n: int, *, seed: int, workers: int | None = None) -> Pages:

@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +29,13 @@ from mgm_exp.data.demo.captions import raw_caption
 from mgm_exp.data.demo.questions import questions_of, references
 from mgm_exp.data.demo.scenes import GENERATOR_VERSION, SIZE, render_scene, sample_scene, scene_stream
 from mgm_exp.errors import UserError
+from mgm_exp.store import spawned_pool, usable_cores
 
 DATASET_NAME = "mgm_demo"
 SPLITS = ("train", "val", "test")
 MAX_ROUNDS = 6
 _CHUNK = 50
+_FEW = 100  # so many images are drawn sooner than processes start
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def write_demo(
         folder: created if absent; files of an earlier, unfinished call are overwritten.
         n_train, n_val, n_test: images of each split. Image i does not depend on these numbers.
         seed: seed of the set; other seeds give other images and questions of the same kind.
-        workers: processes; None is the number of usable cores. The result does not depend on it.
+        workers: processes; None: one for each usable core, or this one for a few images. Changes no result.
         progress: called with (images done, images in all) now and then.
 
     Raises:
@@ -165,7 +165,8 @@ def write_demo(
     for name, count in counts.items():
         if count < 0:
             raise UserError(f"demo data: n_{name}={count} was given; allowed is 0 or more images.")
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    total = sum(counts.values())
+    workers = (usable_cores() if total > _FEW else 1) if workers is None else workers
     if workers < 1:
         raise UserError(f"demo data: workers={workers} was given; allowed is 1 or more processes, or none given.")
     folder = Path(folder)
@@ -175,7 +176,6 @@ def write_demo(
         for split in SPLITS
         for start in range(0, counts[split], _CHUNK)
     ]
-    total = sum(counts.values())
     rows: list[_Row] = []
 
     def collect(chunks: Any) -> None:
@@ -187,9 +187,11 @@ def write_demo(
     if workers == 1 or len(jobs) <= 1:
         collect(map(_make_rows, jobs))
     else:
-        # spawn: a fork of a process that already runs threads (torch, W&B) may hang.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool = spawned_pool(workers)
+        try:
             collect(pool.map(_make_rows, jobs))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     conversations = [row.conversation for row in rows if row.conversation is not None]
     _write_lines(folder / "captions_raw.jsonl", [row.caption for row in rows if row.caption is not None])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,15 +9,10 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from mgm_exp.errors import DataError
-from mgm_exp.store import start_pool_process
+from mgm_exp.store import spawned_pool, usable_cores
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerPool:
@@ -74,11 +67,5 @@ class WorkerPool:
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.workers,
-                # Not forked: this process may run threads, and a fork copies their locks.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=start_pool_process,
-                initargs=(os.getpid(),),
-            )
+            self._pool = spawned_pool(self.workers)
         return self._pool

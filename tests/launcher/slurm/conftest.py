@@ -85,7 +85,7 @@ def slurm(app: Any, cluster: Cluster) -> tuple[Any, Cluster]:
     return app, cluster
 
 
-def wait_until(is_so: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+def wait_until(is_so: Callable[[], Any], what: str, timeout_s: float = 300) -> Any:
     """Waits for a condition; gives what it gave."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

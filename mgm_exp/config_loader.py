@@ -1,0 +1,55 @@
+"""Hydra's config loader, for as long as one command lasts: each file is read once, each choice of files merged once.
+
+A sweep composes every cell twice before it runs, and its cells differ in a few values; what takes the time is reading
+YAML and merging it into the typed schema. What was merged is kept, and copied for the next cell, to which Hydra then
+applies the overrides of values as ever.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import ResultDefault
+from omegaconf import DictConfig
+
+# Merged trees that are kept: choices of files, not cells.
+_KEPT = 32
+
+
+class RememberingLoader(ConfigLoaderImpl):
+    """See the module; files that change while it lives are not read again."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self._files: dict[Any, dict[str, Any]] = {}
+        self._merged: dict[Any, DictConfig] = {}
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Any], CachingConfigRepository]:
+        parsed, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        repository.cache = self._files.setdefault(_places(repository), repository.cache)
+        return parsed, repository
+
+    def _compose_config_from_defaults_list(
+        self, defaults: Sequence[ResultDefault], repo: CachingConfigRepository
+    ) -> DictConfig:
+        chosen = [(default.config_path, default.package, default.primary, default.is_self) for default in defaults]
+        key = (_places(repo), *chosen)
+        if key not in self._merged:
+            # Merging takes the nodes of what it reads into the tree: those that are kept must stay out of it.
+            own, files = copy.copy(repo), {f"config_path={default.config_path}" for default in defaults}
+            own.cache = copy.deepcopy({name: found for name, found in repo.cache.items() if name in files})
+            self._merged[key] = super()._compose_config_from_defaults_list(defaults=list(defaults), repo=own)
+            while len(self._merged) > _KEPT:
+                del self._merged[next(iter(self._merged))]
+        return copy.deepcopy(self._merged[key])
+
+
+def _places(repository: CachingConfigRepository) -> tuple[tuple[str, str], ...]:
+    return tuple((source.provider, source.path) for source in repository.get_sources())
