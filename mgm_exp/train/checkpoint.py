@@ -1,8 +1,7 @@
 """The state of a running stage on disk: whole or not there, sealed with SHA-256, and enough to go on bit for bit.
 
     checkpoints/step-000050/
-        trainable.safetensors, optimizer.safetensors      plain PyTorch
-        deepspeed/                                        ZeRO: DeepSpeed's own shards, opened only after the manifest
+        trainable.safetensors, optimizer.safetensors      every tensor whole and by name, whatever the engine
         rng-0.json, rng-1.json, ...                       python, numpy and torch generators of each process, as lists
         state.json                                        step, counters, loss scaler, what the checkpoint belongs to
         MANIFEST.json                                     written last by the store room
@@ -12,13 +11,14 @@ Everything is written into ``step-000050.tmp`` and renamed when all processes ar
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import CheckpointConfig
-from mgm_exp.errors import TrainingFailed
+from mgm_exp.errors import DiskFullError, TrainingFailed
 from mgm_exp.store import (
     disk_full_named,
     newest_whole,
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from mgm_exp.train.engine import Engine
 
 SCHEMA_VERSION = 1
-# Settings of which a stage may be continued with others: the steps stay the same up to rounding.
-SPLIT = ("micro_batch_size", "accumulation")
+# What a checkpoint takes beside its tensors: states of generators, the manifest, blocks that are not full.
+ROOM_FACTOR, ROOM_BYTES = 1.02, 1 << 20
+# Who computes what: a stage may be continued with others of these. Its steps stay the same up to rounding.
+SPLIT = ("micro_batch_size", "accumulation", "world_size", "zero_stage", "engine")
 
 
 @dataclass
@@ -51,6 +53,8 @@ class Progress:
         last_loss: Loss of the last step that was applied.
         verified: What the trainable-set check has found so far.
         guards: What the guards remember (:class:`mgm_exp.train.guards.Guards`).
+        split_changed: What of :data:`SPLIT` was other in the checkpoint that was loaded: ``[then, now]``.
+        best: Steps with the best validation scores, ``[step, score]``, the best first.
     """
 
     step: int = 0
@@ -63,6 +67,14 @@ class Progress:
     resumed_from: list[int] = field(default_factory=list)
     verified: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, Any] = field(default_factory=dict)
+    best: list[list[float]] = field(default_factory=list)
+    split_changed: dict[str, list[Any]] = field(default_factory=dict)
+
+    def is_among_best(self, score: float, keep: int) -> bool:
+        """Takes a validation score in; whether it is one of the ``keep`` best, an earlier one first among equals."""
+        found = sorted([*self.best, [self.step, score]], key=lambda pair: (-pair[1], pair[0]))[:keep]
+        self.best = found
+        return any(step == self.step for step, _ in found)
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Progress:
@@ -81,17 +93,24 @@ def save_checkpoint(
         keep: Newest checkpoints that stay.
 
     Raises:
-        DiskFullError: Nothing half-written is taken for a checkpoint later.
+        DiskFullError: There is no room for it, which is looked at before anything is written, or the disk fills up
+            meanwhile. Nothing half-written stays, and the checkpoints before are as they were.
     """
-    final = root / f"step-{progress.step:06d}"
+    final = root / step_name(progress.step)
     unfinished = final.with_name(final.name + ".tmp")
     if ranks.is_first:
         remove_folder(unfinished)
+    _check_room(root, sum(row[0] for row in ranks.gather([engine.bytes_to_save()])), ranks)
+    if ranks.is_first:
         unfinished.mkdir(parents=True)
     ranks.barrier()
-    with disk_full_named(unfinished):
-        extra = engine.save(unfinished)
-        write_json_atomic(unfinished / f"rng-{ranks.rank}.json", generator_states(ranks.device), indent=None)
+    try:
+        with disk_full_named(unfinished):
+            extra = engine.save(unfinished)
+            write_json_atomic(unfinished / f"rng-{ranks.rank}.json", generator_states(ranks.device), indent=None)
+    except DiskFullError:
+        remove_folder(unfinished)  # room for the logs that are still to be written
+        raise
     ranks.barrier()
     if ranks.is_first:
         state = {
@@ -102,9 +121,28 @@ def save_checkpoint(
         }
         write_json_atomic(unfinished / "state.json", state)
         publish_folder(unfinished, final)
-        prune(root, keep)
+        prune(root, keep, protect=[step_name(int(step)) for step, _ in progress.best])
     ranks.barrier()
     return final
+
+
+def step_name(step: int) -> str:
+    """The folder of the checkpoint after ``step`` steps."""
+    return f"step-{step:06d}"
+
+
+def _check_room(root: Path, needed: float, ranks: Ranks) -> None:
+    """The same answer on every process: the first one looks."""
+    root.mkdir(parents=True, exist_ok=True)
+    needed = int(needed * ROOM_FACTOR) + ROOM_BYTES
+    free = int(ranks.gather([shutil.disk_usage(root).free])[0][0])
+    if free < needed:
+        raise DiskFullError(
+            f"A checkpoint of about {needed:,} bytes has no room in {root}: {free:,} bytes are free there. Nothing was "
+            "written, and the last checkpoint is as it was.",
+            advice="Free some space (`mgm-exp gc` drops unused store entries; train.checkpoint.keep says how many "
+            "checkpoints stay) and give the same command again: it continues from the last checkpoint.",
+        )
 
 
 def load_newest(
@@ -140,9 +178,17 @@ def load_newest(
             + ".",
             advice="Give the settings it was made with, or delete it to train the stage from its beginning.",
         )
+    if "tag" in state["engine"]:
+        raise TrainingFailed(
+            f"The checkpoint {folder} holds DeepSpeed's own files, which an earlier version wrote.",
+            advice="Finish the stage with that version, or delete the folder to train the stage from its beginning.",
+        )
     engine.load(folder, state["engine"])
-    set_generator_states(read_json(folder / f"rng-{ranks.rank}.json"), ranks.device)
-    return Progress.read(state["progress"]), passed_over
+    generators = folder / f"rng-{ranks.rank}.json"  # there were fewer processes: each micro-batch is seeded anew anyway
+    set_generator_states(read_json(generators if generators.exists() else folder / "rng-0.json"), ranks.device)
+    progress = Progress.read(state["progress"])
+    progress.split_changed = {key: [found.get(key), belongs_to.get(key)] for key in changed}
+    return progress, passed_over
 
 
 class CheckpointClock:

@@ -96,7 +96,7 @@ class _Run:
                 continue  # rolled back
             if is_point:
                 self._validate()
-            if is_due:
+            if is_due and self.clock.last_step != at:
                 self._save()
         return self._end()
 
@@ -308,6 +308,9 @@ class _Run:
             self._event(VALIDATION, **self.validation.facts(value), seconds=seconds)
             told_to_stop = self.listener.on_validation(self.progress.step, value)
         self.is_pruned = bool(self.ranks.gather([told_to_stop])[0][0])
+        keep_best = self.stage.checkpointing.keep_best
+        if keep_best and self.progress.is_among_best(value, keep_best):
+            self._save()
 
     def _save(self) -> None:
         """A checkpoint, unless the state is not worth keeping: it would take the place of a good one.
@@ -362,7 +365,14 @@ class _Run:
             self._event("damaged_checkpoint", detail=why)
         if found:
             say(f"{job.stage}: continues after step {progress.step} of {stage.n_steps}")
-            self._event("resumed")
+            changed = progress.split_changed
+            if changed:
+                told = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed.items())
+                say(
+                    f"{job.stage}: it was begun with another split ({told}): the steps are the same up to rounding, "
+                    "not to the last bit"
+                )
+            self._event("resumed", **({"split_changed": changed} if changed else {}))
         return progress
 
     def _event(self, event: str, **facts: Any) -> None:
