@@ -190,6 +190,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.checkpoint.every_minutes": NOTHING,
     "train.checkpoint.keep": NOTHING,
     "train.checkpoint.keep_best": NOTHING,
+    "train.checkpoint.background": NOTHING,
     "eval.name": NOTHING,
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},

@@ -6,13 +6,16 @@
         state.json                                        step, counters, loss scaler, what the checkpoint belongs to
         MANIFEST.json                                     written last by the store room
 
-Everything is written into ``step-000050.tmp`` and renamed when all processes are done.
+Everything is written into ``step-000050.tmp`` by the first process, and renamed when it is whole.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +29,14 @@ from mgm_exp.store import (
     publish_folder,
     read_json,
     remove_folder,
+    write_atomic,
     write_json_atomic,
 )
 from mgm_exp.train.generators import generator_states, set_generator_states
 from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    from mgm_exp.train.engine import Engine
+    from mgm_exp.train.engine import Engine, Snapshot
 
 SCHEMA_VERSION = 1
 # What a checkpoint takes beside its tensors: states of generators, the manifest, blocks that are not full.
@@ -82,48 +86,118 @@ class Progress:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
-def save_checkpoint(
-    root: Path, engine: Engine, progress: Progress, belongs_to: dict[str, Any], ranks: Ranks, *, keep: int
-) -> Path:
-    """Saves the state after ``progress.step``; called by all processes at the same step.
+class Saver:
+    """Writes a stage's checkpoints; every process has one, the first one's writes.
+
+    In the background: the state is copied to the host, and a thread writes, hashes and publishes the copy while
+    training goes on. One is in flight at most. An error of the thread is raised by the next call.
 
     Args:
         root: The stage's ``checkpoints/``.
-        belongs_to: Settings that a run must share to continue from it.
+        belongs_to: Settings that a run must share to continue from one of them.
         keep: Newest checkpoints that stay.
-
-    Raises:
-        DiskFullError: There is no room for it, which is looked at before anything is written, or the disk fills up
-            meanwhile. Nothing half-written stays, and the checkpoints before are as they were.
+        in_background: Whether to go on while one is written.
+        on_done: Told of the folder of each finished one, in the thread that called.
     """
-    final = root / step_name(progress.step)
-    unfinished = final.with_name(final.name + ".tmp")
-    if ranks.is_first:
-        remove_folder(unfinished)
-    _check_room(root, sum(row[0] for row in ranks.gather([engine.bytes_to_save()])), ranks)
-    if ranks.is_first:
-        unfinished.mkdir(parents=True)
-    ranks.barrier()
-    try:
-        with disk_full_named(unfinished):
-            extra = engine.save(unfinished)
-            write_json_atomic(unfinished / f"rng-{ranks.rank}.json", generator_states(ranks.device), indent=None)
-    except DiskFullError:
-        remove_folder(unfinished)  # room for the logs that are still to be written
-        raise
-    ranks.barrier()
-    if ranks.is_first:
-        state = {
-            "schema_version": SCHEMA_VERSION,
-            "progress": asdict(progress),
-            "belongs_to": belongs_to,
-            "engine": extra,
-        }
-        write_json_atomic(unfinished / "state.json", state)
-        publish_folder(unfinished, final)
-        prune(root, keep, protect=[step_name(int(step)) for step, _ in progress.best])
-    ranks.barrier()
-    return final
+
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        belongs_to: dict[str, Any],
+        ranks: Ranks,
+        *,
+        keep: int,
+        in_background: bool = False,
+        on_done: Callable[[Path], None] | None = None,
+    ) -> None:
+        self._root, self._engine, self._belongs_to, self._ranks = root, engine, belongs_to, ranks
+        self._keep, self._in_background, self._on_done = keep, in_background, on_done
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._folder: Path | None = None
+
+    def save(self, progress: Progress) -> None:
+        """Saves the state after ``progress.step``; called by all processes at the same step.
+
+        Raises:
+            DiskFullError: There is no room for it, which is looked at before anything is written, or the disk filled up
+                meanwhile. Nothing half-written stays, and the checkpoints before are as they were.
+        """
+        self.finish()
+        ranks, final = self._ranks, self._root / step_name(progress.step)
+        unfinished = final.with_name(final.name + ".tmp")
+        if ranks.is_first:
+            remove_folder(unfinished)
+        _check_room(self._root, sum(row[0] for row in ranks.gather([self._engine.bytes_to_save()])), ranks)
+        snapshot = self._engine.snapshot()
+        generators = ranks.gather_texts([json.dumps(generator_states(ranks.device))])
+        if ranks.is_first:
+            state = {
+                "schema_version": SCHEMA_VERSION,
+                "progress": asdict(progress),
+                "belongs_to": self._belongs_to,
+                "engine": snapshot.extra,
+            }
+            self._folder = final
+            if self._in_background:
+                self._thread = threading.Thread(
+                    target=self._write_and_remember, args=(unfinished, snapshot, generators, state), name="checkpoint"
+                )
+                self._thread.start()
+            else:
+                self._write(unfinished, snapshot, generators, state)
+        if not self._in_background:
+            self._tell()
+            ranks.barrier()
+
+    def look(self) -> None:
+        """Tells of what was finished meanwhile, and raises what went wrong; does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the one in flight."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        if self._error is not None:
+            error, self._error, self._folder = self._error, None, None
+            raise error
+        self._tell()
+
+    def close(self) -> None:
+        """Waits for the one in flight when training ends with an error of its own, which is the one to be shown."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _tell(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None and self._on_done is not None:
+            self._on_done(folder)
+
+    def _write_and_remember(self, *args: Any) -> None:
+        try:
+            self._write(*args)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that trains
+            self._error = error
+
+    def _write(self, unfinished: Path, snapshot: Snapshot, generators: list[str], state: dict[str, Any]) -> None:
+        assert self._folder is not None
+        try:
+            with disk_full_named(unfinished):
+                unfinished.mkdir(parents=True)
+                snapshot.write(unfinished)
+                for rank, text in enumerate(generators):
+                    write_atomic(unfinished / f"rng-{rank}.json", text)
+                write_json_atomic(unfinished / "state.json", state)
+                publish_folder(unfinished, self._folder)
+        except DiskFullError:
+            remove_folder(unfinished)  # room for the logs that are still to be written
+            raise
+        best = [step_name(int(step)) for step, _ in state["progress"]["best"]]
+        prune(self._root, self._keep, protect=best)
 
 
 def step_name(step: int) -> str:

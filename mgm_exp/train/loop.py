@@ -13,7 +13,7 @@ import torch
 from mgm_exp.config import GuardAction
 from mgm_exp.errors import Interrupted, LossNotFinite, OutOfMemory, Pruned
 from mgm_exp.train.assemble import assemble
-from mgm_exp.train.checkpoint import CheckpointClock, Progress, load_newest, save_checkpoint
+from mgm_exp.train.checkpoint import CheckpointClock, Progress, Saver, load_newest
 from mgm_exp.train.contract import MovementCheck
 from mgm_exp.train.generators import own_generators
 from mgm_exp.train.guards import Guards, Trouble
@@ -45,7 +45,11 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
     with own_generators(derived_seed(job.experiment().seed, job.stage), ranks.device):
-        return _Run(job, ranks, listener, stop).train()
+        run = _Run(job, ranks, listener, stop)
+        try:
+            return run.train()
+        finally:
+            run.saver.close()
 
 
 class _Run:
@@ -67,6 +71,15 @@ class _Run:
         self.growth = MemoryGrowth.of(ranks.device)
         self.check = self._movement_check()
         self.clock = CheckpointClock(stage.checkpointing, self.progress.step)
+        self.saver = Saver(
+            job.checkpoints,
+            stage.engine,
+            stage.belongs_to,
+            ranks,
+            keep=stage.checkpointing.keep,
+            in_background=stage.checkpointing.background,
+            on_done=listener.on_checkpoint,
+        )
         self.warmup = warmup_steps(stage.settings.warmup_ratio, stage.n_steps)
         self.validation = Validation.of(job, stage, ranks)
         self.early = self._early_stopping()
@@ -83,6 +96,7 @@ class _Run:
         if self.guards.may_roll_back and not self.progress.step:
             self._save()  # else a roll-back of the first steps would lead nowhere
         while self.progress.step < n_steps:
+            self.saver.look()
             is_ending = self.early.is_over or self.is_pruned or self._agree_to_stop()
             if is_ending and not self.launched:
                 break
@@ -106,6 +120,8 @@ class _Run:
             progress.verified = _note_check(job, self.check, progress, self.listener)
         if self.clock.last_step != progress.step:
             self._save()
+        self.saver.finish()
+        self.ranks.barrier()
         if self.is_pruned:
             raise Pruned(
                 f"The {job.stage} stage was stopped after step {progress.step} of {n_steps}: other trials do better."
@@ -259,6 +275,7 @@ class _Run:
         """Back to the last good checkpoint; its next batches are those after the trouble."""
         job, stage, before = self.job, self.stage, self.progress
         self.launched.clear()
+        self.saver.finish()
         self.progress = roll_back(job.checkpoints, stage, self.guards, before, trouble, self.ranks)
         self.guards = Guards(self.guards.config, self.progress.guards)
         if self.ranks.is_first:
@@ -286,6 +303,7 @@ class _Run:
             if self.clock.last_step != self.progress.step and self.progress.step:
                 self.stage.engine.discard()
                 self._save()
+            self.saver.finish()
             saved = f", and the state after step {self.progress.step} is saved"
         return OutOfMemory(
             f"CUDA out of memory in step {self.progress.step + 1} of the {job.stage} stage with micro-batches of "
@@ -327,12 +345,8 @@ class _Run:
                 "state is not saved, and the last good checkpoint stays.",
                 advice=f"Lower the learning rate; the last good checkpoint is in {job.checkpoints}.",
             )
-        folder = save_checkpoint(
-            job.checkpoints, stage.engine, progress, stage.belongs_to, ranks, keep=stage.checkpointing.keep
-        )
+        self.saver.save(progress)
         self.clock.saved(progress.step)
-        if ranks.is_first:
-            self.listener.on_checkpoint(folder)
 
     def _agree_to_stop(self) -> bool:
         """Whether any process was asked to stop: all of them stop at the same step."""
