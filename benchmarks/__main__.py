@@ -31,6 +31,7 @@ BENCHMARKS = (
     "sweep_pruning",
     "sweep_kills",
     "compare_runs",
+    "checkpoint_delay",
     "scale_study",
     "scale_sweep",
     "scale_store",
