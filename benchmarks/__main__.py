@@ -34,6 +34,7 @@ BENCHMARKS = (
     "evaluate_throughput",
     "evaluate_adapters",
     "compare_runs",
+    "checkpoint_delay",
     "scale_study",
     "scale_sweep",
     "scale_store",

@@ -206,6 +206,8 @@ AFFECTS: dict[str, set[str]] = {
     "train.checkpoint.every_steps": NOTHING,
     "train.checkpoint.every_minutes": NOTHING,
     "train.checkpoint.keep": NOTHING,
+    "train.checkpoint.keep_best": NOTHING,
+    "train.checkpoint.background": NOTHING,
     "eval.name": NOTHING,
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},

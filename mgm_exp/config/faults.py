@@ -263,6 +263,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.early_stopping.min_delta": train.early_stopping.min_delta,
         "train.guards.plateau_min_delta": train.guards.plateau_min_delta,
         "train.guards.max_actions": train.guards.max_actions,
+        "train.checkpoint.keep_best": train.checkpoint.keep_best,
         "launch.max_restarts": config.launch.max_restarts,
         "eval.gallery": config.eval.gallery,
         "sweep.retries": sweep.retries,

@@ -32,6 +32,10 @@ class CheckpointConfig:
     every_minutes: float | None = 120.0
     # Newest checkpoints that are kept while a stage runs.
     keep: int = 5
+    # Checkpoints with the best validation scores that are kept besides; each takes the space of one. 0: none.
+    keep_best: int = 1
+    # Training goes on while a checkpoint is written, from a copy in host memory. false: it waits, and needs no copy.
+    background: bool = True
 
 
 @dataclass

@@ -1,24 +1,27 @@
 """The state of a running stage on disk: whole or not there, sealed with SHA-256, and enough to go on bit for bit.
 
     checkpoints/step-000050/
-        trainable.safetensors, optimizer.safetensors      plain PyTorch
-        deepspeed/                                        ZeRO: DeepSpeed's own shards, opened only after the manifest
+        trainable.safetensors, optimizer.safetensors      every tensor whole and by name, whatever the engine
         rng-0.json, rng-1.json, ...                       python, numpy and torch generators of each process, as lists
         state.json                                        step, counters, loss scaler, what the checkpoint belongs to
         MANIFEST.json                                     written last by the store room
 
-Everything is written into ``step-000050.tmp`` and renamed when all processes are done.
+Everything is written into ``step-000050.tmp`` by the first process, and renamed when it is whole.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import CheckpointConfig
-from mgm_exp.errors import TrainingFailed
+from mgm_exp.errors import DiskFullError, TrainingFailed
 from mgm_exp.store import (
     disk_full_named,
     newest_whole,
@@ -26,17 +29,20 @@ from mgm_exp.store import (
     publish_folder,
     read_json,
     remove_folder,
+    write_atomic,
     write_json_atomic,
 )
 from mgm_exp.train.generators import generator_states, set_generator_states
 from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    from mgm_exp.train.engine import Engine
+    from mgm_exp.train.engine import Engine, Snapshot
 
 SCHEMA_VERSION = 1
-# Settings of which a stage may be continued with others: the steps stay the same up to rounding.
-SPLIT = ("micro_batch_size", "accumulation")
+# What a checkpoint takes beside its tensors: states of generators, the manifest, blocks that are not full.
+ROOM_FACTOR, ROOM_BYTES = 1.02, 1 << 20
+# Who computes what: a stage may be continued with others of these. Its steps stay the same up to rounding.
+SPLIT = ("micro_batch_size", "accumulation", "world_size", "zero_stage", "engine")
 
 
 @dataclass
@@ -51,6 +57,8 @@ class Progress:
         last_loss: Loss of the last step that was applied.
         verified: What the trainable-set check has found so far.
         guards: What the guards remember (:class:`mgm_exp.train.guards.Guards`).
+        split_changed: What of :data:`SPLIT` was other in the checkpoint that was loaded: ``[then, now]``.
+        best: Steps with the best validation scores, ``[step, score]``, the best first.
     """
 
     step: int = 0
@@ -63,6 +71,14 @@ class Progress:
     resumed_from: list[int] = field(default_factory=list)
     verified: dict[str, Any] = field(default_factory=dict)
     guards: dict[str, Any] = field(default_factory=dict)
+    best: list[list[float]] = field(default_factory=list)
+    split_changed: dict[str, list[Any]] = field(default_factory=dict)
+
+    def is_among_best(self, score: float, keep: int) -> bool:
+        """Takes a validation score in; whether it is one of the ``keep`` best, an earlier one first among equals."""
+        found = sorted([*self.best, [self.step, score]], key=lambda pair: (-pair[1], pair[0]))[:keep]
+        self.best = found
+        return any(step == self.step for step, _ in found)
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Progress:
@@ -70,41 +86,137 @@ class Progress:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
-def save_checkpoint(
-    root: Path, engine: Engine, progress: Progress, belongs_to: dict[str, Any], ranks: Ranks, *, keep: int
-) -> Path:
-    """Saves the state after ``progress.step``; called by all processes at the same step.
+class Saver:
+    """Writes a stage's checkpoints; every process has one, the first one's writes.
+
+    In the background: the state is copied to the host, and a thread writes, hashes and publishes the copy while
+    training goes on. One is in flight at most. An error of the thread is raised by the next call.
 
     Args:
         root: The stage's ``checkpoints/``.
-        belongs_to: Settings that a run must share to continue from it.
+        belongs_to: Settings that a run must share to continue from one of them.
         keep: Newest checkpoints that stay.
-
-    Raises:
-        DiskFullError: Nothing half-written is taken for a checkpoint later.
+        in_background: Whether to go on while one is written.
+        on_done: Told of the folder of each finished one, in the thread that called.
     """
-    final = root / f"step-{progress.step:06d}"
-    unfinished = final.with_name(final.name + ".tmp")
-    if ranks.is_first:
-        remove_folder(unfinished)
-        unfinished.mkdir(parents=True)
-    ranks.barrier()
-    with disk_full_named(unfinished):
-        extra = engine.save(unfinished)
-        write_json_atomic(unfinished / f"rng-{ranks.rank}.json", generator_states(ranks.device), indent=None)
-    ranks.barrier()
-    if ranks.is_first:
-        state = {
-            "schema_version": SCHEMA_VERSION,
-            "progress": asdict(progress),
-            "belongs_to": belongs_to,
-            "engine": extra,
-        }
-        write_json_atomic(unfinished / "state.json", state)
-        publish_folder(unfinished, final)
-        prune(root, keep)
-    ranks.barrier()
-    return final
+
+    def __init__(
+        self,
+        root: Path,
+        engine: Engine,
+        belongs_to: dict[str, Any],
+        ranks: Ranks,
+        *,
+        keep: int,
+        in_background: bool = False,
+        on_done: Callable[[Path], None] | None = None,
+    ) -> None:
+        self._root, self._engine, self._belongs_to, self._ranks = root, engine, belongs_to, ranks
+        self._keep, self._in_background, self._on_done = keep, in_background, on_done
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._folder: Path | None = None
+
+    def save(self, progress: Progress) -> None:
+        """Saves the state after ``progress.step``; called by all processes at the same step.
+
+        Raises:
+            DiskFullError: There is no room for it, which is looked at before anything is written, or the disk filled up
+                meanwhile. Nothing half-written stays, and the checkpoints before are as they were.
+        """
+        self.finish()
+        ranks, final = self._ranks, self._root / step_name(progress.step)
+        unfinished = final.with_name(final.name + ".tmp")
+        if ranks.is_first:
+            remove_folder(unfinished)
+        _check_room(self._root, sum(row[0] for row in ranks.gather([self._engine.bytes_to_save()])), ranks)
+        snapshot = self._engine.snapshot()
+        generators = ranks.gather_texts([json.dumps(generator_states(ranks.device))])
+        if ranks.is_first:
+            state = {
+                "schema_version": SCHEMA_VERSION,
+                "progress": asdict(progress),
+                "belongs_to": self._belongs_to,
+                "engine": snapshot.extra,
+            }
+            self._folder = final
+            if self._in_background:
+                self._thread = threading.Thread(
+                    target=self._write_and_remember, args=(unfinished, snapshot, generators, state), name="checkpoint"
+                )
+                self._thread.start()
+            else:
+                self._write(unfinished, snapshot, generators, state)
+        if not self._in_background:
+            self._tell()
+            ranks.barrier()
+
+    def look(self) -> None:
+        """Tells of what was finished meanwhile, and raises what went wrong; does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the one in flight."""
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        if self._error is not None:
+            error, self._error, self._folder = self._error, None, None
+            raise error
+        self._tell()
+
+    def close(self) -> None:
+        """Waits for the one in flight when training ends with an error of its own, which is the one to be shown."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _tell(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None and self._on_done is not None:
+            self._on_done(folder)
+
+    def _write_and_remember(self, *args: Any) -> None:
+        try:
+            self._write(*args)
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that trains
+            self._error = error
+
+    def _write(self, unfinished: Path, snapshot: Snapshot, generators: list[str], state: dict[str, Any]) -> None:
+        assert self._folder is not None
+        try:
+            with disk_full_named(unfinished):
+                unfinished.mkdir(parents=True)
+                snapshot.write(unfinished)
+                for rank, text in enumerate(generators):
+                    write_atomic(unfinished / f"rng-{rank}.json", text)
+                write_json_atomic(unfinished / "state.json", state)
+                publish_folder(unfinished, self._folder)
+        except DiskFullError:
+            remove_folder(unfinished)  # room for the logs that are still to be written
+            raise
+        best = [step_name(int(step)) for step, _ in state["progress"]["best"]]
+        prune(self._root, self._keep, protect=best)
+
+
+def step_name(step: int) -> str:
+    """The folder of the checkpoint after ``step`` steps."""
+    return f"step-{step:06d}"
+
+
+def _check_room(root: Path, needed: float, ranks: Ranks) -> None:
+    """The same answer on every process: the first one looks."""
+    root.mkdir(parents=True, exist_ok=True)
+    needed = int(needed * ROOM_FACTOR) + ROOM_BYTES
+    free = int(ranks.gather([shutil.disk_usage(root).free])[0][0])
+    if free < needed:
+        raise DiskFullError(
+            f"A checkpoint of about {needed:,} bytes has no room in {root}: {free:,} bytes are free there. Nothing was "
+            "written, and the last checkpoint is as it was.",
+            advice="Free some space (`mgm-exp gc` drops unused store entries; train.checkpoint.keep says how many "
+            "checkpoints stay) and give the same command again: it continues from the last checkpoint.",
+        )
 
 
 def load_newest(
@@ -140,9 +252,17 @@ def load_newest(
             + ".",
             advice="Give the settings it was made with, or delete it to train the stage from its beginning.",
         )
+    if "tag" in state["engine"]:
+        raise TrainingFailed(
+            f"The checkpoint {folder} holds DeepSpeed's own files, which an earlier version wrote.",
+            advice="Finish the stage with that version, or delete the folder to train the stage from its beginning.",
+        )
     engine.load(folder, state["engine"])
-    set_generator_states(read_json(folder / f"rng-{ranks.rank}.json"), ranks.device)
-    return Progress.read(state["progress"]), passed_over
+    generators = folder / f"rng-{ranks.rank}.json"  # there were fewer processes: each micro-batch is seeded anew anyway
+    set_generator_states(read_json(generators if generators.exists() else folder / "rng-0.json"), ranks.device)
+    progress = Progress.read(state["progress"])
+    progress.split_changed = {key: [found.get(key), belongs_to.get(key)] for key in changed}
+    return progress, passed_over
 
 
 class CheckpointClock:

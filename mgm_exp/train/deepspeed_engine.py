@@ -5,8 +5,7 @@ Notable:
   inference collective that training never calls) is left out, so that no compiler is needed and no build lock can hang;
 - the loss is normalised over the global batch by the caller; DeepSpeed's own averaging is undone;
 - a gradient that is not finite leaves weights and optimizer state as they are, in every precision;
-- checkpoint files are DeepSpeed's own pickles: they are opened only after their manifest was verified, and by torch's
-  restricted unpickler (:mod:`mgm_exp.train.restricted`).
+- checkpoints hold every tensor whole and by name, as those of plain PyTorch do; DeepSpeed's own pickles are not used.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,14 +21,12 @@ from torch import Tensor, nn
 
 from mgm_exp.config import Offload, Precision, ZeroConfig
 from mgm_exp.errors import MissingDependencyError
-from mgm_exp.train.engine import COMPUTE_DTYPE, Batch, Engine, Update, poisoned_if_not_finite
+from mgm_exp.train.deepspeed_state import gathered_state, put_scaler_state, scaler_state, scatter_state
+from mgm_exp.train.engine import COMPUTE_DTYPE, Batch, Engine, Snapshot, Update, poisoned_if_not_finite
 from mgm_exp.train.guards import Limits
 from mgm_exp.train.job import StageSettings
 from mgm_exp.train.optimizer import build_optimizer, set_learning_rates
 from mgm_exp.train.ranks import Ranks
-from mgm_exp.train.restricted import load_restricted
-
-TAG = "deepspeed"
 
 
 def check_deepspeed(zero_stage: int) -> None:
@@ -123,7 +119,6 @@ class DeepSpeedEngine(Engine):
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=build_optimizer(groups, settings), config=deepspeed_config(settings, zero, ranks)
         )
-        self.engine.checkpoint_engine.load = load_restricted
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -159,14 +154,14 @@ class DeepSpeedEngine(Engine):
                 if isinstance(value, Tensor):
                     yield f"{key} of group {number}", value
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """DeepSpeed's own files: each process its shard of weights and optimizer state; frozen weights are left out."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-        return {"tag": TAG}
+    def snapshot(self) -> Snapshot:
+        """Put together from the shards of all processes; on the host of the first one."""
+        weights, states = gathered_state(self.engine.optimizer, self.trainable, self.ranks)
+        return Snapshot(weights, states, {"loss_scaler": scaler_state(self.engine.optimizer)})
 
-    def load(self, folder: Path, extra: dict[str, Any]) -> None:
-        path, _ = self.engine.load_checkpoint(str(folder), tag=extra["tag"], load_module_strict=False)
-        assert path is not None, f"DeepSpeed found nothing to load in {folder}"
+    def restore(self, weights: dict[str, Tensor], states: dict[str, Tensor], extra: dict[str, Any]) -> None:
+        scatter_state(self.engine.optimizer, self.trainable, weights, states)
+        put_scaler_state(self.engine.optimizer, extra.get("loss_scaler", {}))
 
     @contextmanager
     def gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:

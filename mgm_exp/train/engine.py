@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 Batch = Mapping[str, Any]
 # State of what an adapter does around updates.
-_AROUND = "around_updates.safetensors"
+# Of the name of what an adapter keeps between its updates, among the optimizer's states.
+_AROUND = "around"
 COMPUTE_DTYPE = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
@@ -75,6 +76,33 @@ class AroundUpdates(Protocol):
 
     def load_state(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Puts back what :meth:`state` gave."""
+
+
+WEIGHTS, STATES = "trainable.safetensors", "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights and optimizer state at one step, on the host.
+
+    Args:
+        weights: Name -> what is trained, in full precision.
+        states: ``exp_avg/NAME``, ``exp_avg_sq/NAME``, ``step/NAME`` -> what AdamW keeps. Both are empty but
+            on the first process.
+        extra: Plain values: the loss scale.
+    """
+
+    weights: dict[str, Tensor]
+    states: dict[str, Tensor]
+    extra: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Writes both files, on the process that has them."""
+        if self.weights:
+            from safetensors.torch import save_file
+
+            save_file(self.weights, folder / WEIGHTS)
+            save_file(self.states, folder / STATES)
 
 
 class Engine(ABC):
@@ -142,13 +170,33 @@ class Engine(ABC):
     def _states(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of every optimizer state of this process."""
 
-    @abstractmethod
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Writes weights and optimizer state into ``folder`` (called by all processes); returns plain extra state."""
+    def bytes_to_save(self) -> int:
+        """Bytes that this process is about to write in :meth:`save`: weights, and what the optimizer keeps of them."""
+        sizes = [int(getattr(p, "ds_numel", p.numel())) for p in self.trainable.values()]
+        return 3 * 4 * sum(sizes) if self.ranks.is_first else 0
 
     @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """A copy of weights and optimizer state that later steps do not change; called by all processes."""
+
+    @abstractmethod
+    def restore(self, weights: dict[str, Tensor], states: dict[str, Tensor], extra: dict[str, Any]) -> None:
+        """Puts back a :meth:`snapshot`, of this engine or of another one; called by all processes."""
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes a snapshot into ``folder`` (called by all processes); returns plain extra state."""
+        snapshot = self.snapshot()
+        snapshot.write(folder)
+        return snapshot.extra
+
     def load(self, folder: Path, extra: dict[str, Any]) -> None:
         """Restores what :meth:`save` wrote; the folder has been verified."""
+        from safetensors.torch import load_file
+
+        weights = load_file(folder / WEIGHTS, device="cpu")
+        unknown = sorted(weights.keys() ^ self.trainable.keys())
+        assert not unknown, f"the checkpoint and the stage do not train the same tensors: {unknown[:3]}"
+        self.restore(weights, load_file(folder / STATES, device="cpu"), extra)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -304,44 +352,40 @@ class PlainEngine(Engine):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 yield f"{key}/{name}", value
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """``trainable.safetensors`` and ``optimizer.safetensors``, written by the first process (all hold the same)."""
+    def snapshot(self) -> Snapshot:
+        """On the first process; all hold the same."""
+        weights: dict[str, Tensor] = {}
+        states: dict[str, Tensor] = {}
         values, tensors = self.around_updates.state() if self.around_updates is not None else ({}, {})
         if self.ranks.is_first:
-            from safetensors.torch import save_file
+            weights = {name: _on_host(parameter) for name, parameter in self.trainable.items()}
+            states = {name: _on_host(value) for name, value in self._states()}
+            states |= {f"{_AROUND}/{name}": _on_host(tensor) for name, tensor in tensors.items()}
+        extra = {"scaler": self.scaler.state_dict(), **({"around_updates": values} if values else {})}
+        return Snapshot(weights, states, extra)
 
-            save_file({name: _for_disk(p) for name, p in self.trainable.items()}, folder / "trainable.safetensors")
-            save_file(dict(self._optimizer_tensors()), folder / "optimizer.safetensors")
-            if tensors:
-                save_file({name: _for_disk(tensor) for name, tensor in tensors.items()}, folder / _AROUND)
-        return {"scaler": self.scaler.state_dict(), **({"around_updates": values} if values else {})}
-
-    def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in self._states():
-            yield name, _for_disk(value)
-
-    def load(self, folder: Path, extra: dict[str, Any]) -> None:
-        from safetensors.torch import load_file
-
+    def restore(self, weights: dict[str, Tensor], states: dict[str, Tensor], extra: dict[str, Any]) -> None:
         device = self.ranks.device
-        weights = load_file(folder / "trainable.safetensors", device="cpu")
         with torch.no_grad():
             for name, parameter in self.trainable.items():
-                parameter.copy_(weights.pop(name))
-        assert not weights, f"the checkpoint holds tensors that are not trained: {sorted(weights)[:3]}"
-        state: dict[str, dict[str, Tensor]] = {}
-        for key, value in load_file(folder / "optimizer.safetensors", device="cpu").items():
+                parameter.copy_(weights[name])
+        found: dict[str, dict[str, Tensor]] = {}
+        around: dict[str, Tensor] = {}
+        for key, value in states.items():
             what, _, name = key.partition("/")
+            if what == _AROUND:
+                around[name] = value
+                continue
             # torch keeps the step counter on the CPU, but for the fused AdamW
             stays = what == "step" and not self._on_device
-            state.setdefault(name, {})[what] = value if stays else value.to(device)
+            found.setdefault(name, {})[what] = value if stays else value.to(device)
         self.optimizer.state.clear()
-        for name, values in state.items():
+        for name, values in found.items():
             self.optimizer.state[self.trainable[name]] = values
-        self.scaler.load_state_dict(extra["scaler"])
+        if "scaler" in extra:  # else made by DeepSpeed: fp16 finds its scale anew
+            self.scaler.load_state_dict(extra["scaler"])
         if self.around_updates is not None:
-            tensors = load_file(folder / _AROUND) if (folder / _AROUND).is_file() else {}
-            self.around_updates.load_state(extra["around_updates"], tensors)
+            self.around_updates.load_state(extra["around_updates"], around)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -354,5 +398,6 @@ class PlainEngine(Engine):
         }
 
 
-def _for_disk(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _on_host(tensor: Tensor) -> Tensor:
+    """A copy: on a CPU, too, where the optimizer would change what is being written."""
+    return tensor.detach().to("cpu", copy=True).contiguous()

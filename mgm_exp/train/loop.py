@@ -13,7 +13,7 @@ import torch
 from mgm_exp.config import GuardAction
 from mgm_exp.errors import Interrupted, LossNotFinite, OutOfMemory, Pruned
 from mgm_exp.train.assemble import assemble
-from mgm_exp.train.checkpoint import CheckpointClock, Progress, load_newest, save_checkpoint
+from mgm_exp.train.checkpoint import CheckpointClock, Progress, Saver, load_newest
 from mgm_exp.train.contract import MovementCheck
 from mgm_exp.train.determinism import determinism
 from mgm_exp.train.generators import own_generators
@@ -47,7 +47,11 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
     """
     config = job.experiment()
     with own_generators(derived_seed(config.seed, job.stage), ranks.device), determinism(config.train.deterministic):
-        return _Run(job, ranks, listener, stop).train()
+        run = _Run(job, ranks, listener, stop)
+        try:
+            return run.train()
+        finally:
+            run.saver.close()
 
 
 class _Run:
@@ -69,6 +73,15 @@ class _Run:
         self.growth = MemoryGrowth.of(ranks.device)
         self.check = self._movement_check()
         self.clock = CheckpointClock(stage.checkpointing, self.progress.step)
+        self.saver = Saver(
+            job.checkpoints,
+            stage.engine,
+            stage.belongs_to,
+            ranks,
+            keep=stage.checkpointing.keep,
+            in_background=stage.checkpointing.background,
+            on_done=listener.on_checkpoint,
+        )
         self.warmup = warmup_steps(stage.settings.warmup_ratio, stage.n_steps)
         self.validation = Validation.of(job, stage, ranks)
         self.early = self._early_stopping()
@@ -85,6 +98,7 @@ class _Run:
         if self.guards.may_roll_back and not self.progress.step:
             self._save()  # else a roll-back of the first steps would lead nowhere
         while self.progress.step < n_steps:
+            self.saver.look()
             is_ending = self.early.is_over or self.is_pruned or self._agree_to_stop()
             if is_ending and not self.launched:
                 break
@@ -98,7 +112,7 @@ class _Run:
                 continue  # rolled back
             if is_point:
                 self._validate()
-            if is_due:
+            if is_due and self.clock.last_step != at:
                 self._save()
         return self._end()
 
@@ -108,6 +122,8 @@ class _Run:
             progress.verified = _note_check(job, self.check, progress, self.listener)
         if self.clock.last_step != progress.step:
             self._save()
+        self.saver.finish()
+        self.ranks.barrier()
         if self.is_pruned:
             raise Pruned(
                 f"The {job.stage} stage was stopped after step {progress.step} of {n_steps}: other trials do better."
@@ -261,6 +277,7 @@ class _Run:
         """Back to the last good checkpoint; its next batches are those after the trouble."""
         job, stage, before = self.job, self.stage, self.progress
         self.launched.clear()
+        self.saver.finish()
         self.progress = roll_back(job.checkpoints, stage, self.guards, before, trouble, self.ranks)
         self.guards = Guards(self.guards.config, self.progress.guards)
         if self.ranks.is_first:
@@ -288,6 +305,7 @@ class _Run:
             if self.clock.last_step != self.progress.step and self.progress.step:
                 self.stage.engine.discard()
                 self._save()
+            self.saver.finish()
             saved = f", and the state after step {self.progress.step} is saved"
         return OutOfMemory(
             f"CUDA out of memory in step {self.progress.step + 1} of the {job.stage} stage with micro-batches of "
@@ -310,6 +328,9 @@ class _Run:
             self._event(VALIDATION, **self.validation.facts(value), seconds=seconds)
             told_to_stop = self.listener.on_validation(self.progress.step, value)
         self.is_pruned = bool(self.ranks.gather([told_to_stop])[0][0])
+        keep_best = self.stage.checkpointing.keep_best
+        if keep_best and self.progress.is_among_best(value, keep_best):
+            self._save()
 
     def _save(self) -> None:
         """A checkpoint, unless the state is not worth keeping: it would take the place of a good one.
@@ -326,12 +347,8 @@ class _Run:
                 "state is not saved, and the last good checkpoint stays.",
                 advice=f"Lower the learning rate; the last good checkpoint is in {job.checkpoints}.",
             )
-        folder = save_checkpoint(
-            job.checkpoints, stage.engine, progress, stage.belongs_to, ranks, keep=stage.checkpointing.keep
-        )
+        self.saver.save(progress)
         self.clock.saved(progress.step)
-        if ranks.is_first:
-            self.listener.on_checkpoint(folder)
 
     def _agree_to_stop(self) -> bool:
         """Whether any process was asked to stop: all of them stop at the same step."""
@@ -364,7 +381,14 @@ class _Run:
             self._event("damaged_checkpoint", detail=why)
         if found:
             say(f"{job.stage}: continues after step {progress.step} of {stage.n_steps}")
-            self._event("resumed")
+            changed = progress.split_changed
+            if changed:
+                told = ", ".join(f"{key} {then} -> {now}" for key, (then, now) in changed.items())
+                say(
+                    f"{job.stage}: it was begun with another split ({told}): the steps are the same up to rounding, "
+                    "not to the last bit"
+                )
+            self._event("resumed", **({"split_changed": changed} if changed else {}))
         return progress
 
     def _event(self, event: str, **facts: Any) -> None:

@@ -13,14 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # (file, what) -> why it is right there. A use that is not listed fails, and so does an entry that nothing needs.
 ALLOWED = {
     ("mgm_exp/model/tensors.py", "import pickle"): "for the name of the error that the restricted unpickler raises",
-    ("mgm_exp/train/restricted.py", "import pickle"): "for the name of the error that the restricted unpickler raises",
     ("mgm_exp/store/foreign.py", "yaml.load"): "with PyYAML's safe loader, in C where it is there",
     ("mgm_exp/data/captioner/folders.py", "from_pretrained without local_files_only=True"): (
         "it is in **options, beside trust_remote_code=False; a test of the captioners reads both"
     ),
-    ("mgm_exp/model/adapters.py", "from_pretrained without local_files_only=True"): (
-        "PEFT's config class, on a folder whose adapter_config.json was read just before"
-    ),
+    ("mgm_exp/compare/html/view.py", "network"): "quoting the names of files in links",
     ("mgm_exp/evaluate/judge.py", "network"): "the judge that eval.judge.url names; off by default, https or loopback",
     ("mgm_exp/record/wandb_client.py", "network"): "urlsplit only; the W&B client has its own",
     ("mgm_exp/record/wandb_upload.py", "network"): "the name of the error that W&B's client raises",

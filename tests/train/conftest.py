@@ -89,6 +89,7 @@ def experiment(
     guards: GuardsConfig | None = None,
     statistics_every: int | None = None,
     auto_micro_batch: bool = False,
+    background: bool = False,
 ) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig("golden", str(MGM / "model"), attn_implementation=Attention.sdpa),
@@ -115,7 +116,7 @@ def experiment(
             guards=guards or GuardsConfig(),
             gradient_statistics_every=statistics_every,
             auto_micro_batch=auto_micro_batch,
-            checkpoint=CheckpointConfig(every_steps, None, keep),
+            checkpoint=CheckpointConfig(every_steps, None, keep, background=background),
         ),
         eval=EvalConfig("demo", ["demo"]),
         tracker=TrackerConfig(),

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from mgm_exp.train import TrainJob, checkpoint, run_stage
+from mgm_exp.train import TrainJob, checkpoint, engine, run_stage
 
 MOMENTS = ("row written", "tensors written", "all files written", "checkpoint published")
 _SERVER = multiprocessing.get_context("forkserver")
@@ -36,8 +36,8 @@ def _train(job: TrainJob, moment: str, step: int) -> None:
         callbacks["on_checkpoint"] = lambda folder: _kill_if(folder.name == name)
     elif moment == "tensors written":
         every = job.experiment().train.checkpoint.every_steps or 1
-        generator_states, saves = checkpoint.generator_states, itertools.count(every, every)
-        checkpoint.generator_states = lambda device: (_kill_if(next(saves) == step), generator_states(device))[1]
+        write, saves = engine.Snapshot.write, itertools.count(every, every)
+        engine.Snapshot.write = lambda *args: (write(*args), _kill_if(next(saves) == step))[0]  # type: ignore[method-assign]
     else:
         publish = checkpoint.publish_folder
         checkpoint.publish_folder = lambda unfinished, final: (

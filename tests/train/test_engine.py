@@ -101,13 +101,13 @@ def test_without_clipping_the_norm_is_only_reported() -> None:
 def test_a_gradient_that_is_not_finite_changes_nothing(factor: float, bad: int) -> None:
     engine = engine_of()
     train(engine, [batch_of(8)], 8.0)
-    before, state = weights(engine), {key: value.clone() for key, value in engine._optimizer_tensors()}
+    before, state = weights(engine), {key: value.clone() for key, value in engine._states()}
     batches = [batch_of(4, 1), batch_of(4, 2)]
     batches[bad]["factor"] = factor
     update = train(engine, batches, 8.0)
     assert not update.applied
     assert all(torch.equal(weight, before[name]) for name, weight in weights(engine).items())
-    assert all(torch.equal(value, state[key]) for key, value in engine._optimizer_tensors())
+    assert all(torch.equal(value, state[key]) for key, value in engine._states())
     assert train(engine, [batch_of(8, 3)], 8.0).applied, "the next step must not see the bad gradient"
 
 
@@ -127,13 +127,13 @@ def test_a_step_that_is_decided_on_the_device_is_the_same_one() -> None:
 def test_a_step_beyond_its_limits_changes_no_bit(on_device: bool, what: str, tmp_path: Path) -> None:
     engine = engine_of(on_device=on_device)
     train(engine, [batch_of(8)], 8.0)
-    before, state = weights(engine), {key: value.clone() for key, value in engine._optimizer_tensors()}
+    before, state = weights(engine), {key: value.clone() for key, value in engine._states()}
     loss = engine.accumulate(batch_of(8, 1, factor=float("nan") if what == "nan" else 1.0), 8.0, last=True)
     limits = {"nan": Limits(1e9, 1e9), "loss": Limits(loss=0.0), "gradient": Limits(grad_norm=0.0)}[what]
     update = engine.update(1.0, limits, loss)
     assert not update.applied
     assert all(torch.equal(weight, before[name]) for name, weight in weights(engine).items())
-    assert all(torch.equal(value, state[key]) for key, value in engine._optimizer_tensors())
+    assert all(torch.equal(value, state[key]) for key, value in engine._states())
     assert train(engine, [batch_of(8, 3)], 8.0).applied
     extra = engine.save(tmp_path)
     resumed = engine_of(on_device=on_device)

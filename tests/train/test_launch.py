@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -210,6 +211,20 @@ def assert_close_weights(job: TrainJob, reference: TrainJob) -> None:
                 float(torch.linalg.vector_norm(tensor - ours[name]))
                 < 1e-3 * float(torch.linalg.vector_norm(tensor)) + 1e-4
             ), name
+
+
+def test_a_stage_of_two_sharded_processes_is_continued_by_one_alone(
+    trained_together: tuple[Path, dict[str, TrainJob]], tmp_path: Path
+) -> None:
+    begun = trained_together[1]["undisturbed-zero3"]
+    job = job_in(tmp_path, name="alone", **STORY | {"devices": 1})
+    shutil.copytree(begun.checkpoints / "step-000008", job.checkpoints / "step-000008")
+    shutil.copyfile(begun.metrics, job.metrics)
+    said: list[str] = []
+    assert run_stage(job, say=said.append).resumed_from == [8]
+    assert [line for line in said if "world_size 2 -> 1" in line and "not to the last bit" in line]
+    assert steps_of(job) == [pytest.approx(step, rel=1e-5) for step in steps_of(begun)]
+    assert_close_weights(job, begun)
 
 
 # -- ends of every kind -------------------------------------------------------------------------------------------

@@ -286,3 +286,12 @@ def test_steps_that_are_read_late_are_the_same_steps(
     assert losses(jobs["late"]) == losses(jobs["early"])
     assert [row["event"] for row in trouble_rows(jobs["late"])] == ["rollback"]
     assert output_bytes(jobs["late"]) == output_bytes(jobs["early"])
+
+
+def test_a_stage_that_saves_in_the_background_is_the_same_stage(clean: TrainJob, make_job: MakeJob) -> None:
+    job = make_job(guards=guards(), background=True, **SHORT | {"every_steps": 2})
+    folders: list[str] = []
+    run_stage(job, on_checkpoint=lambda folder: folders.append(folder.name))
+    assert folders == [f"step-{step:06d}" for step in range(2, 23, 2)]
+    assert losses(job) == losses(clean)
+    assert output_bytes(job) == output_bytes(clean)
