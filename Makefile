@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 JOBS ?= 2
 PYTEST := env OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help setup demo test test-full lint types extensions unit bench clean
+.PHONY: help setup demo test test-full lint types audit audit-online extensions unit bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,9 +22,9 @@ setup:  ## make .venv/ with everything a user needs
 demo: setup  ## train, evaluate and compare two LoRA runs on a CPU
 	source $(BIN)/activate && python -m mgm_exp -m adapter=lora_r8,lora_r16
 
-test: lint types extensions unit  ## lint, types and all quick tests (what CI runs)
+test: lint types audit extensions unit  ## lint, types, audit and all quick tests (what CI runs)
 
-test-full: lint types extensions  ## all tests, the slow ones too
+test-full: lint types audit extensions  ## all tests, the slow ones too
 	@scripts/timed "all tests" -- $(PYTEST)
 
 unit: setup-dev extensions
@@ -36,6 +36,15 @@ lint: setup-dev  ## ruff: rules and format
 
 types: setup-dev  ## mypy
 	@scripts/timed "mypy" -- $(BIN)/mypy
+
+audit: setup-dev  ## versions with a known weakness, packages that do not fit together (no network)
+	@scripts/timed "audit" -- $(BIN)/python scripts/audit.py
+	@scripts/timed "pip check" -- $(BIN)/python -m pip check
+
+audit-online: setup-dev  ## what is installed, looked up in a current database of weaknesses (needs the network)
+	@$(BIN)/python -m venv .venv/audit && .venv/audit/bin/pip install -q pip-audit
+	@$(BIN)/python -m pip freeze --exclude-editable > .venv/audit/installed.txt
+	@scripts/timed "pip-audit" -- .venv/audit/bin/pip-audit --no-deps --disable-pip -r .venv/audit/installed.txt
 
 extensions: setup-dev
 	@scripts/timed "DeepSpeed's CPU extension" -- $(BIN)/python scripts/build_extensions.py

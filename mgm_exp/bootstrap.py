@@ -32,6 +32,15 @@ _CHOICE = re.compile(r"\s*choice\((?P<numbers>[^()]*)\)\s*")
 _QUOTED_OR_NUMBER = re.compile(r"""\s*(?:"'?|'"?)?(?P<number>\d+)(?:'?"|"?')?\s*""")
 
 
+def offline() -> None:
+    """Nothing is fetched from a model hub, also not by a library that would: every model is a local folder.
+
+    Whoever sets ``HF_HUB_OFFLINE=0`` is obeyed.
+    """
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        os.environ.setdefault(name, os.environ.get("HF_HUB_OFFLINE", "1"))
+
+
 def plugins() -> None:
     """Makes the Hydra plugins of this package importable, here and in child processes.
 
@@ -44,6 +53,7 @@ def plugins() -> None:
     torch is first imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    offline()
     if not (LAUNCHER / "hydra_plugins").is_dir():
         return
     if str(LAUNCHER) not in sys.path:

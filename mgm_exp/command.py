@@ -279,6 +279,7 @@ def guarded(body: Callable[[list[str]], int], arguments: list[str]) -> int:
         body: Takes the arguments without ``--debug``; gives the exit code.
         arguments: The command line; ``--debug`` (or ``HYDRA_FULL_ERROR=1``) shows tracebacks.
     """
+    bootstrap.offline()
     wants_traceback = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         return body([argument for argument in arguments if argument != "--debug"])

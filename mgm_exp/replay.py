@@ -415,6 +415,7 @@ class Replay:
     def _sources(self, found: Preflight, prepared: Prepared) -> tuple[Source, ...]:
         """What is not as it was when the run was recorded, the likeliest source of a difference first."""
         from mgm_exp.record import collect_environment
+        from mgm_exp.record.environment import files_changed
 
         asked = [text for text in self.recorded.asked if not _PLACE.match(text)]
         sources = [Source("settings", f"asked for {text}") for text in asked]
@@ -428,7 +429,9 @@ class Replay:
         now = collect_environment()
         now["device"] = {**now["device"], "type": found.sources.device}
         now["device"]["threads"] = self.recorded.threads  # said above
-        return (*sources, *changed_surroundings(self.recorded.manifest, now))
+        git = self.recorded.manifest.get("git")
+        commit = str(git.get("commit")) if isinstance(git, dict) else ""
+        return (*sources, *changed_surroundings(self.recorded.manifest, now, files_changed(commit)))
 
     def _changed_stage(self, stage: str, before: str, payload: stages.Payload, prepared: Prepared) -> Iterator[Source]:
         """Why a stage has another key than in the run."""

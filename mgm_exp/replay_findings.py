@@ -6,6 +6,7 @@ Reads and compares plain data; the steps themselves are computed by :mod:`mgm_ex
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -205,20 +206,32 @@ def _id_of(line: bytes) -> str:
     return _short(row.get("id")) if isinstance(row, dict) else "unknown"
 
 
-def changed_surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Source]:
-    """What two manifests say about code, packages, Python and device: what is not as it was."""
-    found = [*_code(before, now), *_device(before, now), *_packages(before, now)]
+def changed_surroundings(
+    before: Mapping[str, Any], now: Mapping[str, Any], files: Sequence[str] | None = None
+) -> list[Source]:
+    """What two manifests say about code, packages, Python and device: what is not as it was.
+
+    Args:
+        before, now: The manifests.
+        files: Files of the package that differ from the commit in ``before``; None: not known.
+    """
+    found = [*_code(before, now, files), *_device(before, now), *_packages(before, now)]
     for key in ("python", "platform"):
         if before.get(key) and before.get(key) != now.get(key):
             found.append(Source(key, f"{before.get(key)} -> {now.get(key)}"))
     return found
 
 
-def _code(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Source]:
+def _code(before: Mapping[str, Any], now: Mapping[str, Any], files: Sequence[str] | None) -> Iterator[Source]:
     old, new = _section(before, "git"), _section(now, "git")
     if not old.get("commit"):
         return
-    if old.get("commit") != new.get("commit"):
+    if files is not None and not old.get("diff"):
+        if files:
+            shown = ", ".join(files[:4]) + (", ..." if len(files) > 4 else "")
+            many = f"{len(files)} file{'s' if len(files) > 1 else ''} of the package"
+            yield Source("code", f"{many} since commit {_short(old['commit'])}: {shown}")
+    elif old.get("commit") != new.get("commit"):
         yield Source("code", f"commit {_short(old.get('commit'))} -> {_short(new.get('commit'))}")
     elif (old.get("diff") or "") != (new.get("diff") or ""):
         yield Source("code", f"commit {_short(old['commit'])} with other changes that are not committed")
@@ -250,4 +263,6 @@ def _section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    if re.fullmatch(r"[0-9a-f]{64}", text):
+        return f"{text[:12]}..."
     return text if len(text) <= 60 else f"{text[:57]}..."

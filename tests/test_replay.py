@@ -174,6 +174,9 @@ def test_surroundings_that_changed_are_named() -> None:
     assert changed_surroundings({}, now) == [], "a run that was killed before its manifest says nothing of them"
     other = {**before, "git": {"commit": "b" * 40, "diff": ""}}
     assert [source.kind for source in changed_surroundings(before, other)] == ["code"]
+    assert changed_surroundings(before, other, files=[]) == [], "another commit that changed no file of the package"
+    (found_code,) = changed_surroundings(before, before, files=["mgm_exp/cli.py"])
+    assert found_code.detail == f"1 file of the package since commit {'a' * 40}: mgm_exp/cli.py"
 
 
 def test_inputs_and_rows_that_changed_are_named(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config.adapter_faults import adapter_faults
 from mgm_exp.config.as_json import plain
@@ -46,7 +47,12 @@ def validate(config: ExperimentConfig) -> None:
 
 
 def _faults(config: ExperimentConfig) -> Iterator[str]:
-    yield from _range_faults(config)
+    named = list(_range_faults(config))
+    yield from named
+    # 1e400 and nan are numbers to YAML; no key means anything by them.
+    for key, value in _not_finite(plain(config)):
+        if not any(fault.startswith(f"{key}=") for fault in named):
+            yield f"{key}={value} must be a finite number"
     yield from _view_faults(config.model)
     yield from adapter_faults(config)
     yield from _batch_faults(config)
@@ -79,6 +85,17 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield "launch.hostfile is given with launch.machines=here, which does not read it; drop one of the two"
     if not config.launch.remote_shell:
         yield "launch.remote_shell=[] is empty: it is the command that reaches another machine, such as [ssh]"
+
+
+def _not_finite(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _not_finite(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(values, list):
+        for place, value in enumerate(values):
+            yield from _not_finite(value, f"{prefix}[{place}]")
+    elif isinstance(values, float) and not math.isfinite(values):
+        yield prefix, values
 
 
 def _eval_faults(section: EvalConfig) -> Iterator[str]:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,22 @@ def git_state(root: Path) -> dict[str, Any]:
     if len(diff) > DIFF_LIMIT:
         diff = f"{diff[:DIFF_LIMIT]}\n... cut: {len(diff):,} characters in all\n"
     return {"commit": commit.strip(), "dirty": bool(status.strip()), "diff": diff}
+
+
+def files_changed(commit: str) -> list[str] | None:
+    """Files of the package and its configuration that differ from a commit, in this checkout.
+
+    Args:
+        commit: As a manifest has it, which may be anybody's: what is no hexadecimal digest is asked of nobody.
+
+    Returns:
+        Paths; None where this is no checkout, or it does not know the commit.
+    """
+    root = Path(__file__).resolve().parents[2]
+    if not re.fullmatch(r"[0-9a-f]{40,64}", commit) or not (root / ".git").exists():
+        return None
+    listing = _run(["git", "diff", "--name-only", commit, "--", "mgm_exp", "conf", "sweeps", "launcher"], root)
+    return None if listing is None else listing.splitlines()
 
 
 @functools.cache
