@@ -142,7 +142,7 @@ class RankSharing:
     def __init__(self, model: nn.Module, section: Section, n_steps: int) -> None:
         from peft.tuners.adalora.layer import RankAllocator
 
-        stated = model.peft_config["default"]  # type: ignore[index]
+        stated: Any = model.peft_config["default"]  # type: ignore[index]
         stated.total_step, stated.tinit = n_steps, round(section.warmup_share * n_steps)
         stated.tfinal = round(section.final_share * n_steps)
         if stated.tinit >= n_steps - stated.tfinal:
