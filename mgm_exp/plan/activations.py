@@ -208,7 +208,9 @@ def connector(sizes: Architecture, work: Work) -> Connector:
         forward = max(forward + m * s, m * (high + regions + 2 * s) + 3 * s * k + s * small)
         return Connector(kept + s * small, forward, going_back)
     saved = m * high + tokens * sizes.clip_width * high
-    return Connector(saved, forward, kept + going_back + s * small)
+    # Crops and the whole image are mined, and made again, one after the other: the crops' map is the larger one.
+    share = sizes.map_side**2 / sizes.positions
+    return Connector(saved, forward, (kept + going_back) * share + s * small)
 
 
 def layers(sizes: Architecture, work: Work) -> Layers:
