@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from mgm_exp.model.quantized import Packed, kind_of, logical_shape, roles, unpac
 CLIP_PREFIX = "model.vision_tower.vision_tower.vision_model."
 CONVNEXT_PREFIX = "model.vision_tower_aux."
 CONNECTOR = re.compile(r"model\.(mm_projector\.[02]|vlm_uni_(?:query|aux|val)_projector\.[01])\.(?:weight|bias)")
+_MAPPED_VALUES = 2**21
 _WRAPPERS = re.compile(
     r"^(?:module\.|base_model\.model\.(?=model\.|lm_head\.|base_model\.|module\.)|_orig_mod\.|model\.(?=model\.|lm_head\.|base_model\.))"
 )
@@ -183,10 +185,25 @@ def read_tensors(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tenso
             for name, key in entries:
                 yield name, tensors[key]
             continue
-        with _opened(file) as handle:
-            for name, key in entries:
-                packed = places[name].packed
-                yield name, handle.get_tensor(key) if packed is None else unpack(packed, handle.get_tensor)
+        for part in _parts(entries, places):  # what was read of a mapped file stays resident until it is closed
+            with _opened(file) as handle:
+                for name, key in part:
+                    packed = places[name].packed
+                    yield name, handle.get_tensor(key) if packed is None else unpack(packed, handle.get_tensor)
+
+
+def _parts(entries: list[tuple[str, str]], places: Mapping[str, TensorPlace]) -> Iterator[list[tuple[str, str]]]:
+    """Neighbours whose tensors hold together about as many values as may be mapped at once; at least one each."""
+    part: list[tuple[str, str]] = []
+    count = 0
+    for entry in entries:
+        part.append(entry)
+        count += math.prod(places[entry[0]].shape)
+        if count >= _MAPPED_VALUES:
+            yield part
+            part, count = [], 0
+    if part:
+        yield part
 
 
 def read_one(file: Path, key: str) -> Tensor:

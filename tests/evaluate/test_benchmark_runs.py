@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from benchmark_files import MAKERS, put_lines
 
+from mgm_exp.cli import main as verb
 from mgm_exp.command import main
 
 FAST = ["debug=fast", "device=cpu", "data.demo_images=8", "data.demo_questions=4", "train.align.max_steps=0"]
@@ -83,3 +84,35 @@ def test_what_a_benchmark_lacks_is_said_before_anything_runs(overrides, says, tm
     for phrase in says:
         assert phrase in said.err
     assert "== align" not in said.out and "== instruct" not in said.out
+
+
+def test_an_adapter_of_the_official_code_is_asked_and_scored(tmp_path, capsys):
+    """Pickled, without config.json, its base named by a path of another machine."""
+    import torch
+
+    from mgm_exp.model import apply_adapter, load_model
+    from mgm_exp.model.adapters import adapter_state, connector_state
+
+    base = Path(__file__).parents[1] / "data" / "mgm" / "model"
+    adapter = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]}
+    model = apply_adapter(load_model(base), adapter, seed=1)
+    old = tmp_path / "llava-lora"
+    old.mkdir()
+    for name, tensors in (("adapter_model", adapter_state(model)), ("non_lora_trainables", connector_state(model))):
+        torch.save({f"base_model.model.{key}": tensor for key, tensor in tensors.items()}, old / f"{name}.bin")
+    stated = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    (old / "adapter_config.json").write_text(json.dumps({**stated, "base_model_name_or_path": "/home/they/mgm"}))
+    keys = keys_of("pope", tmp_path / "files")
+    command = ["evaluate", str(old), "--benchmarks", "pope", "--out", str(tmp_path / "scores"), *keys]
+    command += [f"paths.root={tmp_path / 'outputs'}", "device=cpu", "eval.pope.max_new_tokens=2"]
+    assert verb(command) == 2
+    assert "'/home/they/mgm', which is no folder here" in capsys.readouterr().err
+    assert verb([*command, "--base", str(base)]) == 0
+    result = json.loads((tmp_path / "scores" / "result.json").read_text())
+    assert 0 <= result["metrics"]["pope/accuracy"] <= 1
+    assert (tmp_path / "scores" / "galleries" / "pope.html").is_file()
+    image = next((tmp_path / "files").rglob("*.jpg"))
+    capsys.readouterr()
+    asked = ["ask", str(old), str(image), "What?", "--device", "cpu", "--max-new-tokens", "2", "--base", str(base)]
+    assert verb(asked) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import zipfile
@@ -14,7 +15,7 @@ from benchmark_files import MAKERS, mmbench_rows, mmmu_rows, picture, put, put_l
 
 from mgm_exp.config import BENCHMARKS, JudgeConfig, MmBenchRows
 from mgm_exp.errors import ConfigError, DataError
-from mgm_exp.evaluate.benchmarks import CLASSES, Benchmark
+from mgm_exp.evaluate.benchmarks import CLASSES, Benchmark, Demo, Settings
 from mgm_exp.evaluate.generate import evaluate
 
 DATA = Path(__file__).parents[1] / "data" / "eval"
@@ -44,6 +45,17 @@ def scored(benchmark: Benchmark, answers: dict[Any, str]) -> tuple[list[dict[str
 def test_every_benchmark_of_the_configuration_is_made_by_a_class_and_by_a_test():
     assert {*CLASSES, "demo"} == set(BENCHMARKS)
     assert {*MAKERS, "textvqa", "demo"} == set(BENCHMARKS)
+
+
+def test_a_benchmark_that_cannot_be_configured_is_none():
+    assert not any(inspect.isabstract(kind) for kind in [*CLASSES.values(), Demo])
+
+    class Half(Benchmark):
+        def read(self):
+            return []
+
+    with pytest.raises(TypeError, match="configured"):
+        Half(Path(), Settings())
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -96,7 +96,7 @@ def load_benchmark(name: str, config: ExperimentConfig, demo_folder: Path | None
                 "eval.benchmarks holds 'demo', but this run has no generated demo data to be evaluated on.",
                 advice="Leave data.path out, or name another benchmark.",
             )
-        return Demo(Path(demo_folder), config.eval.demo.split, settings)
+        return Demo.configured(name, section, settings, Path(demo_folder))
     section = check_sources(name, section)
     cache = Path(config.paths.root) / "benchmarks" / "images"
     return CLASSES[name].configured(name, section, settings, cache)

@@ -137,6 +137,7 @@ class Benchmark(ABC):
         self._hashes: dict[str, str] = {}  # of image files; variants of the benchmark share them
 
     @classmethod
+    @abstractmethod
     def configured(cls, name: str, section: Any, settings: Settings, cache: Path) -> Benchmark:
         """The benchmark of a section of the configuration, all of whose needed sources are there.
 
@@ -144,9 +145,8 @@ class Benchmark(ABC):
             name: The benchmark's.
             section: ``eval.<name>``.
             settings: Batch size and limits.
-            cache: Folder for images that lie inside a table.
+            cache: Folder for images that lie inside a table; of the demo: that of the generated data.
         """
-        raise NotImplementedError(f"{cls.__name__} is not made from a section of the configuration")
 
     @classmethod
     def needs(cls, section: Any) -> tuple[Source, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mgm_exp.errors import DataError
 from mgm_exp.evaluate.benchmarks.annotations import read_annotations
@@ -26,6 +27,10 @@ class Demo(Benchmark):
         if split not in ("val", "test"):
             raise DataError(f"The demo data has no split {split!r} to be evaluated on; allowed are 'val' and 'test'.")
         self.split = split
+
+    @classmethod
+    def configured(cls, name: str, section: Any, settings: Settings, cache: Path) -> Demo:
+        return cls(cache, section.split, settings)
 
     def read(self) -> list[Question]:
         """One question for each image of the split."""
