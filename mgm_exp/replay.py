@@ -390,8 +390,8 @@ class Replay:
         for folder in sorted(job.checkpoints.glob("step-*")):
             mine = self.recorded.folder / "checkpoints" / job.stage / folder.name
             step = int(folder.name.partition("-")[2])
-            if step == self.start or not mine.is_dir() or self.config.zero.stage:
-                continue  # DeepSpeed's files hold its own counters and paths
+            if step == self.start or not mine.is_dir():
+                continue
             for pattern in _SAME_BYTES:
                 for file in sorted(folder.glob(pattern)):
                     first = _compare_files(job.stage, step, mine / file.name, file)
