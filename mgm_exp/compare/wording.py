@@ -70,7 +70,7 @@ def count(number: float | None) -> str:
 
 
 def trained(trainable: Mapping[str, int | None]) -> str:
-    """Trained parameters; those outside of LoRA are shown beside it, because they may well be more."""
+    """Trained parameters; those outside of the adapter are shown beside it, because they may well be more."""
     lora, other = trainable.get("n_lora"), trainable.get("n_other")
     if lora and other:
         return f"{count(lora)} + {count(other)}"
@@ -200,7 +200,7 @@ def notes(comparison: Comparison) -> list[str]:
     for key, values in comparison["environment"].items():
         said.append(f"Not the same for all runs: {key} ({', '.join(values)})")
     if any(run["trainable"].get("n_lora") and run["trainable"].get("n_other") for run in comparison["runs"]):
-        said.append("trained: parameters of LoRA + those of the connector, which trains beside it")
+        said.append("trained: parameters of the adapter + those of what trains beside it (the connector)")
     if comparison["pairs"]:
         smallest = ", ".join(
             f"{percent(value)} points on {benchmark}"

@@ -37,7 +37,8 @@ _CLIP_BEHAVIOUR = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image
 def model_fingerprint(model_or_folder: nn.Module | str | Path) -> str:
     """SHA-256 (hex) over official tensor names, shapes, dtypes and bytes, and the settings that change answers.
 
-    Independent of key prefixes, of how files are split and of where the towers lie. A tied head is not counted.
+    Independent of key prefixes, of how files are split and of where the towers lie. A tied head is not counted. A
+    prompt, a prefix and VeRA's shared matrices have other names in a folder than in memory: compare like with like.
 
     Args:
         model_or_folder: a model, or anything `load_model` takes.
@@ -64,19 +65,21 @@ def _source_fingerprint(source: ModelSource) -> str:
     def tensors() -> Iterator[tuple[str, Tensor]]:
         yield from read_tensors(places)
         if source.adapter is not None:
-            from mgm_exp.model.adapters import ADAPTER_FILE, CONNECTOR_FILE, read_safetensors
+            from mgm_exp.model.adapters import CONNECTOR_FILE, class_of_folder, read_safetensors, read_stated
 
-            for name in (ADAPTER_FILE, CONNECTOR_FILE):
-                if (source.adapter / name).is_file():
-                    for key, tensor in read_safetensors(source.adapter / name).items():
-                        yield official_name(key), tensor
+            stated, own = read_stated(source.adapter)
+            yield from class_of_folder(stated, source.adapter).from_files(stated, own).items()
+            if (source.adapter / CONNECTOR_FILE).is_file():
+                for key, tensor in read_safetensors(source.adapter / CONNECTOR_FILE).items():
+                    yield official_name(key), tensor
 
     return _digest(config, tensors())
 
 
 def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
-        yield official_name(name), parameter
+        if not name.endswith(".ranknum.default"):  # a number that PEFT keeps as a parameter
+            yield official_name(name), parameter
 
 
 def _digest(config: MGMConfig, tensors: Iterator[tuple[str, Tensor]]) -> str:

@@ -33,6 +33,18 @@ def test_the_connector_has_its_own_learning_rate() -> None:
     assert learning_rates(optimizer.param_groups) == {"llm": 5e-3, "connector": 5e-4}
 
 
+def test_lora_plus_and_the_towers_have_rates_of_their_own() -> None:
+    named = {**NAMED, "tower.weight": nn.Parameter(torch.ones(2)), "b.weight": nn.Parameter(torch.ones(2, 2))}
+    settings = replace(SETTINGS, vision_tower_lr=1e-6)
+    groups = parameter_groups(named, CONNECTOR, settings, towers={"tower.weight"}, rates={"b.weight": 16.0})
+    assert [(group["group"], group["peak_lr"], len(group["params"])) for group in groups] == [
+        ("llm", 1e-2, 2),
+        ("llm_x16", 0.16, 1),
+        ("connector", 1e-3, 2),
+        ("towers", 1e-6, 1),
+    ]
+
+
 def test_weight_decay_spares_norms_and_biases() -> None:
     groups = parameter_groups(NAMED, CONNECTOR, replace(SETTINGS, weight_decay=0.1))
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}

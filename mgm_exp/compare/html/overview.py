@@ -177,7 +177,7 @@ def run_table(view: View) -> Html:
         columns.append(Column("seed", is_number=True))
     columns += [
         Column(title, is_number=True)
-        for title in ("peak GiB", "tokens/s", "minutes", "trained: LoRA", "trained: others")
+        for title in ("peak GiB", "tokens/s", "minutes", "trained: adapter", "trained: others")
     ]
     columns.append(Column("status"))
     rows = [
