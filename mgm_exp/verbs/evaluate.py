@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mgm_exp.errors import EXIT_DONE, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import add_base
 from mgm_exp.verbs.progress_bar import progress_bar
 
 
@@ -45,7 +46,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--benchmarks", type=_names, metavar="A,B", help="names, with commas (default: those the run was made with)"
     )
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base model of an adapter folder that names none here")
+    add_base(parser, "of an adapter folder that names none which is here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write there and leave RUN as it is")
     parser.add_argument(
         "overrides",
