@@ -207,19 +207,8 @@ class Evaluation:
 
     def _new_result(self) -> dict[str, Any]:
         """Nothing is trained here; a run without a result was killed, and gets none that says it had ended."""
+        from mgm_exp.record import empty_result
+
         is_own = self.trained.is_run and self.out == self.trained.folder
         manifest = read_record(self.out / "manifest.json")
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": manifest.get("run_id", self.out.name),
-            "status": "interrupted" if is_own else "completed",
-            "metrics": {},
-            "eval_keys": {},
-            "objective": None,
-            "steps": 0,
-            "wall_s": 0.0,
-            "train_tokens_per_s": None,
-            "peak_memory_gib": None,
-            "trainable_parameters": None,
-            "error": None,
-        }
+        return empty_result(manifest.get("run_id", self.out.name), "interrupted" if is_own else "completed")

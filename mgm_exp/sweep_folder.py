@@ -104,7 +104,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
         overrides: What it was to run with; the configuration itself may not exist.
         status: As ``result.json`` is to have it.
     """
-    from mgm_exp.record import explain, redact, write_manifest, write_result
+    from mgm_exp.record import empty_result, explain, redact, write_manifest, write_result
 
     run_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"{run_dir.parent.name}-{run_dir.name}-failed"
@@ -130,20 +130,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
     }
     if not (run_dir / "manifest.json").exists():
         write_manifest(run_dir, manifest)
-    result: dict[str, Any] = {
-        "run_id": run_id,
-        "status": status,
-        "metrics": {},
-        "eval_keys": {},
-        "objective": None,
-        "steps": 0,
-        "wall_s": 0.0,
-        "train_tokens_per_s": None,
-        "peak_memory_gib": None,
-        "trainable_parameters": None,
-        "error": explain(error),
-    }
-    write_result(run_dir, result)
+    write_result(run_dir, empty_result(run_id, status, explain(error)))
 
 
 @cache

@@ -7,27 +7,23 @@ added anew, and logits of both on pictures and questions that go through the pro
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.adapter_export import check_adapter
-from mgm_exp.model.adapters import load_adapter
 from mgm_exp.model.card import stated_license
 from mgm_exp.model.finding import Finding, some
 from mgm_exp.model.folders import ModelSource, find_source, read_json
-from mgm_exp.model.loading import load_source
+from mgm_exp.model.logits_check import OF_LOGITS, TOLERANCES, answers_of, check_logits, pictures_of
 from mgm_exp.model.merged_tensors import STORED, MergedTensors
-from mgm_exp.model.mgm import MGMForConditionalGeneration
-from mgm_exp.model.processor import MGMProcessor, load_processor, processor_of
+from mgm_exp.model.processor import load_processor
 from mgm_exp.model.quantized import KINDS, Packed, agrees, is_packed, kind_of, unpack
 from mgm_exp.model.standalone import (
     ADAPTER,
@@ -41,13 +37,6 @@ from mgm_exp.model.standalone import (
 from mgm_exp.model.tensors import TensorPlace, with_packed
 from mgm_exp.store import file_sha256
 
-# Largest difference of logits, as a share of their standard deviation. Both models compute in fp32, so what differs is
-# that the merged weights were rounded to the folder's dtype and LoRA's product was not.
-TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1, "int8": 5e-1, "nf4": 3.0}
-_OF_LOGITS = "logits of merged and base + adapter"
-QUESTIONS = ("What is in the picture?", "Read the text on the sign.", "Which colour is the larger shape?")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-_MOST_PIXELS = 50_000_000
 _VISION_PARTS = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "model.vision_tower_aux.")
 OFFICIAL_FIELDS = (
     *("architectures", "model_type", "torch_dtype", "hidden_size", "vocab_size", "mm_projector_type"),
@@ -94,8 +83,8 @@ def check_merged(
     record = read_record(folder)
     source = _source(folder, record, run, base)
     if record["export"] == ADAPTER:
-        pictures = [_opened(path) for path in images] or drawn_pictures()
-        found = check_adapter(folder, source, (lambda one: _answers_of(one, pictures, device)) if with_logits else None)
+        pictures = pictures_of(images)
+        found = check_adapter(folder, source, (lambda one: answers_of(one, pictures, device)) if with_logits else None)
         return [_adapter(source, record), *_files(folder, record), *found, _card(folder)]
     expected = MergedTensors(source, record["dtype"])
     findings = [_adapter(source, record)]
@@ -110,9 +99,10 @@ def check_merged(
         findings.append(_official(folder, found))
     findings += _processor(folder)
     if with_logits:
-        findings.append(_logits(folder, source, record, images, device))
+        stored = record["dtype"] if record["export"] == "safetensors" else record["export"]
+        findings.append(check_logits(folder, source, stored, pictures_of(images), device))
     else:
-        findings.append(Finding(_OF_LOGITS, None, "left out with --no-logits"))
+        findings.append(Finding(OF_LOGITS, None, "left out with --no-logits"))
     return findings
 
 
@@ -140,21 +130,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     if record.setdefault("export", "safetensors") not in ("safetensors", ADAPTER, *KINDS):
         raise ModelError(f"{folder / RECORD} is damaged: export {record['export']!r}.")
     return record
-
-
-def drawn_pictures() -> list[Image.Image]:
-    """Three small pictures that are the same everywhere: shapes and bars on a slope of colours."""
-    pictures = []
-    for number, (width, height) in enumerate([(320, 240), (200, 300), (256, 256)]):
-        slope = Image.linear_gradient("L").resize((width, height))
-        picture = Image.merge("RGB", (slope, slope.rotate(180), Image.new("L", (width, height), 80 + 60 * number)))
-        draw = ImageDraw.Draw(picture)
-        draw.ellipse((20, 20, 120, 140), fill=(200, 30, 40 + 70 * number))
-        draw.rectangle((90, 90, 180, 200), fill=(20, 60 + 60 * number, 220))
-        for bar in range(3 + number):
-            draw.line((30 + 15 * bar, 150, 40 + 15 * bar, 220), fill=(255, 255, 255), width=4)
-        pictures.append(picture)
-    return pictures
 
 
 def _source(folder: Path, record: Mapping[str, Any], run: str | Path | None, base: str | Path | None) -> ModelSource:
@@ -397,66 +372,3 @@ def _card(folder: Path) -> Finding:
         return Finding("model card", False, str(error))
     says = f"license {license_name}" if license_name else "README.md is missing, or its head states no license"
     return Finding("model card", license_name is not None, says)
-
-
-def _logits(
-    folder: Path, source: ModelSource, record: Mapping[str, Any], images: Sequence[Path], device: str
-) -> Finding:
-    name = _OF_LOGITS
-    pictures = [_opened(path) for path in images] or drawn_pictures()
-    try:
-        merged = load_source(ModelSource(folder), device=device, dtype="float32", attn_implementation="eager")
-        here = _answers(merged, load_processor(folder), pictures)
-    except ModelError as error:
-        return Finding(name, None, f"the folder does not load: {error}")
-    del merged
-    plain = replace(source, adapter=None)
-    model = load_source(plain, device=device, dtype="float32", attn_implementation="eager")
-    if source.adapter is not None:
-        load_adapter(model, source.adapter).float()  # an old adapter of 16 bits would compute in 16 bits
-    there = _answers(model, processor_of(plain), pictures)
-    if any(a.shape != b.shape for a, b in zip(here, there, strict=True)):
-        return Finding(name, False, "the two give sequences of different length: other tokenizer or image settings")
-    spread = float(torch.cat([t.flatten() for t in there]).std())
-    largest = max(float((a - b).abs().max()) for a, b in zip(here, there, strict=True))
-    stored = record["dtype"] if record["export"] == "safetensors" else record["export"]
-    limit = TOLERANCES[stored] * spread
-    says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({stored}), standard deviation {spread:.2g}"
-    if source.adapter is not None:
-        layers: list[Any] = [m for m in model.modules() if hasattr(m, "enable_adapters") and hasattr(m, "base_layer")]
-        for layer in layers:
-            layer.enable_adapters(False)
-        if layers:
-            [without] = _answers(model, processor_of(plain), pictures[:1])
-            says += f"; without the adapter {float((without - there[0]).abs().max()):.2g}"
-    return Finding(name, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
-
-
-def _answers_of(source: ModelSource, pictures: Sequence[Image.Image], device: str) -> list[Tensor]:
-    model = load_source(replace(source, adapter=None), device=device, dtype="float32", attn_implementation="eager")
-    if source.adapter is not None:
-        load_adapter(model, source.adapter).float()  # an old adapter of 16 bits would compute in 16 bits
-    return _answers(model, processor_of(replace(source, adapter=None)), pictures)
-
-
-@torch.no_grad()
-def _answers(
-    model: MGMForConditionalGeneration, processor: MGMProcessor, pictures: Sequence[Image.Image]
-) -> list[Tensor]:
-    """Logits (1, L, vocabulary) of a question about each picture."""
-    out = []
-    for number, picture in enumerate(pictures):
-        ids = torch.tensor([processor.encode_prompt(QUESTIONS[number % len(QUESTIONS)])], device=model.device)
-        image, image_aux = (part[None].to(model.device) for part in processor.pixels(picture))
-        out.append(model(input_ids=ids, images=image, images_aux=image_aux).logits.float().cpu())
-    return out
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels; at most {_MOST_PIXELS:,} are decoded")
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ModelError(f"{path} cannot be opened as an image: {error}") from error

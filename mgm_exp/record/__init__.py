@@ -9,7 +9,7 @@ from mgm_exp.record.environment import SOURCE, collect_environment, git_state
 from mgm_exp.record.failure import explain
 from mgm_exp.record.files import FilesSink, json_line
 from mgm_exp.record.log import log_to
-from mgm_exp.record.manifest import SCHEMA_VERSION, write_manifest, write_result
+from mgm_exp.record.manifest import SCHEMA_VERSION, empty_result, write_manifest, write_result
 from mgm_exp.record.progress import ProgressSink
 from mgm_exp.record.recorder import Recorder, RunInfo, Sink, open_recorder
 from mgm_exp.record.secrets import is_secret_name, redact, redact_text
@@ -26,6 +26,7 @@ __all__ = [
     "WandbSink",
     "collect_environment",
     "config_tree",
+    "empty_result",
     "explain",
     "git_state",
     "is_secret_name",

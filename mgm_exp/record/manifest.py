@@ -60,6 +60,24 @@ def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]
     return _write(run_dir / "manifest.json", manifest)
 
 
+def empty_result(run_id: str, status: str, error: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``result.json`` of what trained and scored nothing (yet): all keys that :func:`write_result` wants."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "status": status,
+        "metrics": {},
+        "eval_keys": {},
+        "objective": None,
+        "steps": 0,
+        "wall_s": 0.0,
+        "train_tokens_per_s": None,
+        "peak_memory_gib": None,
+        "trainable_parameters": None,
+        "error": error,
+    }
+
+
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     """Writes ``result.json``: how the run ended and what it scored.
 

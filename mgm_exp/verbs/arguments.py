@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 
 def count(what: str, most: int | None = None) -> Callable[[str], int]:
@@ -23,6 +24,11 @@ def count(what: str, most: int | None = None) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def add_base(parser: argparse.ArgumentParser, when: str) -> None:
+    """``--base DIR``: the base model, where what is given does not lead to it."""
+    parser.add_argument("--base", type=Path, metavar="DIR", help=f"base model, {when}")
 
 
 def megapixels(text: str) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_DONE, DataError, UserError
 from mgm_exp.signals import stop_on_signals
-from mgm_exp.verbs.arguments import count, megapixels
+from mgm_exp.verbs.arguments import add_base, count, megapixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,7 +56,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "prints its answer. Decoding is greedy, as in an evaluation.",
     )
     parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint or a LoRA")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base model of an adapter folder that names none here")
+    add_base(parser, "of an adapter folder that names none which is here")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG, WebP, ...")
     parser.add_argument(
         "question",

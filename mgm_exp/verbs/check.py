@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mgm_exp.errors import EXIT_DONE, EXIT_FAILED
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import add_base
 from mgm_exp.verbs.progress_bar import progress_bar
 
 
@@ -48,7 +49,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="written by mgm-exp merge")
     parser.add_argument("--run", type=Path, metavar="RUN", help="where the run is now, if it moved")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="where the base is now, if it moved")
+    add_base(parser, "where it is now, if it moved")
     parser.add_argument(
         "--image", type=Path, action="append", default=[], metavar="FILE", help="compare logits on it (repeatable)"
     )

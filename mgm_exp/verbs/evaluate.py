@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mgm_exp.errors import EXIT_DONE, ConfigError, Interrupted, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import add_base
 from mgm_exp.verbs.progress_bar import progress_bar
 
 _OVERRIDE = re.compile(r"[+~]{0,2}[\w.@/]+=.*", re.DOTALL)
@@ -102,7 +103,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--benchmarks", type=_names, metavar="A,B", help="names, with commas (default: those the run was made with)"
     )
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base model of an adapter folder that names none here")
+    add_base(parser, "of an adapter folder that names none which is here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write there and leave RUN as it is")
     parser.add_argument(
         "--devices", type=int, default=1, metavar="N", help="processes that share the questions, one a GPU (default: 1)"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mgm_exp.errors import EXIT_DONE
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import add_base
 from mgm_exp.verbs.progress_bar import progress_bar
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -49,7 +50,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "run", type=Path, metavar="RUN", help="folder of a run, or of an adapter (also of the official code)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="base model, where RUN does not lead to it")
+    add_base(parser, "where RUN does not lead to it")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as the base stores them)"
     )

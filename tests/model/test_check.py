@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_files import GOLDEN, SEVEN, edit_json
+from model_files import GOLDEN, edit_json, lora_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mgm_exp.cli import main
 from mgm_exp.errors import ModelError
-from mgm_exp.model import apply_adapter, load_model, save_adapter
 from mgm_exp.model.check import OFFICIAL_FIELDS, check_merged
 from mgm_exp.model.finding import Finding
 from mgm_exp.model.standalone import merge_run
@@ -29,18 +28,7 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`run`, and `out` merged from it."""
     place = tmp_path_factory.mktemp("merged")
-    model = load_model(GOLDEN / "model")
-    lora = {"kind": "lora", "rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": list(SEVEN)}
-    apply_adapter(model, lora, seed=3)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-            elif "mm_projector" in name or "vlm_uni" in name:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.01)
-    save_adapter(model, place / "run" / "adapter")
-    (place / "run" / "config.yaml").write_text(f"model:\n  name: golden\n  path: {GOLDEN / 'model'}\n")
+    lora_run(place / "run")
     merge_run(place / "run", place / "out", shard_bytes=100_000, license_name="mit")
     return place
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_files import GOLDEN, SEVEN
+from model_files import GOLDEN, lora_run
 from safetensors.torch import load_file, save_file
 
 from mgm_exp.cli import main
 from mgm_exp.errors import MissingDependencyError, ModelError
-from mgm_exp.model import apply_adapter, load_model, save_adapter, standalone
+from mgm_exp.model import load_model, standalone
 from mgm_exp.model.check import check_merged
 from mgm_exp.model.quantized import KINDS, Packed, agrees, is_packed, kind_of, packer, roles, unpack
 from mgm_exp.model.standalone import merge_run
@@ -55,18 +55,7 @@ def reference(kind: str) -> Callable[[str, torch.Tensor], dict[str, torch.Tensor
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("few-bits") / "run"
-    model = load_model(GOLDEN / "model")
-    lora = {"kind": "lora", "rank": 8, "alpha": 16, "dropout": 0.0, "target_modules": list(SEVEN)}
-    apply_adapter(model, lora, seed=3)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    save_adapter(model, run / "adapter")
-    (run / "config.yaml").write_text(f"model:\n  name: golden\n  path: {GOLDEN / 'model'}\n")
-    return run
+    return lora_run(tmp_path_factory.mktemp("few-bits") / "run", spread=0.05, moves_connector=False)
 
 
 @pytest.fixture(scope="module", params=KINDS)
