@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -12,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from mgm_exp.config.as_json import NotPlain, restored
 from mgm_exp.config.choices import Device
 from mgm_exp.config.data import DataConfig
 from mgm_exp.config.evaluate import EvalConfig
@@ -111,10 +109,9 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 def from_plain(values: dict[str, Any]) -> ExperimentConfig:
     """The typed config of what :func:`plain` gave (read back from ``config.yaml`` or a job file)."""
-    return copy.deepcopy(_typed_json(json.dumps(values)))
-
-
-@functools.lru_cache(maxsize=8)
-def _typed_json(values: str) -> ExperimentConfig:
-    """A stage asks for the same configuration in many places, and OmegaConf takes a fifth of a second for it."""
-    return typed(OmegaConf.create(json.loads(values)))
+    try:
+        config = restored(ExperimentConfig, values)
+    except NotPlain:  # edited by hand: OmegaConf says what is wrong with it, or what it means
+        return typed(OmegaConf.create(values))
+    validate(config)
+    return config
