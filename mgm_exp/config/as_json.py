@@ -34,7 +34,7 @@ def restored(kind: type[Config], values: Any) -> Config:
     Raises:
         NotPlain: it did not.
     """
-    hints = _hints(kind)
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
     if not isinstance(values, dict) or values.keys() != hints.keys():
         raise NotPlain(kind.__name__)
     return kind(**{name: _value(hints[name], value) for name, value in values.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -66,8 +66,7 @@ def typed(cfg: DictConfig) -> ExperimentConfig:
         config = ExperimentConfig(**{f.name: _plain_value(cfg[f.name]) for f in fields(ExperimentConfig)})
     else:
         merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), _without_hydra(cfg))
-        config = OmegaConf.to_object(merged)
-    assert isinstance(config, ExperimentConfig)
+        config = cast(ExperimentConfig, OmegaConf.to_object(merged))
     # A leading + adds keys past the schema, which would then be ignored: +train.lrr=1 must not look accepted.
     added = list(_added_keys(config))
     if added:
@@ -78,7 +77,7 @@ def typed(cfg: DictConfig) -> ExperimentConfig:
 
 def _has_every_key(node: DictConfig, also: tuple[str, ...] = ("hydra",)) -> bool:
     """Whether a tree of the schema has all its keys, none removed (``~train.lr``), missing or added at the top."""
-    expected = {f.name for f in fields(OmegaConf.get_type(node))}
+    expected = {f.name for f in fields(cast(type, OmegaConf.get_type(node)))}
     if not expected <= set(node) or (also and not set(node) <= expected.union(also)):
         return False
     for name in expected:
