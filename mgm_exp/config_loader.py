@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from omegaconf import DictConfig
@@ -37,8 +37,9 @@ class RememberingLoader(ConfigLoaderImpl):
         return parsed, repository
 
     def _compose_config_from_defaults_list(
-        self, defaults: Sequence[ResultDefault], repo: CachingConfigRepository
+        self, defaults: Sequence[ResultDefault], repo: IConfigRepository
     ) -> DictConfig:
+        assert isinstance(repo, CachingConfigRepository)
         chosen = [(default.config_path, default.package, default.primary, default.is_self) for default in defaults]
         key = (_places(repo), *chosen)
         if key not in self._merged:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from mgm_exp.config.as_json import NotPlain, restored
 from mgm_exp.config.choices import Device
 from mgm_exp.config.data import DataConfig
 from mgm_exp.config.evaluate import EvalConfig
@@ -68,8 +66,7 @@ def typed(cfg: DictConfig) -> ExperimentConfig:
         config = ExperimentConfig(**{f.name: _plain_value(cfg[f.name]) for f in fields(ExperimentConfig)})
     else:
         merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), _without_hydra(cfg))
-        config = OmegaConf.to_object(merged)
-    assert isinstance(config, ExperimentConfig)
+        config = cast(ExperimentConfig, OmegaConf.to_object(merged))
     # A leading + adds keys past the schema, which would then be ignored: +train.lrr=1 must not look accepted.
     added = list(_added_keys(config))
     if added:
@@ -80,7 +77,7 @@ def typed(cfg: DictConfig) -> ExperimentConfig:
 
 def _has_every_key(node: DictConfig, also: tuple[str, ...] = ("hydra",)) -> bool:
     """Whether a tree of the schema has all its keys, none removed (``~train.lr``), missing or added at the top."""
-    expected = {f.name for f in fields(OmegaConf.get_type(node))}
+    expected = {f.name for f in fields(cast(type, OmegaConf.get_type(node)))}
     if not expected <= set(node) or (also and not set(node) <= expected.union(also)):
         return False
     for name in expected:
@@ -111,10 +108,9 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
 
 def from_plain(values: dict[str, Any]) -> ExperimentConfig:
     """The typed config of what :func:`plain` gave (read back from ``config.yaml`` or a job file)."""
-    return copy.deepcopy(_typed_json(json.dumps(values)))
-
-
-@functools.lru_cache(maxsize=8)
-def _typed_json(values: str) -> ExperimentConfig:
-    """A stage asks for the same configuration in many places, and OmegaConf takes a fifth of a second for it."""
-    return typed(OmegaConf.create(json.loads(values)))
+    try:
+        config = restored(ExperimentConfig, values)
+    except NotPlain:  # edited by hand: OmegaConf says what is wrong with it, or what it means
+        return typed(OmegaConf.create(values))
+    validate(config)
+    return config

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mgm_exp.compose import compose_tree, session
 from mgm_exp.config import ExperimentConfig, plain
+from mgm_exp.config.as_json import NotPlain, restored
 from mgm_exp.config.experiment import from_plain, typed
+from mgm_exp.errors import ConfigError
 
 CHOICES: list[list[str]] = [
     ["adapter.rank=3", "debug=fast"],
@@ -65,7 +69,37 @@ def test_a_typed_tree_needs_no_second_merge_and_a_changed_one_is_merged(monkeypa
 def test_a_configuration_that_is_read_back_belongs_to_who_asked(compose: Any) -> None:
     values = plain(compose("debug=fast"))
     first = from_plain(values)
-    first.train.lr = 7.0
-    assert from_plain(values).train.lr != 7.0
+    first.train.lr, first.eval.benchmarks[0] = 7.0, "other"
+    assert from_plain(values) == compose("debug=fast")
     values["train"]["lr"] = 0.125
-    assert isinstance(from_plain(values), ExperimentConfig) and from_plain(values).train.lr == 0.125
+    assert from_plain(values).train.lr == 0.125
+
+
+@pytest.mark.parametrize("choice", ["debug=fast", "model=mgm_2b", "+sweeps=lora_search", "+sweeps=recipe"])
+def test_what_is_restored_is_what_omegaconf_makes_of_it(choice: str, compose_tree: Any) -> None:
+    config = typed(compose_tree(choice, is_sweep=True))
+    assert restored(ExperimentConfig, plain(config)) == typed(OmegaConf.create(plain(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [("lr", 1, 1.0), ("lr", "1e-3", 1e-3), ("precision", "FP32", None), ("max_steps", "${seed}", 0)],
+)
+def test_what_was_edited_by_hand_is_read_as_omegaconf_reads_it(compose: Any, key: str, value: Any, meant: Any) -> None:
+    values = json.loads(json.dumps(plain(compose("debug=fast"))))
+    values["train"][key] = value
+    with pytest.raises(NotPlain):
+        restored(ExperimentConfig, values)
+    if key == "lr":
+        read = from_plain(values).train.lr
+        assert read == meant and isinstance(read, float)
+    else:
+        with pytest.raises((ConfigError, OmegaConfBaseException)):
+            from_plain(values)
+
+
+def test_a_key_that_is_not_there_is_named(compose: Any) -> None:
+    values = plain(compose("debug=fast"))
+    values["train"]["lrr"] = 1.0
+    with pytest.raises((ConfigError, OmegaConfBaseException), match="lrr"):
+        from_plain(values)
