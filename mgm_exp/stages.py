@@ -274,7 +274,8 @@ def _shared_optimizer(config: ExperimentConfig) -> Payload:
 
 def _reactions(config: ExperimentConfig) -> Payload:
     """What the guards may do to the weights. Nothing where they only look on, or end a stage: those leave no output."""
-    train, found = config.train, {}
+    train = config.train
+    found: Payload = {}
     guards = train.guards
     usual = {"on_nonfinite": GuardAction.skip}
     policies = {key: getattr(guards, key) for key in ("on_nonfinite", "on_spike", "on_divergence")}
