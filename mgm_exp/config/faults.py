@@ -14,12 +14,14 @@ from mgm_exp.config.choices import (
     CaptionPolicy,
     Device,
     Machines,
+    ModelFamily,
     Offload,
     Precision,
     RecipeEngine,
 )
 from mgm_exp.config.data import PERCENTILE, RECIPE_OPERATORS
 from mgm_exp.config.evaluate import BENCHMARKS, CORPUS_SCORES, JUDGE_URL, SCORES
+from mgm_exp.config.hf import hf_faults
 from mgm_exp.config.model import LINEAR_LAYERS
 from mgm_exp.errors import ConfigError
 
@@ -46,7 +48,8 @@ def validate(config: ExperimentConfig) -> None:
 
 def _faults(config: ExperimentConfig) -> Iterator[str]:
     yield from _range_faults(config)
-    yield from _adapter_faults(config.adapter)
+    yield from _adapter_faults(config.adapter, knows_layers=config.model.family is ModelFamily.mgm)
+    yield from hf_faults(config)
     yield from _batch_faults(config)
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not NAME.fullmatch(name):
@@ -294,7 +297,7 @@ def _limit_faults(key: str, limit: int | float | str | None) -> Iterator[str]:
         yield f"{key}={limit} must be finite; leave it null for no limit"
 
 
-def _adapter_faults(adapter: AdapterConfig) -> Iterator[str]:
+def _adapter_faults(adapter: AdapterConfig, *, knows_layers: bool) -> Iterator[str]:
     if adapter.kind is AdapterKind.full:
         if adapter.rank or adapter.alpha or adapter.dropout or adapter.target_modules:
             yield (
@@ -306,7 +309,7 @@ def _adapter_faults(adapter: AdapterConfig) -> Iterator[str]:
         yield f"adapter.rank={adapter.rank} must be 1 or above for a LoRA adapter"
     if not 0 < adapter.alpha < float("inf"):
         yield f"adapter.alpha={adapter.alpha} must be a finite number above 0 (the update is scaled by alpha / rank)"
-    wrong = [name for name in adapter.target_modules if name not in LINEAR_LAYERS]
+    wrong = [name for name in adapter.target_modules if knows_layers and name not in LINEAR_LAYERS]
     if wrong or not adapter.target_modules:
         yield f"adapter.target_modules={adapter.target_modules}; allowed are {list(LINEAR_LAYERS)}, at least one"
 

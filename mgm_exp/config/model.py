@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from mgm_exp.config.choices import AdapterKind, Attention
+from mgm_exp.config.choices import AdapterKind, Attention, ModelFamily
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -26,6 +26,10 @@ class ModelConfig:
     hidden_activation: str | None = None
     # Recomputes activations in the backward pass: about a third more compute for several GB less memory.
     gradient_checkpointing: bool = False
+    # mgm: Mini-Gemini. hf: any image-text-to-text model of transformers (model=hf), which has no align stage.
+    family: ModelFamily = ModelFamily.mgm
+    # Of model=hf with adapter=full: the connector between vision tower and LLM is trained too, at train.projector_lr.
+    train_connector: bool = False
 
 
 @dataclass
