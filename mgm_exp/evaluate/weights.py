@@ -10,7 +10,6 @@ from typing import Any
 from mgm_exp.config import ExperimentConfig, Precision
 from mgm_exp.evaluate.benchmarks import Benchmark
 
-CONNECTOR, ADAPTER, MODEL = "connector.safetensors", "adapter", "model"
 # Answers are generated in the arithmetic that the model was trained in.
 DTYPE = {Precision.fp32: "float32", Precision.bf16: "bfloat16", Precision.fp16: "float16"}
 
@@ -55,24 +54,12 @@ def evaluate_weights(
 
 def load_weights(config: ExperimentConfig, weights: Path | None, device: str) -> tuple[Any, Any]:
     """The model in evaluation mode, with its processor."""
-    from dataclasses import replace
+    from mgm_exp.model import family_of
 
-    from mgm_exp.model import build_model, load_adapter, load_connector
-    from mgm_exp.model.folders import source_of_section
-    from mgm_exp.model.processor import processor_of
-
-    section = config.model
-    if weights is not None and (weights / MODEL).is_dir():
-        # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
-        section = replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
-    model, _ = build_model(section, device=device, dtype=DTYPE[config.train.precision])
-    if weights is not None and (weights / ADAPTER).is_dir():
-        load_adapter(model, weights / ADAPTER)
-    elif weights is not None and (weights / CONNECTOR).is_file():
-        load_connector(model, weights / CONNECTOR)
-    model.config.tokenizer_model_max_length = config.train.max_length
-    model.eval()
-    return model, processor_of(source_of_section(vars(section)), config.train.max_length)
+    family = family_of(config.model)
+    model = family.load_trained(config.model, weights, device=device, dtype=DTYPE[config.train.precision])
+    family.set_max_length(model, config.train.max_length)
+    return model, family.processor(config.model, config.train.max_length)
 
 
 def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:

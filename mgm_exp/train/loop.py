@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgm_exp.config import AdapterKind, CheckpointConfig
 from mgm_exp.errors import Interrupted, LossNotFinite, Pruned
@@ -23,9 +23,6 @@ from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
 from mgm_exp.train.step import Outcome, take_step
 from mgm_exp.train.stop import StopRequest
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # This many steps in a row without an update end the stage.
 MAX_SKIPPED_IN_A_ROW = 3
@@ -255,8 +252,9 @@ def _save(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks, listene
 
 def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> StageSummary:
     """Writes what the stage leaves to the ones after it."""
-    from mgm_exp.model import save_adapter, save_connector, save_full
+    from mgm_exp.model import family_of
 
+    family = family_of(stage.config.model)
     summary = StageSummary(
         stage=job.stage,
         steps=progress.step,
@@ -276,29 +274,11 @@ def _finish(job: TrainJob, stage: Stage, progress: Progress, ranks: Ranks) -> St
         ended_early=progress.step < stage.n_steps,
     )
     is_full = job.stage == "instruct" and stage.config.adapter.kind is AdapterKind.full
-    with stage.engine.gathered(_to_be_written(stage, is_full)):
+    with stage.engine.gathered(family.to_be_written(stage.model, is_full)):
         if ranks.is_first:
             job.out.mkdir(parents=True, exist_ok=True)
-            if job.stage == "align":
-                save_connector(stage.model, job.out / "connector.safetensors")
-            elif is_full:
-                save_full(stage.model, job.out / "model")
-            else:
-                save_adapter(stage.model, job.out / "adapter")
+            family.save(stage.model, job.stage, is_full, job.out)
             shutil.copyfile(job.metrics, job.out / "metrics.jsonl")
             write_json_atomic(job.out / "summary.json", summary.to_dict())
     ranks.barrier()
     return summary
-
-
-def _to_be_written(stage: Stage, is_full: bool) -> list[nn.Parameter]:
-    """The whole model, or what was trained and the connector (which goes beside an adapter, frozen or not)."""
-    from mgm_exp.model import official_name
-    from mgm_exp.model.trainable import connector_names
-
-    connector = connector_names()
-    return [
-        parameter
-        for name, parameter in stage.model.named_parameters()
-        if is_full or parameter.requires_grad or official_name(name) in connector
-    ]

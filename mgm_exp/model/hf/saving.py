@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.hf.trainable import adapter_parameters
@@ -83,11 +82,6 @@ def copy_companions(base: Path, folder: Path) -> None:
         if path.is_file() and path.name not in _OWN and not path.name.startswith(".") and not path.name.endswith(_OF_WEIGHTS):
             if path.resolve() != (folder / path.name).resolve():
                 shutil.copyfile(path, folder / path.name)
-
-
-def to_be_written(model: nn.Module, is_full: bool) -> list[nn.Parameter]:
-    """What has to be whole on this process while it is written."""
-    return [parameter for parameter in model.parameters() if is_full or parameter.requires_grad]
 
 
 def stated_type(folder: Path) -> Mapping[str, Any]:
