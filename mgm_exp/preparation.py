@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgm_exp import stages
-from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig
+from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, ModelFamily
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.preflight import Preflight
 from mgm_exp.store import StageOutput
@@ -152,6 +152,8 @@ class Preparation:
         from mgm_exp import model
 
         train = self.config.train
+        if self.config.model.family is ModelFamily.hf:
+            return dict.fromkeys(("align", "instruct"), model.family_of(self.config.model).processor(self.config.model, train.max_length))
         lengths = {"align": train.align.max_length, "instruct": train.max_length}
         return {stage: model.load_processor(self.found.model_folder, length) for stage, length in lengths.items()}
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, plain
+from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, ModelFamily, plain
 from mgm_exp.data.recipe import bounds_of, operators_of
 from mgm_exp.store import fingerprint, stage_key
 
@@ -153,6 +153,7 @@ def curate_payload(
         "max_samples": data.max_samples,
         "max_length": [config.train.align.max_length, config.train.max_length],
         "model": sources.model,
+        **_of_family(config),
     }
 
 
@@ -188,7 +189,8 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     if config.train.early_stopping.patience is None:  # validation points change nothing of the training
         section.pop("validation")
         section.pop("early_stopping")
-    if config.train.freeze_connector:
+    is_hf = config.model.family is ModelFamily.hf
+    if config.train.freeze_connector or (is_hf and not config.model.train_connector):
         section.pop("projector_lr")
     adapter = plain(config.adapter)
     adapter.pop("name")
@@ -198,6 +200,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
         "curate": curate,
         "adapter": adapter,
         "section": _length_of_training(section),
+        **({"train_connector": config.model.train_connector} if is_hf else {}),
         **_run(config, sources),
     }
 
@@ -219,6 +222,7 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
         "hidden_activation": config.model.hidden_activation,
         "attention": sources.attention,
         "device": sources.device,
+        **_of_family(config),
     }
 
 
@@ -236,7 +240,15 @@ def _run(config: ExperimentConfig, sources: Sources) -> Payload:
             "attention": sources.attention,
             "gradient_checkpointing": config.model.gradient_checkpointing,
         },
+        **_of_family(config),
     }
+
+
+def _of_family(config: ExperimentConfig) -> Payload:
+    """What only models of transformers have; nothing for MGM, whose keys stay what they were."""
+    if config.model.family is ModelFamily.mgm:
+        return {}
+    return {"family": config.model.family.value}
 
 
 def _shared_optimizer(config: ExperimentConfig) -> Payload:

@@ -82,6 +82,7 @@ from mgm_exp.config.faults import (
     NAME,
     validate,
 )
+from mgm_exp.config.hf import LEFT_OUT
 from mgm_exp.config.model import (
     LINEAR_LAYERS,
     AdapterConfig,
@@ -114,6 +115,7 @@ __all__ = [
     "BENCHMARKS",
     "CORPUS_SCORES",
     "JUDGE_URL",
+    "LEFT_OUT",
     "LINEAR_LAYERS",
     "NAME",
     "PERCENTILE",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgm_exp.evaluate.benchmarks import Benchmark, Question
 from mgm_exp.evaluate.scoreboard import standard_error
+from mgm_exp.evaluate.whole_inputs import answer_batches, makes_whole_inputs
 from mgm_exp.store import write_atomic, write_json_atomic
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def evaluate(
     """Asks a model all questions of a benchmark and scores the answers.
 
     Args:
-        model: An MGM, with or without a PEFT adapter, on any device.
+        model: An MGM or a model of transformers, with or without a PEFT adapter, on any device.
         processor: Its processor.
         benchmark: Questions and scorer.
         out: Folder for ``predictions.jsonl`` (one line a question, in the benchmark's order) and ``metrics.json``;
@@ -222,20 +223,34 @@ def _answer_the_rest(
 ) -> None:
     """Asks the batches that are not complete in ``rows`` and appends their rows, batch by batch."""
     questions = benchmark.questions
-    prompts = [processor.encode_prompt(question.prompt) for question in questions]
-    batches = plan_batches(
-        [len(ids) for ids in prompts], [question.image for question in questions], benchmark.settings.batch_size
-    )
+    is_whole = makes_whole_inputs(processor)
+    prompts = [] if is_whole else [processor.encode_prompt(question.prompt) for question in questions]
+    lengths = [processor.prompt_length(q.prompt) for q in questions] if is_whole else [len(ids) for ids in prompts]
+    batches = plan_batches(lengths, [question.image for question in questions], benchmark.settings.batch_size)
     todo = [k for k, batch in enumerate(batches) if any(questions[i].question_id not in rows for i in batch.questions)]
     if on_progress is not None:
         on_progress(len(rows), len(questions))
     if not todo:
         return
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _warn_of_cut_prompts(body, processor, benchmark, prompts)
     was_training = body.training
     body.eval()
+
+    def keep(asked: Sequence[Question], answers: Sequence[str]) -> None:
+        for question, answer in zip(asked, answers, strict=True):
+            rows[question.question_id] = _row(question, answer, benchmark, model_fingerprint)
+            file.write(_line(rows[question.question_id]))
+        file.flush()
+        if on_progress is not None:
+            on_progress(len(rows), len(questions))
+
     try:
+        if is_whole:
+            with (out / PREDICTIONS).open("a", encoding="utf-8") as file:
+                left = [[questions[i] for i in batches[k].questions] for k in todo]
+                answer_batches(body, processor, benchmark, left, keep)
+            return
+        _warn_of_cut_prompts(body, processor, benchmark, prompts)
         with (
             _Eyes(body, processor, benchmark, batches, todo) as eyes,
             (out / PREDICTIONS).open("a", encoding="utf-8") as file,
@@ -250,12 +265,7 @@ def _answer_the_rest(
                     tokens,
                     benchmark.settings.max_new_tokens,
                 )
-                for question, answer in zip(asked, answers, strict=True):
-                    rows[question.question_id] = _row(question, answer, benchmark, model_fingerprint)
-                    file.write(_line(rows[question.question_id]))
-                file.flush()
-                if on_progress is not None:
-                    on_progress(len(rows), len(questions))
+                keep(asked, answers)
     finally:
         body.train(was_training)
 
