@@ -108,7 +108,8 @@ class Preparation:
                 tell,
             ),
         )
-        for sentence in data.in_words(curated.meta):
+        is_one_stage = config.model.family is ModelFamily.hf
+        for sentence in data.in_words(curated.meta, ("instruct",) if is_one_stage else ("align", "instruct")):
             self.say(sentence)
         return Prepared(curated, demo_path, captions, values, data.origins(config, demo_path, new_captions))
 

@@ -166,6 +166,7 @@ def _paths(folder: Path, tree: Any, given: dict[str, Any]) -> dict[str, str]:
 def _of_checkpoint(folder: Path, benchmarks: Sequence[str] | None, overrides: Sequence[str]) -> ExperimentConfig:
     """A configuration that scores a checkpoint as it is, in the arithmetic that its config.json names."""
     from mgm_exp.model.folders import read_json
+    from mgm_exp.model.hf.loading import is_hf_folder
 
     if not benchmarks:
         raise ConfigError(f"{folder} is a checkpoint, which names no benchmarks.", advice="Give --benchmarks a,b.")
@@ -184,6 +185,8 @@ def _of_checkpoint(folder: Path, benchmarks: Sequence[str] | None, overrides: Se
         if given.get("device") == "cpu" or not torch.cuda.is_available():
             precision = Precision.fp32  # which holds every fp16 value, and a CPU can compute with
     before = [f"train.precision={precision.value}"]
+    if "model" not in given and is_hf_folder(folder):
+        before.insert(0, "model=hf")
     after = [f"model.path={quoted(str(folder))}", f"eval.benchmarks=[{','.join(benchmarks)}]"]
     return compose([*before, *overrides, *after])
 

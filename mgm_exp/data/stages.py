@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -273,10 +273,10 @@ def captions_in_words(meta: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def in_words(report: dict[str, Any]) -> list[str]:
+def in_words(report: dict[str, Any], stages: Sequence[str] = ("align", "instruct")) -> list[str]:
     """What curation did, one sentence a stage."""
     sentences = []
-    for stage in ("align", "instruct"):
+    for stage in stages:
         found = report[stage]
         rejected = ", ".join(f"{count} {kind}" for kind, count in sorted(found["rejected"].items()))
         dropped = ", ".join(f"{count} by {operator}" for operator, count in found["dropped"].items() if count)

@@ -77,6 +77,11 @@ def check_merged(
     """
     folder = Path(folder).expanduser()
     record = read_record(folder)
+    if record.get("family") == "hf":
+        from mgm_exp.model.hf.check import check_hf_merged
+
+        opened = [_opened(path) for path in images]
+        return check_hf_merged(folder, record, run=run, base=base, pictures=opened, device=device)
     source = _source(folder, record, run, base)
     expected = MergedTensors(source, record["dtype"])
     findings = [_adapter(source, record)]

@@ -25,6 +25,7 @@ from mgm_exp.errors import DiskFullError, ModelError
 from mgm_exp.model.adapters import TOKENIZER_FILES, adapter_files, write_tensors
 from mgm_exp.model.card import model_card
 from mgm_exp.model.folders import TINY, ModelSource, find_source, find_tower, read_json
+from mgm_exp.model.hf.merge import hf_run, merge_hf
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
 from mgm_exp.store import file_sha256, write_atomic, write_json_atomic
@@ -79,6 +80,11 @@ def merge_run(
         raise ModelError(f"A shard of {shard_bytes} bytes cannot be written.", advice="Give a size like 2GiB.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} exists and is not empty.", advice="Give a new folder with --out, or remove this one.")
+    other = hf_run(run, base)
+    if other is not None:
+        with _folder_beside(out, run) as partial:
+            made = merge_hf(other, partial, out, dtype=dtype, shard_bytes=shard_bytes, license_name=license_name)
+        return Merged(out, **made)
     source = source_of_run(run, base)
     merged = MergedTensors(source, dtype)
     n_bytes = sum(_n_bytes(merged, name) for name in merged.shapes)
