@@ -116,7 +116,7 @@ def build_hf(
     attention = choose_attention(asked, target, weights_dtype)
     # Where nothing was asked for, parts that have no SDPA may choose what they have
     words = {} if asked == "auto" and attention.name == "sdpa" else {"attn_implementation": attention.name}
-    with _in_words(folder, "weights"):
+    with _in_words(folder, "weights"), without_bars():
         model, found = AutoModelForImageTextToText.from_pretrained(
             str(folder), dtype=weights_dtype, use_safetensors=True, output_loading_info=True, **_LOCAL, **words
         )
@@ -128,7 +128,7 @@ def build_hf(
     model.eval()
     _greedy(model, folder)
     if section.get("gradient_checkpointing"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_activations(model)
     model.source_folder = str(folder)
     report = {
         "folder": str(folder),
@@ -156,6 +156,18 @@ def _greedy(model: Any, folder: Path) -> None:
         bos_token_id=before.bos_token_id,
         pad_token_id=before.pad_token_id,
     )
+
+
+def _checkpoint_activations(model: Any) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(
+            f"{type(model).__name__} cannot compute activations again in the backward pass.",
+            advice="Give model.gradient_checkpointing=false.",
+        )
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _processor(folder: Path) -> Any:
@@ -203,6 +215,20 @@ def _known_types() -> set[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     return set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps the progress bars of transformers out of a run's log."""
+    from transformers.utils import logging as words
+
+    was_shown = words.is_progress_bar_enabled()
+    words.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            words.enable_progress_bar()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import yaml
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.folders import read_json
-from mgm_exp.model.hf.loading import build_hf, is_hf_folder
+from mgm_exp.model.hf.loading import build_hf, is_hf_folder, without_bars
 from mgm_exp.model.hf.saving import copy_companions, load_hf_adapter
 from mgm_exp.store import file_sha256, write_atomic, write_json_atomic
 
@@ -88,7 +88,8 @@ def merge_hf(
         wrapped = PeftModel.from_pretrained(model, str(parts.adapter))
         adapted = sum(".lora_A." in name for name, _ in wrapped.named_parameters())
         model = wrapped.merge_and_unload(safe_merge=True)
-    model.save_pretrained(str(partial), max_shard_size=shard_bytes)
+    with without_bars():
+        model.save_pretrained(str(partial), max_shard_size=shard_bytes)
     copy_companions(source, partial)
     facts = {n: read_json(parts.folder / f"{n}.json") if (parts.folder / f"{n}.json").is_file() else {} for n in ("result", "manifest")}
     write_atomic(partial / "README.md", _card(facts, (parts.base or source).name, parts, license_name))

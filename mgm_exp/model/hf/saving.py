@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model.hf.loading import without_bars
 from mgm_exp.model.hf.trainable import adapter_parameters
 from mgm_exp.model.tensors import official_name
 from mgm_exp.store import write_atomic
@@ -72,7 +73,8 @@ def load_hf_adapter(model: Any, folder: Path) -> None:
 def save_hf_model(model: Any, folder: Path) -> None:
     """Writes a whole model, with processor and generation settings of its base: `from_pretrained` loads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder))
+    with without_bars():
+        model.save_pretrained(str(folder))
     copy_companions(Path(model.source_folder), folder)
 
 

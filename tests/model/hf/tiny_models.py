@@ -171,6 +171,8 @@ def _qwen(folder: Path, config_class: Any, model_class: Any, vision: dict[str, A
         text_config=_text(
             "qwen2_vl_text",
             len(tokenizer),
+            bos_token_id=ids["<|endoftext|>"],
+            eos_token_id=ids["<|im_end|>"],
             max_position_embeddings=512,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
         ),
