@@ -19,8 +19,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def overrides(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
-    root = tmp_path_factory.mktemp("outputs")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def overrides(folder: Path, root: Path) -> Callable[..., list[str]]:
     return lambda *more: [
         *("model=hf", f"model.path={folder}", "eval=demo", "debug=fast", "train.align.max_steps=0"),
         *("data.demo_images=12", "eval.max_questions=4", "train.max_length=256", "train.workers=0"),
@@ -29,7 +33,7 @@ def overrides(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 
 def test_a_sweep_of_two_adapters_shares_its_data_and_is_compared(
-    overrides: Callable[..., list[str]], tmp_path: Path
+    overrides: Callable[..., list[str]], root: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForImageTextToText
 
@@ -38,7 +42,7 @@ def test_a_sweep_of_two_adapters_shares_its_data_and_is_compared(
 
     sweep = mgm_exp.sweep(overrides("adapter=lora_r8,full", "train.validation.every_steps=2", "sweep.name=two"))
     assert [trial["status"] for trial in sweep["trials"]] == ["completed", "completed"]
-    folder = Path(overrides()[12].partition("=")[2]) / "sweeps" / "two"
+    folder = root / "sweeps" / "two"
     runs = [folder / trial["run_dir"] for trial in sweep["trials"]]
     manifests = [json.loads((run / "manifest.json").read_text(encoding="utf-8")) for run in runs]
     stages = [{stage["name"]: stage for stage in manifest["stages"]} for manifest in manifests]
