@@ -73,7 +73,11 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     captioner = None
     if data.recaption and data.recaptioned_path is None:
         captioner = _captioner_fingerprint(config)
-    notes = [f"device: {device}, {config.devices} process(es)", f"model: {config.model.name} from {folder.name}/", *of_family]
+    notes = [
+        f"device: {device}, {config.devices} process(es)",
+        f"model: {config.model.name} from {folder.name}/",
+        *of_family,
+    ]
     if config.model.path is None and config.model.name == "tiny":
         notes.append("this is a demo: the tiny model and its data are generated; its scores say nothing of MGM-2B")
     if own and "demo" in config.eval.benchmarks and not is_data_only:

@@ -154,7 +154,9 @@ class Preparation:
 
         train = self.config.train
         if self.config.model.family is ModelFamily.hf:
-            return dict.fromkeys(("align", "instruct"), model.family_of(self.config.model).processor(self.config.model, train.max_length))
+            return dict.fromkeys(
+                ("align", "instruct"), model.family_of(self.config.model).processor(self.config.model, train.max_length)
+            )
         lengths = {"align": train.align.max_length, "instruct": train.max_length}
         return {stage: model.load_processor(self.found.model_folder, length) for stage, length in lengths.items()}
 

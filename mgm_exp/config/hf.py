@@ -1,4 +1,4 @@
-"""What a configuration of another model (``model=hf``) may not ask for: every key that only MGM has, with the reason."""
+"""What a configuration of another model (``model=hf``) may not ask for: each key that only MGM has, with the reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def hf_faults(config: ExperimentConfig) -> Iterator[str]:
             )
         return
     for key in _changed(model, ModelConfig, _MODEL_KEYS):
-        yield f"model.{key}={getattr(model, key)} belongs to MGM; model=hf takes it from the model's own config: drop it"
+        yield f"model.{key}={getattr(model, key)} belongs to MGM; model=hf obeys the model's own config: drop it"
     asked = list(_changed(train.align, AlignConfig, set()))
     if asked and train.align.max_steps != 0:
         keys = ", ".join(f"train.align.{key}={plain(getattr(train.align, key))}" for key in asked)
@@ -78,8 +78,8 @@ def _adapter_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"adapter.{key}={getattr(adapter, key)} is made for MGM's LLM and cannot be used with model=hf: drop it"
     if config.model.train_connector and adapter.kind is not AdapterKind.full:
         yield (
-            "model.train_connector=true goes with adapter=full: an adapter folder holds LoRA alone, so that any program "
-            "can load it; drop it, or give adapter=full"
+            "model.train_connector=true goes with adapter=full: an adapter folder holds LoRA alone, so that PEFT can "
+            "load it; drop it, or give adapter=full"
         )
     wrong = [name for name in adapter.target_modules if not _LAYER.fullmatch(name)]
     if wrong:

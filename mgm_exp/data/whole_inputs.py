@@ -27,7 +27,11 @@ class WholeInputsDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, records: Sequence[Record], image_root: Path | str, processor: InputsProcessor, max_megapixels: float = 50.0
+        self,
+        records: Sequence[Record],
+        image_root: Path | str,
+        processor: InputsProcessor,
+        max_megapixels: float = 50.0,
     ) -> None:
         self.records, self.image_root, self.processor = records, Path(image_root), processor
         self.max_megapixels = max_megapixels

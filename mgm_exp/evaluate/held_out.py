@@ -44,7 +44,9 @@ class HeldOut:
             for question in self.questions
         ]
         self._batches = plan_batches(
-            [processor.prompt_length(text) for text in self._prompts] if self._is_whole else list(map(len, self._prompts)),
+            [processor.prompt_length(text) for text in self._prompts]
+            if self._is_whole
+            else list(map(len, self._prompts)),
             [question.image for question in self.questions],
             benchmark.settings.batch_size,
         )

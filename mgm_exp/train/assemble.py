@@ -167,9 +167,7 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     )
 
 
-def build_base(
-    config: ExperimentConfig, settings: StageSettings, ranks: Ranks
-) -> tuple[Any, dict[str, Any]]:
+def build_base(config: ExperimentConfig, settings: StageSettings, ranks: Ranks) -> tuple[Any, dict[str, Any]]:
     """The model as it lies on disk, in the precision of training, and where its tensors came from."""
     from mgm_exp.model import family_of
     from mgm_exp.train.engine import COMPUTE_DTYPE
@@ -193,9 +191,7 @@ def put_connector(model: Any, job: TrainJob, config: ExperimentConfig) -> None:
     family_of(config.model).start_from(model, job.stage, job.connector, config, seed)
 
 
-def make_trainable(
-    model: Any, stage: str, config: ExperimentConfig, settings: StageSettings
-) -> TrainableSet:
+def make_trainable(model: Any, stage: str, config: ExperimentConfig, settings: StageSettings) -> TrainableSet:
     """Puts the adapter on, declares what is trained and switches to training mode."""
     from mgm_exp.model import family_of
 
@@ -226,9 +222,7 @@ def make_engine(
     return PlainEngine(module, named, build_optimizer(groups, settings), settings, ranks)
 
 
-def open_dataset(
-    job: TrainJob, config: ExperimentConfig, settings: StageSettings, processor: Any
-) -> Dataset:
+def open_dataset(job: TrainJob, config: ExperimentConfig, settings: StageSettings, processor: Any) -> Dataset:
     """The stage's curated rows with their images, or with cached visual tokens."""
     from mgm_exp.data import ImageTextDataset, VisualTokens, read_records
     from mgm_exp.data.processor import InputsProcessor

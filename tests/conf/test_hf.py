@@ -70,7 +70,7 @@ def test_layers_of_other_names_may_be_adapted_in_other_models_only(compose: Comp
 
 
 def test_keys_of_other_models_are_refused_for_mgm(compose: Compose) -> None:
-    with pytest.raises(ConfigError, match="model.train_connector=true belongs to model=hf"):
+    with pytest.raises(ConfigError, match=r"model\.train_connector=true belongs to model=hf"):
         compose("model.train_connector=true")
 
 

@@ -57,10 +57,14 @@ def _parts(folder: Path, record: Mapping[str, Any], run: str | Path | None, base
 
     there = Path(run).expanduser() if run is not None else place("run")
     if there is None or not there.is_dir():
-        raise ModelError(f"{folder / 'merge.json'} names {there}, which does not exist.", advice="Say where with --run.")
+        raise ModelError(
+            f"{folder / 'merge.json'} names {there}, which does not exist.", advice="Say where with --run."
+        )
     found = hf_run(there, base or place("base"))
     if found is None:
-        raise ModelError(f"{there} is no run of a model of transformers, or its base is not there.", advice="Give --base.")
+        raise ModelError(
+            f"{there} is no run of a model of transformers, or its base is not there.", advice="Give --base."
+        )
     return found
 
 

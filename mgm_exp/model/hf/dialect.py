@@ -84,7 +84,8 @@ class ChatTemplate(Dialect):
 
     def conversation(self, turns: Turns, has_image: bool) -> Written:
         messages = [self._message(turn) for turn in turns]
-        if any(a["role"] == b["role"] for a, b in zip(messages, messages[1:], strict=False)):
+        roles = [message["role"] for message in messages]
+        if any(roles[i] == roles[i + 1] for i in range(len(roles) - 1)):
             raise UnusableRow("two turns in a row are from the same side")
         whole = self._render(messages)
         pieces: list[str] = []
@@ -132,8 +133,8 @@ class ChatTemplate(Dialect):
         upto = self._render(messages[: place + 1])
         if not (upto.startswith(prompt) and whole.startswith(upto)):
             raise BoundaryNotFound(
-                f"turn {place}: the model's chat template writes the beginning of a conversation in another way once it "
-                "goes on, so where the answer begins cannot be told"
+                f"turn {place}: the model's chat template writes the beginning of a conversation in another way once "
+                "it goes on, so where the answer begins cannot be told"
             )
         return len(prompt), len(upto)
 

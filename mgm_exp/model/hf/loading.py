@@ -1,4 +1,7 @@
-"""A folder that transformers wrote, as a model and a processor: from this disk, from safetensors, without foreign code."""
+"""A folder that transformers wrote, as a model and a processor.
+
+From this disk and from safetensors alone; code that lies in a folder is never run.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ def open_config(folder: Path) -> Any:
     if kind not in _known_types():
         foreign = " Its own code (auto_map) is never run." if "auto_map" in stated else ""
         raise ModelError(
-            f"{folder} holds a model of type {kind!r}, which is no image-text-to-text model of the transformers that is "
-            f"installed.{foreign}",
+            f"{folder} holds a model of type {kind!r}, which is no image-text-to-text model of the installed "
+            f"transformers.{foreign}",
             advice="model=hf takes folders that AutoModelForImageTextToText loads (LLaVA, PaliGemma, Qwen2-VL, ...).",
         )
     with _in_words(folder, "config.json"):

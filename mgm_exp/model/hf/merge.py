@@ -44,7 +44,9 @@ def hf_run(run: Path, base: str | Path | None = None) -> HfRun | None:
     """
     given = Path(base).expanduser() if base is not None else None
     if (run / "adapter_config.json").is_file():
-        named = given or Path(str(read_json(run / "adapter_config.json").get("base_model_name_or_path") or "")).expanduser()
+        named = (
+            given or Path(str(read_json(run / "adapter_config.json").get("base_model_name_or_path") or "")).expanduser()
+        )
         return HfRun(run, named, run, None) if is_hf_folder(named) else None
     section = _section(run)
     if section.get("family") != FAMILY:
@@ -53,7 +55,9 @@ def hf_run(run: Path, base: str | Path | None = None) -> HfRun | None:
     if (run / "model" / "config.json").is_file():
         return HfRun(run, base_folder if base_folder.is_dir() else None, None, run / "model")
     if not (run / "adapter" / "adapter_config.json").is_file():
-        raise ModelError(f"Run folder {str(run)!r} holds neither model/ nor adapter/.", advice="Let the run finish first.")
+        raise ModelError(
+            f"Run folder {str(run)!r} holds neither model/ nor adapter/.", advice="Let the run finish first."
+        )
     if not is_hf_folder(base_folder):
         raise ModelError(f"The base model of {run} is not in {base_folder}.", advice="Give it with --base.")
     return HfRun(run, base_folder, run / "adapter", None)
@@ -91,7 +95,10 @@ def merge_hf(
     with without_bars():
         model.save_pretrained(str(partial), max_shard_size=shard_bytes)
     copy_companions(source, partial)
-    facts = {n: read_json(parts.folder / f"{n}.json") if (parts.folder / f"{n}.json").is_file() else {} for n in ("result", "manifest")}
+    facts = {
+        n: read_json(parts.folder / f"{n}.json") if (parts.folder / f"{n}.json").is_file() else {}
+        for n in ("result", "manifest")
+    }
     write_atomic(partial / "README.md", _card(facts, (parts.base or source).name, parts, license_name))
     shards = sorted(path.name for path in partial.glob("*.safetensors"))
     others = sorted(p.name for p in partial.iterdir() if p.name not in ("lock", "unfinished.json", *shards))
@@ -140,7 +147,13 @@ def _card(facts: Mapping[str, Mapping[str, Any]], base: str, parts: HfRun, licen
     head |= {"library_name": "transformers", "tags": ["full-fine-tuning" if parts.adapter is None else "lora"]}
     metrics = dict(facts["result"].get("metrics") or {})
     data = facts["manifest"].get("data") or {}
-    lines = ["---", yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(), "---", f"# {base} fine-tuned", ""]
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False, allow_unicode=True).strip(),
+        "---",
+        f"# {base} fine-tuned",
+        "",
+    ]
     lines += ["```python", "from transformers import AutoModelForImageTextToText, AutoProcessor", ""]
     lines += ['model = AutoModelForImageTextToText.from_pretrained("FOLDER")', "```", "", f"- Base model: {base}"]
     if data:

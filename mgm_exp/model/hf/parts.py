@@ -16,7 +16,15 @@ from torch import nn
 from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.model.tensors import official_name
 
-_CONNECTORS = ("multi_modal_projector", "connector", "merger", "mm_projector", "aligner", "embed_vision", "modality_projection")
+_CONNECTORS = (
+    "multi_modal_projector",
+    "connector",
+    "merger",
+    "mm_projector",
+    "aligner",
+    "embed_vision",
+    "modality_projection",
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,11 @@ class Parts:
 
     @property
     def connector(self) -> frozenset[str]:
-        return frozenset(name for name in self.parameters if name.startswith(self.connectors)) if self.connectors else frozenset()
+        return (
+            frozenset(name for name in self.parameters if name.startswith(self.connectors))
+            if self.connectors
+            else frozenset()
+        )
 
     def counts(self) -> dict[str, int]:
         """Parameters of `llm`, `connector` and `vision` (the rest)."""

@@ -108,7 +108,9 @@ class HfProcessor:
         """Puts examples of :meth:`inputs` together, padded on the right; ``ids`` and ``image_count`` beside them."""
         batch = self._batch(examples, is_left=False)
         batch["ids"] = [str(example["id"]) for example in examples]
-        batch[IMAGE_COUNT] = sum(any(key not in _token_keys(example) for key in _tensors(example)) for example in examples)
+        batch[IMAGE_COUNT] = sum(
+            any(key not in _token_keys(example) for key in _tensors(example)) for example in examples
+        )
         return batch
 
     # -- asking --------------------------------------------------------------------------------------------------
@@ -134,7 +136,9 @@ class HfProcessor:
     def _dialect(self) -> Dialect:
         stops = [str(self.tokenizer.convert_ids_to_tokens(token)) for token in self.stop_token_ids]
         if not stops:
-            raise ModelError("Neither generation_config.json nor the tokenizer of the model names a token that ends text.")
+            raise ModelError(
+                "Neither generation_config.json nor the tokenizer of the model names a token that ends text."
+            )
         if getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None):
             if not self.tokenizer.is_fast:
                 raise ModelError(
@@ -164,7 +168,7 @@ class HfProcessor:
         except UnusableRow as error:
             raise ModelError(
                 f"The model's conversations cannot be learnt from: {error.message}.",
-                advice="Its chat template must write the beginning of a conversation in the same way however it goes on.",
+                advice="Its chat template must write a conversation's beginning in the same way however it goes on.",
             ) from error
         finally:
             self.model_max_length = limit
@@ -208,7 +212,9 @@ class HfProcessor:
 
     def _rows(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor) or not value.dim():
-            raise ModelError(f"{type(self.processor).__name__} makes a {type(value).__name__}, which cannot be batched.")
+            raise ModelError(
+                f"{type(self.processor).__name__} makes a {type(value).__name__}, which cannot be batched."
+            )
         return value
 
     def _cut(self, value: Any, length: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,19 @@ from mgm_exp.store import write_atomic
 
 ADAPTER_FILE = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
-_OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".msgpack", ".h5", ".onnx", ".py", ".index.json")
+_OF_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".msgpack",
+    ".h5",
+    ".onnx",
+    ".py",
+    ".index.json",
+)
 _OWN = ("config.json", "adapter_config.json", "README.md", "merge.json")
 
 
@@ -81,14 +92,7 @@ def save_hf_model(model: Any, folder: Path) -> None:
 def copy_companions(base: Path, folder: Path) -> None:
     """Copies what belongs to a model besides its weights: tokenizer, processor, generation settings, licence."""
     for path in sorted(base.iterdir()):
-        if path.is_file() and path.name not in _OWN and not path.name.startswith(".") and not path.name.endswith(_OF_WEIGHTS):
-            if path.resolve() != (folder / path.name).resolve():
-                shutil.copyfile(path, folder / path.name)
-
-
-def stated_type(folder: Path) -> Mapping[str, Any]:
-    """`model_type` and `architectures` of a folder, for records."""
-    from mgm_exp.model.folders import read_json
-
-    config = read_json(folder / "config.json")
-    return {key: config.get(key) for key in ("model_type", "architectures")}
+        is_companion = path.is_file() and path.name not in _OWN and not path.name.startswith(".")
+        target = folder / path.name
+        if is_companion and not path.name.endswith(_OF_WEIGHTS) and path.resolve() != target.resolve():
+            shutil.copyfile(path, target)

@@ -16,9 +16,7 @@ from .conftest import FAMILIES, picture
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_of_a_batch_are_those_of_each_question_alone(
-    family: str, folder_of: Callable[[str], Path]
-) -> None:
+def test_answers_of_a_batch_are_those_of_each_question_alone(family: str, folder_of: Callable[[str], Path]) -> None:
     model, _ = build_hf({"path": str(folder_of(family))}, device="cpu", dtype=None)
     with torch.no_grad():
         torch.manual_seed(0)
@@ -37,7 +35,9 @@ def test_answers_of_a_batch_are_those_of_each_question_alone(
     assert len({tuple(row) for row in together}) > 1
 
 
-def test_a_folder_that_samples_answers_greedily(folder_of: Callable[[str], Path], processor_of: Callable[..., Any]) -> None:
+def test_a_folder_that_samples_answers_greedily(
+    folder_of: Callable[[str], Path], processor_of: Callable[..., Any]
+) -> None:
     model, _ = build_hf({"path": str(folder_of("qwen2_vl"))}, device="cpu", dtype=None)
     assert model.generation_config.do_sample is False
     assert model.generation_config.repetition_penalty in (None, 1.0)

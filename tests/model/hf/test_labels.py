@@ -61,7 +61,9 @@ def test_labels_of_qwen_are_those_of_a_template_that_marks_answers(
 def test_labels_of_paligemma_are_those_of_its_own_processor(processor_of: Callable[..., Any]) -> None:
     processor = processor_of("paligemma")
     example = processor.inputs(TURNS[:2], picture())
-    own = processor.processor(text=["<image>What is it?"], suffix=["a red sign"], images=[picture()], return_tensors="pt")
+    own = processor.processor(
+        text=["<image>What is it?"], suffix=["a red sign"], images=[picture()], return_tensors="pt"
+    )
     for key in ("input_ids", "token_type_ids", "labels", "attention_mask"):
         assert torch.equal(example[key], own[key][0]), key
 
@@ -170,10 +172,10 @@ def test_a_template_without_exact_boundaries_is_refused(
         open_processor(folder)
 
 
-def test_a_token_over_the_beginning_of_an_answer_is_refused(
-    folder_of: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder = _with_template(folder_of("llava"), tmp_path / "model", LLAVA_TEMPLATE.replace("{{ 'ASSISTANT:' }}", "{{ 'ASSIS' }}"))
+def test_a_token_over_the_beginning_of_an_answer_is_refused(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = _with_template(
+        folder_of("llava"), tmp_path / "model", LLAVA_TEMPLATE.replace("{{ 'ASSISTANT:' }}", "{{ 'ASSIS' }}")
+    )
     with pytest.raises(ModelError, match="reaches over"):
         open_processor(folder)
 
@@ -186,7 +188,7 @@ def test_a_folder_without_an_end_of_text_is_refused(folder_of: Callable[[str], P
         values.pop("eos_token_id", None)
         values.pop("eos_token", None)
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(ModelError, match="ends text|eos_token"):
+    with pytest.raises(ModelError, match=r"ends text|eos_token"):
         open_processor(folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from train.conftest import MGM, experiment, full, lora, write_records
 
 from mgm_exp.config import AdapterConfig, AlignConfig, ExperimentConfig, ModelConfig, ModelFamily, plain
 from mgm_exp.errors import Interrupted
@@ -21,7 +22,6 @@ from mgm_exp.train import run_stage
 from mgm_exp.train.job import TrainJob
 from mgm_exp.train.metrics_file import read_rows
 
-from train.conftest import MGM, experiment, full, lora, write_records
 from .conftest import FAMILIES, TURNS, picture, turns_for
 
 
@@ -115,7 +115,10 @@ def test_a_stopped_stage_continues_bit_exact(folder_of: Callable[[str], Path], t
     summary = run_stage(stopped)
     assert summary.resumed_from
     kept = ("step", "loss", "grad_norm", "tokens")
-    steps = [[{key: row[key] for key in kept} for row in read_rows(job.metrics) if "event" not in row] for job in (whole, stopped)]
+    steps = [
+        [{key: row[key] for key in kept} for row in read_rows(job.metrics) if "event" not in row]
+        for job in (whole, stopped)
+    ]
     assert steps[0] == steps[1]
     first, second = ((job.out / "adapter" / "adapter_model.safetensors").read_bytes() for job in (whole, stopped))
     assert first == second
@@ -129,7 +132,9 @@ def test_two_processes_train_as_one_does(
     family = "paligemma" if zero == 3 else "qwen2_vl"  # zero=3 takes rows of one kind
     losses = []
     for devices in (1, 2):
-        config = config_of(family, folder_of(family), adapter, steps=3, devices=devices, zero=zero if devices == 2 else 0)
+        config = config_of(
+            family, folder_of(family), adapter, steps=3, devices=devices, zero=zero if devices == 2 else 0
+        )
         job = job_of(tmp_path / str(devices), family, replace(config, train=replace(config.train, micro_batch_size=1)))
         run_stage(job)
         losses.append([row["loss"] for row in read_rows(job.metrics)])

@@ -160,7 +160,7 @@ def paligemma(folder: Path) -> Path:
 
 def _qwen(folder: Path, config_class: Any, model_class: Any, vision: dict[str, Any], seed: int) -> Path:
     import torch
-    from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
+    from transformers import Qwen2VLImageProcessorPil
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
     special += ["<|image_pad|>", "<|video_pad|>"]
