@@ -61,7 +61,7 @@ class HeldOut:
         import torch
 
         found = [0.0] * len(self.questions)
-        was_training = model.training
+        modes = [(module, module.training) for module in model.modules()]  # frozen towers are not in training mode
         model.eval()
         try:
             with torch.no_grad():
@@ -71,7 +71,8 @@ class HeldOut:
                     for place, question, answer in zip(batch.questions, asked, answers, strict=True):
                         found[place] = self.benchmark.score(answer, question)
         finally:
-            model.train(was_training)
+            for module, was_training in modes:
+                module.training = was_training
         return found
 
     def _answers(self, model: Any, places: Sequence[int], images: Sequence[str]) -> list[str]:

@@ -57,9 +57,10 @@ def load_weights(config: ExperimentConfig, weights: Path | None, device: str) ->
     from mgm_exp.model import family_of
 
     family = family_of(config.model)
-    model = family.load_trained(config.model, weights, device=device, dtype=DTYPE[config.train.precision])
+    section = family.trained_section(config.model, weights)
+    model = family.load_trained(section, weights, device=device, dtype=DTYPE[config.train.precision])
     family.set_max_length(model, config.train.max_length)
-    return model, family.processor(config.model, config.train.max_length)
+    return model, family.processor(section, config.train.max_length)
 
 
 def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:

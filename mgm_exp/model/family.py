@@ -72,10 +72,18 @@ class Family(ABC):
         """Writes what a stage leaves below ``out``: one of :data:`CONNECTOR`, :data:`ADAPTER`, :data:`MODEL`."""
 
     @abstractmethod
+    def trained_section(self, section: ModelConfig, weights: Path | None) -> ModelConfig:
+        """The section that describes what a stage left: the base's, or the whole model's where all was trained."""
+
+    @abstractmethod
     def load_trained(
         self, section: ModelConfig, weights: Path | None, *, device: Any, dtype: str | torch.dtype | None
     ) -> Any:
-        """The model with what a stage left in ``weights`` (None: the base), in eval mode."""
+        """The model with what a stage left in ``weights`` (None: the base), in eval mode.
+
+        Args:
+            section: As :meth:`trained_section` gives it.
+        """
 
 
 def family_of(section: ModelConfig) -> Family:

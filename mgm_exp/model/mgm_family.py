@@ -82,14 +82,17 @@ class MgmFamily(Family):
         else:
             save_adapter(model, out / ADAPTER)
 
+    def trained_section(self, section: ModelConfig, weights: Path | None) -> ModelConfig:
+        if weights is None or not (weights / MODEL).is_dir():
+            return section
+        # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
+        return replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
+
     def load_trained(
         self, section: ModelConfig, weights: Path | None, *, device: Any, dtype: str | torch.dtype | None
     ) -> Any:
         from mgm_exp.model.adapters import load_adapter, load_connector
 
-        if weights is not None and (weights / MODEL).is_dir():
-            # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
-            section = replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
         model, _ = self.build(section, device=device, dtype=dtype)
         if weights is not None and (weights / ADAPTER).is_dir():
             load_adapter(model, weights / ADAPTER)

@@ -47,9 +47,8 @@ def sizes_of_other(path: str, stamp: int) -> Architecture:
         else:
             renamed = f"model.vision_tower.{name}"
         shapes[renamed] = tuple(parameter.shape)
-    missing = [
-        name for name in _LINEARS if not any(key.startswith("model.layers.0.") and f".{name}." in key for key in shapes)
-    ]
+    block = [key for key in shapes if key.startswith("model.layers.0.")]
+    missing = [name for name in _LINEARS if not any(f".{name}." in key for key in block)]
     if missing:
         raise ModelError(
             f"{folder}: a block of the language model has no {', '.join(missing)}, and memory is followed through these "

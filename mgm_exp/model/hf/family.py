@@ -63,13 +63,15 @@ class HfFamily(Family):
         else:
             save_hf_adapter(model, out / ADAPTER)
 
+    def trained_section(self, section: ModelConfig, weights: Path | None) -> ModelConfig:
+        is_whole = weights is not None and (weights / MODEL).is_dir()
+        return replace(section, path=str(weights / MODEL)) if weights is not None and is_whole else section
+
     def load_trained(
         self, section: ModelConfig, weights: Path | None, *, device: Any, dtype: str | torch.dtype | None
     ) -> Any:
         from mgm_exp.model.hf.saving import load_hf_adapter
 
-        if weights is not None and (weights / MODEL).is_dir():
-            section = replace(section, path=str(weights / MODEL))
         model, _ = self.build(section, device=device, dtype=dtype)
         if weights is not None and (weights / ADAPTER).is_dir():
             load_hf_adapter(model, weights / ADAPTER)

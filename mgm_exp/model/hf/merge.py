@@ -89,7 +89,7 @@ def merge_hf(
     if parts.adapter is not None:
         from peft import PeftModel
 
-        wrapped = PeftModel.from_pretrained(model, str(parts.adapter))
+        wrapped: Any = PeftModel.from_pretrained(model, str(parts.adapter))
         adapted = sum(".lora_A." in name for name, _ in wrapped.named_parameters())
         model = wrapped.merge_and_unload(safe_merge=True)
     with without_bars():

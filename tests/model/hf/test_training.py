@@ -180,3 +180,23 @@ def test_a_merged_run_is_one_folder_that_transformers_loads_and_check_proves(
     wrong = {finding.name for finding in check_merged(tmp_path / "merged") if finding.holds is not True}
     assert wrong == {"SHA-256 of shards", "logits of merged and base + adapter"}
     assert "PaliGemma" in json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"][0]
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients(
+    folder_of: Callable[[str], Path], processor_of: Callable[..., Any]
+) -> None:
+    from mgm_exp.model.hf.trainable import put_adapter_on, set_trainable, training_mode
+
+    processor = processor_of("llava")
+    batch = processor.collate([{"id": "x", **processor.inputs(TURNS, picture())}])
+    gradients = []
+    for again in (False, True):
+        section = {"path": str(folder_of("llava")), "gradient_checkpointing": again}
+        model, _ = build_hf(section, device="cpu", dtype=None)
+        set_trainable(model, put_adapter_on(model, lora(), 0), lora(), False)
+        training_mode(model)
+        assert not any(module.training for module in model.model.vision_tower.modules())
+        HfLossModule(model)(batch).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-7) for name in gradients[0])
+    assert any(gradient.abs().sum() > 0 for gradient in gradients[0].values())
