@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mgm_exp.data.images import ImageFault, open_image
 from mgm_exp.data.processor import InputsProcessor
 from mgm_exp.data.records import Record
-from mgm_exp.errors import DataError
+from mgm_exp.errors import DataError, UnusableRow
 
 
 class WholeInputsDataset(Dataset[dict[str, Any]]):
@@ -66,7 +66,13 @@ class WholeInputsDataset(Dataset[dict[str, Any]]):
                     f"{self.image_root}; it could when the data was curated.",
                     advice="Put the file back, or give the command again: changed data is curated anew.",
                 ) from fault
-        return {"id": record.id, **self.processor.inputs(record.turns(), image)}
+        try:
+            return {"id": record.id, **self.processor.inputs(record.turns(), image)}
+        except UnusableRow as error:
+            raise DataError(
+                f"Record {record.id} cannot be trained on: {error.message}.",
+                advice="Curation left such rows out; was the model's folder or an image changed since?",
+            ) from error
 
 
 def image_size(root: Path | str, relative: str) -> tuple[int, int]:

@@ -51,8 +51,8 @@ def sizes_of_other(path: str, stamp: int) -> Architecture:
     missing = [name for name in _LINEARS if not any(f".{name}." in key for key in block)]
     if missing:
         raise ModelError(
-            f"{folder}: a block of the language model has no {', '.join(missing)}, and memory is followed through these "
-            f"layers, so it cannot be planned. It has {sum(parts.parameters.values()):,} parameters.",
+            f"{folder}: a block of its language model has no {', '.join(missing)}, through which memory is followed, "
+            f"so it cannot be planned. The model has {sum(parts.parameters.values()):,} parameters.",
             advice="Begin with a small train.micro_batch_size and read peak_memory_gib in result.json.",
         )
     heads = int(text.num_attention_heads)

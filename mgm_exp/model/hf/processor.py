@@ -207,7 +207,10 @@ class HfProcessor:
         words: dict[str, Any] = {**self.dialect.keywords(written.text), "return_tensors": "pt"}
         if written.suffix is not None:
             words["suffix"] = [written.suffix]
-        made = self.processor(text=[written.text], images=None if image is None else [image], **words)
+        try:
+            made = self.processor(text=[written.text], images=None if image is None else [image], **words)
+        except ValueError as error:  # an image that is too long and narrow for Qwen's, ...
+            raise UnusableRow(f"the model's processor refuses the row: {error}") from error
         return {key: value for key, value in made.items() if key != "labels"}
 
     def _rows(self, value: Any) -> Tensor:
