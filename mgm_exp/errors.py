@@ -53,6 +53,30 @@ class DataError(UserError):
     """A dataset, a row or an image that cannot be used."""
 
 
+class UnusableRow(DataError):
+    """A row that a model's processor cannot take; ``kind`` is one of :data:`mgm_exp.data.kinds.ROW_KINDS`."""
+
+    kind = "unsupported_row"
+
+
+class SpecialTokenInText(UnusableRow):
+    """A text that holds a special token of the tokenizer: it would act instead of being read."""
+
+    kind = "special_token"
+
+
+class BoundaryNotFound(UnusableRow):
+    """A conversation in which it cannot be told exactly which tokens an answer consists of."""
+
+    kind = "no_boundary"
+
+
+class ImageTruncated(UnusableRow):
+    """A conversation whose image does not fit into the longest sequence."""
+
+    kind = "image_truncated"
+
+
 class ModelError(UserError):
     """A checkpoint or a model folder that cannot be used."""
 

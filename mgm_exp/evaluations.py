@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp import stages
-from mgm_exp.config import ExperimentConfig, plain
+from mgm_exp.config import ExperimentConfig, ModelFamily, plain
 from mgm_exp.evaluation import Evaluation
 from mgm_exp.preflight import Preflight
 from mgm_exp.scoring import Asked
@@ -108,7 +108,8 @@ def _entries(evaluation: Evaluation, found: Preflight) -> Iterator[_Entry]:
     from mgm_exp import evaluate
 
     weights = evaluation.trained.weights()
-    if not evaluate.shares_base(weights.path if weights else None):
+    is_mgm = evaluation.config.model.family is ModelFamily.mgm
+    if not is_mgm or not evaluate.shares_base(weights.path if weights else None):
         return
     for name in evaluation.config.eval.benchmarks:
         benchmark = evaluation.benchmark(name, found)

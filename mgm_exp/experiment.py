@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from mgm_exp import stages
-from mgm_exp.config import AdapterKind, ExperimentConfig, plain
+from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
 from mgm_exp.errors import Interrupted, MgmError, Pruned
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
@@ -156,6 +156,8 @@ class Experiment:
 
     def _align(self, found: Preflight, curated: StageOutput) -> StageOutput | None:
         """Stage 1: projector and mining learn to speak to the LLM, on captions."""
+        if self.config.model.family is ModelFamily.hf:
+            return None
         if self.config.train.align.max_steps == 0:
             self.recorder.say("align: skipped (train.align.max_steps=0); the checkpoint's connector is used as it is")
             return None

@@ -10,7 +10,17 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgm_exp.config import Attention, CaptionEngine, CaptionPolicy, Device, ExperimentConfig, Precision, RecipeEngine
+from mgm_exp.config import (
+    LEFT_OUT,
+    Attention,
+    CaptionEngine,
+    CaptionPolicy,
+    Device,
+    ExperimentConfig,
+    ModelFamily,
+    Precision,
+    RecipeEngine,
+)
 from mgm_exp.data import source_fingerprint
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.data.stages import Origin, user_origins
@@ -58,13 +68,18 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         _check_precision(config, device)
         _check_benchmarks(config)
     folder = model_folder(config)
+    of_family = _check_family(config, folder)
     data = config.data
     own = user_origins(config)
     needs_demo = len(own) < 2 or ("demo" in asked_benchmarks(config) and not is_data_only)
     captioner = None
     if data.recaption and data.recaptioned_path is None:
         captioner = _captioner_fingerprint(config)
-    notes = [f"device: {device}, {config.devices} process(es)", f"model: {config.model.name} from {folder.name}/"]
+    notes = [
+        f"device: {device}, {config.devices} process(es)",
+        f"model: {config.model.name} from {folder.name}/",
+        *of_family,
+    ]
     if config.model.path is None and config.model.name == "tiny":
         notes.append("this is a demo: the tiny model and its data are generated; its scores say nothing of MGM-2B")
     if own and "demo" in config.eval.benchmarks and not is_data_only:
@@ -184,6 +199,15 @@ def _check_backbone(name: str, folder: Path) -> None:
             f"which is built on {found.name.capitalize()}.",
             advice=f"Use model={' or model='.join(fitting)}, or give the folder of {known.title}.",
         )
+
+
+def _check_family(config: ExperimentConfig, folder: Path) -> list[str]:
+    """A model of transformers is looked at before anything is computed; what a run of it goes without is said once."""
+    if config.model.family is not ModelFamily.hf:
+        return []
+    from mgm_exp.model.hf.preflight import check_hf
+
+    return [*check_hf(config, folder), f"not part of a run with model=hf: {LEFT_OUT}"]
 
 
 def _check_packages(config: ExperimentConfig, device: str) -> None:

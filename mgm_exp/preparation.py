@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mgm_exp import stages
-from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig
+from mgm_exp.config import CaptionEngine, CaptionPolicy, ExperimentConfig, ModelFamily
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.preflight import Preflight
 from mgm_exp.store import StageOutput
@@ -108,7 +108,8 @@ class Preparation:
                 tell,
             ),
         )
-        for sentence in data.in_words(curated.meta):
+        is_one_stage = config.model.family is ModelFamily.hf
+        for sentence in data.in_words(curated.meta, ("instruct",) if is_one_stage else ("align", "instruct")):
             self.say(sentence)
         return Prepared(curated, demo_path, captions, values, data.origins(config, demo_path, new_captions))
 
@@ -152,9 +153,11 @@ class Preparation:
         from mgm_exp import model
 
         train = self.config.train
+        family = model.family_of(self.config.model)
+        if self.config.model.family is ModelFamily.hf:
+            return dict.fromkeys(("align", "instruct"), family.processor(self.config.model, train.max_length))
         lengths = {"align": train.align.max_length, "instruct": train.max_length}
-        source = model.source_of_section(vars(self.config.model))
-        return {stage: model.processor_of(source, length, stage) for stage, length in lengths.items()}
+        return {stage: family.processor(self.config.model, length, stage) for stage, length in lengths.items()}
 
 
 def _key(output: StageOutput | None) -> str | None:

@@ -372,15 +372,14 @@ class Replay:
 
     def _samples(self, job: TrainJob, step: int) -> tuple[str, ...]:
         """Ids of the samples of a step, as the replay's rows have them."""
-        from mgm_exp.model.folders import source_of_section
-        from mgm_exp.model.processor import processor_of
+        from mgm_exp.model import family_of
         from mgm_exp.train.assemble import open_dataset, open_plan
         from mgm_exp.train.job import stage_settings
         from mgm_exp.train.ranks import Ranks
 
         config = job.experiment()
         settings = stage_settings(config, job.stage)
-        processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
+        processor = family_of(config.model).processor(config.model, settings.max_length, job.stage)
         dataset = open_dataset(job, config, settings, processor)
         plan = open_plan(dataset, settings, Ranks.alone(config.device))
         return tuple(dataset.records[i].id for i in plan.global_batch(step - 1))

@@ -16,6 +16,7 @@ from mgm_exp.config import (
     CaptionPolicy,
     ExperimentConfig,
     GuardAction,
+    ModelFamily,
     adapter_key,
     plain,
     trains_towers,
@@ -164,6 +165,7 @@ def curate_payload(
         "max_samples": data.max_samples,
         "max_length": [config.train.align.max_length, config.train.max_length],
         "model": sources.model,
+        **_of_family(config),
     }
 
 
@@ -203,7 +205,8 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     if config.train.early_stopping.patience is None:  # validation points change nothing of the training
         section.pop("validation")
         section.pop("early_stopping")
-    if config.train.freeze_connector:
+    is_hf = config.model.family is ModelFamily.hf
+    if config.train.freeze_connector or (is_hf and not config.model.train_connector):
         section.pop("projector_lr")
     for key in ("optimize_vision_tower", "optimize_vision_tower_aux"):
         if not section[key]:
@@ -215,6 +218,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
         "curate": curate,
         "adapter": adapter_key(config.adapter),
         "section": _length_of_training(section),
+        **({"train_connector": config.model.train_connector} if is_hf else {}),
         **_run(config, sources),
     }
 
@@ -236,6 +240,7 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
         "hidden_activation": config.model.hidden_activation,
         "attention": sources.attention,
         "device": sources.device,
+        **_of_family(config),
     }
 
 
@@ -254,12 +259,20 @@ def _run(config: ExperimentConfig, sources: Sources) -> Payload:
             "gradient_checkpointing": config.model.gradient_checkpointing,
             **_kernels(config),
         },
+        **_of_family(config),
     }
 
 
 def _kernels(config: ExperimentConfig) -> Payload:
     """Deterministic kernels add up in another order, so their bits are others."""
     return {"deterministic": True} if config.train.deterministic else {}
+
+
+def _of_family(config: ExperimentConfig) -> Payload:
+    """What only models of transformers have; nothing for MGM, whose keys stay what they were."""
+    if config.model.family is ModelFamily.mgm:
+        return {}
+    return {"family": config.model.family.value}
 
 
 def _shared_optimizer(config: ExperimentConfig) -> Payload:

@@ -195,6 +195,7 @@ def _of_checkpoint(
 ) -> ExperimentConfig:
     """A configuration that scores a checkpoint as it is, in the arithmetic that its base's config.json names."""
     from mgm_exp.model.folders import read_json
+    from mgm_exp.model.hf.loading import is_hf_folder
 
     if not benchmarks:
         raise ConfigError(f"{folder} is a checkpoint, which names no benchmarks.", advice="Give --benchmarks a,b.")
@@ -213,6 +214,8 @@ def _of_checkpoint(
         if given.get("device") == "cpu" or not torch.cuda.is_available():
             precision = Precision.fp32  # which holds every fp16 value, and a CPU can compute with
     before = [f"train.precision={precision.value}"]
+    if "model" not in given and is_hf_folder(folder):
+        before.insert(0, "model=hf")
     towers = {"vision_tower": source.vision_tower, "vision_tower_aux": source.vision_tower_aux}
     before += [f"model.{key}={quoted(str(place))}" for key, place in towers.items() if place is not None]
     after = [f"model.path={quoted(str(source.folder))}", f"eval.benchmarks=[{','.join(benchmarks)}]"]

@@ -22,6 +22,7 @@ from mgm_exp.config import (
     ExperimentConfig,
     LimitsConfig,
     ModelConfig,
+    ModelFamily,
     ModelLimitsConfig,
     PathsConfig,
     Precision,
@@ -76,6 +77,8 @@ AFFECTS: dict[str, set[str]] = {
     "model.attn_implementation": NOTHING,
     "model.hidden_activation": TRAINED | {"evaluate"},
     "model.gradient_checkpointing": TRAINED,
+    "model.family": TRAINED | {"curate", "evaluate"},
+    "model.train_connector": NOTHING,  # of MGM; see below for other models
     "data.name": NOTHING,
     "data.path": NOTHING,
     "data.image_root": NOTHING,
@@ -342,6 +345,7 @@ OTHER = {
     "launch.machines": "here",
     "launch.remote_shell": ["rsh"],
     "model.attn_implementation": "eager",
+    "model.family": "hf",
     "plan.device": "a10",
     "sweep.constraints": ["adapter.rank <= 8"],
     "sweep.direction": "minimize",
@@ -488,6 +492,15 @@ def test_what_a_guard_may_do_to_the_weights_belongs_to_the_key(policy: str, keys
             before, after = keys(acting), keys(other)
             affected = {stage for stage in before if before[stage] != after[stage]}
             assert affected == (TRAINED if key in keys_of_it else set()), key
+
+
+def test_what_is_trained_of_another_model_changes_its_instruct_stage() -> None:
+    other = replace(base(), model=replace(base().model, family=ModelFamily.hf))
+    connector = replace(other, model=replace(other.model, train_connector=True))
+    rate = replace(other, train=replace(other.train, projector_lr=0.5))
+    before = keys(other)
+    assert {stage for stage, key in keys(connector).items() if key != before[stage]} == {"instruct"}
+    assert keys(rate) == before  # nothing of it is trained at that rate
 
 
 def _captioned(**settings: Any) -> ExperimentConfig:

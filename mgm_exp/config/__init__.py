@@ -24,6 +24,7 @@ from mgm_exp.config.choices import (
     GuardAction,
     LossNorm,
     Machines,
+    ModelFamily,
     Offload,
     Precision,
     PrunerName,
@@ -83,6 +84,7 @@ from mgm_exp.config.faults import (
     NAME,
     validate,
 )
+from mgm_exp.config.hf import LEFT_OUT
 from mgm_exp.config.model import (
     BOTTLENECK_PLACES,
     LINEAR_LAYERS,
@@ -121,6 +123,7 @@ __all__ = [
     "BOTTLENECK_PLACES",
     "CORPUS_SCORES",
     "JUDGE_URL",
+    "LEFT_OUT",
     "LINEAR_LAYERS",
     "NAME",
     "PERCENTILE",
@@ -170,6 +173,7 @@ __all__ = [
     "MmeConfig",
     "MmmuConfig",
     "ModelConfig",
+    "ModelFamily",
     "ModelLimitsConfig",
     "Offload",
     "PathsConfig",

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mgm_exp.config.as_json import plain
-from mgm_exp.config.choices import AdapterInit, AdapterKind, Device
+from mgm_exp.config.choices import AdapterInit, AdapterKind, Device, ModelFamily
 from mgm_exp.config.model import BOTTLENECK_PLACES, LINEAR_LAYERS, READS, AdapterConfig
 from mgm_exp.config.train import trains_towers
 
@@ -22,7 +22,7 @@ def adapter_faults(config: ExperimentConfig) -> Iterator[str]:
     """Every fault, in words: what was given, what is allowed, what to do."""
     adapter = config.adapter
     yield from _unread(adapter)
-    yield from _ranges(adapter)
+    yield from _ranges(adapter, knows_layers=config.model.family is ModelFamily.mgm)
     if adapter.kind is AdapterKind.lora:
         yield from _lora(adapter)
     if adapter.kind is AdapterKind.adalora:
@@ -53,7 +53,7 @@ def _unread(adapter: AdapterConfig) -> Iterator[str]:
         )
 
 
-def _ranges(adapter: AdapterConfig) -> Iterator[str]:
+def _ranges(adapter: AdapterConfig, *, knows_layers: bool) -> Iterator[str]:
     reads = READS[adapter.kind]
     what = {AdapterKind.lora: "a LoRA adapter", AdapterKind.bottleneck: "a bottleneck (its width)"}
     if "rank" in reads and adapter.rank < 1:
@@ -64,7 +64,7 @@ def _ranges(adapter: AdapterConfig) -> Iterator[str]:
         yield f"adapter.tokens={adapter.tokens} must be 1 or above: it is the number of learnt tokens"
     if "target_modules" in reads:
         allowed = BOTTLENECK_PLACES if adapter.kind is AdapterKind.bottleneck else LINEAR_LAYERS
-        wrong = [name for name in adapter.target_modules if name not in allowed]
+        wrong = [name for name in adapter.target_modules if knows_layers and name not in allowed]
         if wrong or not adapter.target_modules:
             yield f"adapter.target_modules={adapter.target_modules}; allowed are {list(allowed)}, at least one"
 

@@ -14,6 +14,13 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class ModelFamily(Enum):
+    """``mgm``: Mini-Gemini, in two stages. ``hf``: an image-text-to-text model of transformers, instruct stage only."""
+
+    mgm = "mgm"
+    hf = "hf"
+
+
 class AdapterKind(Enum):
     """What of the language model is trained in the instruct stage."""
 

@@ -23,6 +23,7 @@ from mgm_exp.config.choices import (
 )
 from mgm_exp.config.data import PERCENTILE, RECIPE_OPERATORS
 from mgm_exp.config.evaluate import BENCHMARKS, CORPUS_SCORES, JUDGE_URL, SCORES
+from mgm_exp.config.hf import hf_faults
 from mgm_exp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,14 +48,9 @@ def validate(config: ExperimentConfig) -> None:
 
 
 def _faults(config: ExperimentConfig) -> Iterator[str]:
-    named = list(_range_faults(config))
-    yield from named
-    # 1e400 and nan are numbers to YAML; no key means anything by them.
-    for key, value in _not_finite(plain(config)):
-        if not any(fault.startswith(f"{key}=") for fault in named):
-            yield f"{key}={value} must be a finite number"
     yield from _view_faults(config.model)
     yield from adapter_faults(config)
+    yield from hf_faults(config)
     yield from _batch_faults(config)
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not NAME.fullmatch(name):

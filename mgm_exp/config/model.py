@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from mgm_exp.config.as_json import plain
-from mgm_exp.config.choices import AdapterInit, AdapterKind, Attention
+from mgm_exp.config.choices import AdapterInit, AdapterKind, Attention, ModelFamily
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -34,6 +34,10 @@ class ModelConfig:
     image_size_aux: int | None = None
     # Recomputes activations in the backward pass: about a third more compute for several GB less memory.
     gradient_checkpointing: bool = False
+    # mgm: Mini-Gemini. hf: any image-text-to-text model of transformers (model=hf), which has no align stage.
+    family: ModelFamily = ModelFamily.mgm
+    # Of model=hf with adapter=full: the connector between vision tower and LLM is trained too, at train.projector_lr.
+    train_connector: bool = False
 
 
 @dataclass

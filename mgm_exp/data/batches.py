@@ -15,7 +15,7 @@ import math
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -188,12 +188,12 @@ def collate(examples: Sequence[Mapping[str, Any]], pad_id: int, max_length: int 
 class _MicroBatches(Dataset[Any]):
     """Reads whole micro-batches; an error of the user's making is handed over as a value, so that it stays readable."""
 
-    def __init__(self, dataset: Any, pad_id: int) -> None:
-        self.dataset, self.pad_id = dataset, pad_id
+    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Batch]) -> None:
+        self.dataset, self.collate = dataset, collate
 
     def __getitem__(self, indices: list[int]) -> Batch | MgmError:
         try:
-            return collate([self.dataset[i] for i in indices], self.pad_id)
+            return self.collate([self.dataset[i] for i in indices])
         except MgmError as error:
             return error
 
@@ -221,6 +221,7 @@ class StepLoader:
         workers: Processes that read ahead; 0: read when asked.
         pad_id: Token that fills up rows.
         pin_memory: Puts tensors where a GPU can fetch them directly.
+        collate_with: Puts samples together; None: :func:`collate`.
 
     Raises:
         DataError: (while iterating) a sample cannot be read; its id and the reason are named.
@@ -235,10 +236,12 @@ class StepLoader:
         pad_id: int = 0,
         pin_memory: bool = False,
         stop_step: int | None = None,
+        collate_with: Callable[[list[Any]], Batch] | None = None,
     ) -> None:
         self.dataset, self.plan, self.start_step = dataset, plan, start_step
         self.stop_step = plan.n_steps if stop_step is None else stop_step
-        self.workers, self.pad_id, self.pin_memory = workers, pad_id, pin_memory
+        self.workers, self.pin_memory = workers, pin_memory
+        self.collate_with = collate_with or (lambda examples: collate(examples, pad_id))
 
     def __len__(self) -> int:
         """Steps that are left."""
@@ -251,7 +254,7 @@ class StepLoader:
             _start_reader(parent)
 
         loader: DataLoader[Any] = DataLoader(
-            _MicroBatches(self.dataset, self.pad_id),
+            _MicroBatches(self.dataset, self.collate_with),
             batch_size=None,
             sampler=_Order(self.plan, self.start_step, self.stop_step),
             num_workers=self.workers,

@@ -32,12 +32,13 @@ from mgm_exp.data.formats import Row, RowReader, read_rows
 from mgm_exp.data.image_checks import ImageChecks
 from mgm_exp.data.image_table import Verdicts
 from mgm_exp.data.kinds import FATAL_KINDS
-from mgm_exp.data.processor import IGNORE_INDEX, Processor, merged_length, supervised_tokens
+from mgm_exp.data.processor import IGNORE_INDEX, InputsProcessor, Processor, merged_length, supervised_tokens
 from mgm_exp.data.recipe import Limits
 from mgm_exp.data.records import BadRow, Record, json_line, read_records
 from mgm_exp.data.reports import REPORT, CurationReport, StageReport
 from mgm_exp.data.text_faults import text_faults
-from mgm_exp.errors import DataError
+from mgm_exp.data.whole_inputs import image_size
+from mgm_exp.errors import DataError, UnusableRow
 from mgm_exp.store import disk_full_named, hard_link_or_copy, write_json_atomic
 
 REJECTED = "rejected.jsonl"
@@ -99,7 +100,7 @@ class Source:
 
     path: Path
     image_root: Path
-    processor: Processor
+    processor: Processor | InputsProcessor
     recaptioned: Recaptioned | None = None
     name: str | None = None
     selection: Selection = field(default_factory=Selection)
@@ -114,7 +115,7 @@ class Source:
             and self.recaptioned == other.recaptioned
             and self.selection == other.selection
             and mine.model_max_length == theirs.model_max_length
-            and mine.n_visual_tokens == theirs.n_visual_tokens
+            and (mine is theirs or _visual_tokens(mine) == _visual_tokens(theirs))
         )
 
 
@@ -318,14 +319,13 @@ class _StageCuration:
 
     def _count_tokens(self, row: Row, record: Record) -> BadRow | None:
         """Counts what is learnt of a record; a BadRow if it is nothing."""
-        processor = self.source.processor
-        encoded = processor.encode(record.turns(), has_image=record.image is not None)
-        ids, labels = encoded["input_ids"], encoded["labels"]
-        n_visual, limit = processor.n_visual_tokens, processor.model_max_length
-        supervised = supervised_tokens(ids, labels, n_visual, limit)
-        length = merged_length(ids, n_visual)
+        limit = self.source.processor.model_max_length
+        try:
+            length, supervised, has_label = self._measured(record)
+        except UnusableRow as error:
+            return row.bad(error.kind, error.message)
         if supervised == 0:
-            if any(label != IGNORE_INDEX for label in labels) or length >= limit:
+            if has_label or length >= limit:
                 return row.bad("labels_truncated", f"{length} tokens with the image; max_length is {limit}")
             return row.bad("no_label", "the chat template masks every token: does the text hold its markers?")
         self.supervised += supervised
@@ -333,6 +333,17 @@ class _StageCuration:
         self.truncated += length > limit
         self.lengths.append(length)
         return None
+
+    def _measured(self, record: Record) -> tuple[int, int, bool]:
+        """Tokens of a record with its image, those that are learnt after truncation, and whether any could be."""
+        processor = self.source.processor
+        if isinstance(processor, InputsProcessor):
+            size = None if record.image is None else image_size(self.checks.root, record.image)
+            return processor.measure(record.turns(), size)
+        encoded = processor.encode(record.turns(), has_image=record.image is not None)
+        ids, labels, n_visual = encoded["input_ids"], encoded["labels"], processor.n_visual_tokens
+        supervised = supervised_tokens(ids, labels, n_visual, processor.model_max_length)
+        return merged_length(ids, n_visual), supervised, any(label != IGNORE_INDEX for label in labels)
 
     def _reject(self, bad: BadRow, record: Record | None = None) -> None:
         self.fates.rejected(bad, record)
@@ -438,6 +449,11 @@ def _entry(row: Row) -> Entry:
     if any(text_faults(turn.text) for turn in record.conversations):
         changes.append(DAMAGED_TEXT)
     return record, changes
+
+
+def _visual_tokens(processor: Processor | InputsProcessor) -> int | None:
+    """Embeddings of one image; None where that depends on the image."""
+    return None if isinstance(processor, InputsProcessor) else processor.n_visual_tokens
 
 
 class _InOrder:

@@ -28,7 +28,14 @@ EXAMPLES_FILE = "examples.json"
 EXAMPLES = 8
 """Rows that are kept of each step for the gallery."""
 
-_UNTRAINABLE = ("no_label", "labels_truncated")
+_UNTRAINABLE = (
+    "no_label",
+    "labels_truncated",
+    "image_truncated",
+    "special_token",
+    "no_boundary",
+    "unsupported_row",
+)
 
 
 def step_of(kind: str) -> str:

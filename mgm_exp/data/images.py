@@ -97,6 +97,17 @@ def open_image(root: Path | str, relative: str, max_megapixels: float) -> Image.
         return _rgb(image)
 
 
+def read_size(root: Path | str, relative: str) -> tuple[int, int]:
+    """Width and height of an image, from its header: as :func:`open_image` would decode it.
+
+    Raises:
+        ImageFault: the file cannot be read, or is no image.
+    """
+    content = read_image_file(root, relative)
+    with _decoding(), _open(content, float("inf")) as image:
+        return image.size
+
+
 def probe_image(root: Path | str, relative: str, max_megapixels: float) -> ImageInfo:
     """Checks all that :func:`open_image` needs and decodes the whole file, at lower resolution where that is faster.
 

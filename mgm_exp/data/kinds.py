@@ -41,6 +41,10 @@ ROW_KINDS: dict[str, str] = {
     "unsupported_media": "the row holds video or audio",
     "no_label": "no token of the row would be learnt: its text holds markers of the chat template",
     "labels_truncated": "every answer lies beyond the longest sequence (max_length), so nothing would be learnt",
+    "image_truncated": "the image's tokens do not fit into the longest sequence (max_length)",
+    "special_token": "a text holds a special token of the model's tokenizer, which would act and not be read",
+    "no_boundary": "where an answer begins and ends cannot be found exactly in the model's chat template",
+    "unsupported_row": "the model takes no such row (several turns, or no image)",
 }
 """Faults of what a row says."""
 
@@ -84,6 +88,7 @@ ADVICE: dict[str, str] = {
     "foreign_token": "--fix removes <|__dj__eoc|>, and leaves the row out for any other token",
     "no_label": "take the template's markers out of the text",
     "labels_truncated": "raise train.max_length, or shorten the row",
+    "image_truncated": "raise train.max_length, or scale the image down",
     "missing": "check the image root (--images); --fix leaves the row out",
     "outside_root": "check the image root (--images), or move the image below it; --fix leaves the row out",
     "too_large": "scale the image down, or raise --max-megapixels; --fix leaves the row out",

@@ -6,10 +6,11 @@ The processor itself belongs to the model room and is passed in: data never impo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 IGNORE_INDEX = -100
 """Label of a token that is not learnt."""
@@ -33,6 +34,23 @@ class Processor(Protocol):
     def pixels(self, image: Image.Image, aspect: str = "pad") -> tuple[Any, Any]: ...
 
     def no_pixels(self) -> tuple[Any, Any]: ...
+
+
+@runtime_checkable
+class InputsProcessor(Protocol):
+    """A processor that makes all of a model's inputs at once, whatever they are called: those of transformers.
+
+    How many tokens an image becomes may depend on its size. ``inputs`` and ``measure`` raise
+    :class:`mgm_exp.errors.UnusableRow` for a row that the model cannot take.
+    """
+
+    model_max_length: int
+
+    def inputs(self, turns: Sequence[Mapping[str, str]], image: Image.Image | None) -> dict[str, Tensor]: ...
+
+    def measure(self, turns: Sequence[Mapping[str, str]], size: tuple[int, int] | None) -> tuple[int, int, bool]: ...
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]: ...
 
 
 def merged_length(input_ids: Sequence[int], n_visual: int) -> int:

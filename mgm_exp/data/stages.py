@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.config import DataConfig, ExperimentConfig, RecipeEngine
+from mgm_exp.config import DataConfig, ExperimentConfig, ModelFamily, RecipeEngine
 from mgm_exp.data.augmentation import Augmentation
 from mgm_exp.data.caption_choice import CaptionChoice, is_answer_row
 from mgm_exp.data.captioner import captioner_accuracy
@@ -58,6 +58,8 @@ def user_origins(config: ExperimentConfig) -> dict[str, Origin]:
         found["instruct"] = _origin("data.instruct", data.instruct.path, data.instruct.image_root)
     elif "align" in found:
         found["instruct"] = found["align"]
+    if config.model.family is ModelFamily.hf and "instruct" in found:
+        found["align"] = found["instruct"]  # no stage reads them; so they are not read, checked or counted twice
     return found
 
 
@@ -71,8 +73,10 @@ def origins(config: ExperimentConfig, demo: Path | None, captions: Path | None =
     """
     found = user_origins(config)
     if demo is not None:
-        found.setdefault("align", Origin(demo / "captions_raw.jsonl", demo))
         found.setdefault("instruct", Origin(demo / "instruct.json", demo))
+        is_one_stage = config.model.family is ModelFamily.hf
+        rows = found["instruct"] if is_one_stage else Origin(demo / "captions_raw.jsonl", demo)
+        found.setdefault("align", rows)
     align = found["align"]
     if captions is not None:
         found["align"] = Origin(captions / CAPTIONS, align.image_root)
@@ -269,10 +273,10 @@ def captions_in_words(meta: dict[str, Any]) -> list[str]:
     return sentences
 
 
-def in_words(report: dict[str, Any]) -> list[str]:
+def in_words(report: dict[str, Any], stages: Sequence[str] = ("align", "instruct")) -> list[str]:
     """What curation did, one sentence a stage."""
     sentences = []
-    for stage in ("align", "instruct"):
+    for stage in stages:
         found = report[stage]
         rejected = ", ".join(f"{count} {kind}" for kind, count in sorted(found["rejected"].items()))
         dropped = ", ".join(f"{count} by {operator}" for operator, count in found["dropped"].items() if count)

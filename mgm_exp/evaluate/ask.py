@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mgm_exp.evaluate.whole_inputs import answers_of, makes_whole_inputs
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -23,6 +25,8 @@ def ask(model: Any, processor: Any, picture: Image, question: str, max_new_token
     from mgm_exp.evaluate.generate import answer_batch
 
     body = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if makes_whole_inputs(processor):
+        return answers_of(body, processor, [question], [picture], max_new_tokens)[0]
     low, high = processor.pixels(picture, "pad")
     tower = next(body.model.vision_tower.parameters())
     with torch.inference_mode():

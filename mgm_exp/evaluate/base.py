@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.config import ExperimentConfig
-from mgm_exp.evaluate.answerer import MgmAnswerer
-from mgm_exp.evaluate.weights import ADAPTER, CONNECTOR, MODEL, load_weights, processor_for
+from mgm_exp.config import ExperimentConfig, ModelFamily
+from mgm_exp.evaluate.answerer import Answerer, MgmAnswerer
+from mgm_exp.evaluate.weights import load_weights, processor_for
+from mgm_exp.evaluate.whole_inputs import answerer_of
+from mgm_exp.model.family import ADAPTER, CONNECTOR, MODEL
 
 # Adapters that leave the base's own tensors as they are: LoRA, with nothing else trained beside it.
 _PLAIN = {
@@ -50,7 +52,8 @@ class Base:
     def __init__(self, config: ExperimentConfig, device: str) -> None:
         self._config, self._device = config, device
         self._loaded: tuple[Any, Any] | None = None
-        self._made: dict[Path | None, MgmAnswerer] = {}
+        self._made: dict[Path | None, Answerer] = {}
+        self._whole: tuple[Path | None, Answerer] | None = None
         self._processor: Any = None
 
     def processor(self, weights: Path | None) -> Any:
@@ -61,15 +64,18 @@ class Base:
             self._processor = processor_for(self._config, None)
         return self._processor
 
-    def answerer(self, weights: Path | None) -> MgmAnswerer:
-        """The model of these weights. Those that share the base are kept; others are loaded whole, each time."""
-        if not shares_base(weights):
-            return MgmAnswerer(*load_weights(self._config, weights, self._device))
+    def answerer(self, weights: Path | None) -> Answerer:
+        """The model of these weights. Those that share the base are kept, and the last of those that do not."""
+        if self._config.model.family is not ModelFamily.mgm or not shares_base(weights):
+            if self._whole is None or self._whole[0] != weights:
+                self._whole = None  # let go of the one before first
+                self._whole = weights, answerer_of(*load_weights(self._config, weights, self._device))
+            return self._whole[1]
         if weights not in self._made:
             self._made[weights] = self._make(weights)
         return self._made[weights]
 
-    def _make(self, weights: Path | None) -> MgmAnswerer:
+    def _make(self, weights: Path | None) -> Answerer:
         from mgm_exp.model import load_adapter, load_connector
 
         if self._loaded is None:

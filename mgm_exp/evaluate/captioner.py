@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.data.captioner.folders import PRECISIONS
 from mgm_exp.data.captioner.model_captioner import CaptionSettings, ModelCaptioner
 from mgm_exp.data.conversations import CAPTION_PROMPTS
-from mgm_exp.errors import MissingDependencyError
+from mgm_exp.errors import MissingDependencyError, ModelError
 from mgm_exp.store import read_record
 
 if TYPE_CHECKING:
@@ -47,10 +47,16 @@ class MgmCaptioner(ModelCaptioner):
 
     def __init__(self, folder: str | Path, device: str = "cpu", settings: CaptionSettings | None = None) -> None:
         from mgm_exp.model import load_model, load_processor
+        from mgm_exp.model.hf.merge import hf_run
 
         super().__init__(settings or CaptionSettings())
         self.folder, self.device = Path(folder).expanduser(), device
         self.name = f"MGM {self.folder.resolve().name}"
+        if hf_run(self.folder) is not None:
+            raise ModelError(
+                f"{self.folder} is a run of a model of transformers, which captions as a whole folder only.",
+                advice=f"mgm-exp merge {self.folder} --out DIR, and give data.captioner.path=DIR.",
+            )
         precision = self.settings.precision
         if precision == "int8":
             raise MissingDependencyError(

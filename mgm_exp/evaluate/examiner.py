@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import ExperimentConfig, ModelFamily
 from mgm_exp.evaluate.base import Base
 from mgm_exp.evaluate.crew import Crew
 from mgm_exp.evaluate.generate import Candidate, Progress, evaluate_together
@@ -104,6 +104,7 @@ class Desk:
         self.base, self._fits = Base(config, device), Fits(say)
         section = config.eval
         is_asked_again = len(section.benchmarks) > 1 or section.robustness.rephrased is not None
+        is_asked_again &= config.model.family is ModelFamily.mgm  # of others nothing is kept but the file's pictures
         self._shelf = Shelf(int(section.image_cache_gib * 1024**3)) if is_asked_again else None
 
     def ask(

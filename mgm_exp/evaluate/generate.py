@@ -22,6 +22,7 @@ from mgm_exp.evaluate.benchmarks import Benchmark, Question
 from mgm_exp.evaluate.partial import PARTIAL, PartialAnswers
 from mgm_exp.evaluate.passes import Fits, OnAnswers, Plan, one_pass
 from mgm_exp.evaluate.scoreboard import standard_error
+from mgm_exp.evaluate.whole_inputs import answerer_of, makes_whole_inputs, prompt_encoder
 from mgm_exp.store import write_atomic, write_json_atomic
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def evaluate(
     """Asks a model all questions of a benchmark and scores the answers.
 
     Args:
-        model: An MGM, with or without a PEFT adapter, on any device.
+        model: An MGM or a model of transformers, with or without a PEFT adapter, on any device.
         processor: Its processor.
         benchmark: Questions and scorer.
         out: Folder for ``predictions.jsonl`` (one line a question, in the benchmark's order) and ``metrics.json``;
@@ -109,7 +110,7 @@ def evaluate(
     benchmark = benchmark.with_settings(
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_questions=max_questions
     )
-    answerer, fits = MgmAnswerer(model, processor), Fits()
+    answerer, fits = answerer_of(model, processor), Fits()
     was_training = answerer.model.training
 
     def ask(plan: Plan, todo: Sequence[Sequence[int]], on_answers: OnAnswers) -> None:
@@ -142,9 +143,10 @@ def evaluate_together(
         on_progress: Called with (questions answered, all questions of all models) after every batch.
     """
     started = time.monotonic()
-    plan = Plan.of(benchmark, processor.encode_prompt)
+    plan = Plan.of(benchmark, prompt_encoder(processor))
     questions = benchmark.questions
-    _warn_of_cut_prompts(processor, benchmark, plan.prompts)
+    if not makes_whole_inputs(processor):
+        _warn_of_cut_prompts(processor, benchmark, plan.prompts)
     with ExitStack() as stack:
         partials = []
         for candidate in candidates:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.evaluate.answerer import Answerer, MgmAnswerer, asking
+from mgm_exp.evaluate.answerer import Answerer, asking
 from mgm_exp.evaluate.batches import plan_batches
 from mgm_exp.evaluate.passes import Fits
 from mgm_exp.evaluate.sight import Sight
+from mgm_exp.evaluate.whole_inputs import answerer_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +35,7 @@ class Generator:
     def __init__(
         self, model: Any, processor: Any = None, *, batch_size: int = 16, say: Callable[[str], None] | None = None
     ) -> None:
-        self._answerer: Answerer = model if processor is None else MgmAnswerer(model, processor)
+        self._answerer: Answerer = model if processor is None else answerer_of(model, processor)
         fits = Fits(say)
         self._images, self._questions = fits.images, fits.questions(batch_size)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp.errors import DataError
 from mgm_exp.evaluate.benchmarks import Benchmark, Question
 from mgm_exp.evaluate.generate import answer_batch, plan_batches
+from mgm_exp.evaluate.whole_inputs import answers_of, makes_whole_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +38,15 @@ class HeldOut:
                 "there is nothing to validate by.",
                 advice="Use a split with answers.",
             )
-        self._prompts = [processor.encode_prompt(question.prompt) for question in self.questions]
+        self._is_whole = makes_whole_inputs(processor)
+        self._prompts: list[Any] = [
+            question.prompt if self._is_whole else processor.encode_prompt(question.prompt)
+            for question in self.questions
+        ]
         self._batches = plan_batches(
-            [len(ids) for ids in self._prompts],
+            [processor.prompt_length(text) for text in self._prompts]
+            if self._is_whole
+            else list(map(len, self._prompts)),
             [question.image for question in self.questions],
             benchmark.settings.batch_size,
         )
@@ -54,24 +61,26 @@ class HeldOut:
         import torch
 
         found = [0.0] * len(self.questions)
-        was_training = model.training
+        modes = [(module, module.training) for module in model.modules()]  # frozen towers are not in training mode
         model.eval()
         try:
             with torch.no_grad():
                 for batch in self._batches:
                     asked = [self.questions[place] for place in batch.questions]
-                    answers = answer_batch(
-                        model,
-                        self.processor,
-                        [self._prompts[place] for place in batch.questions],
-                        self._tokens(model, [question.image for question in asked]),
-                        self.benchmark.settings.max_new_tokens,
-                    )
+                    answers = self._answers(model, batch.questions, [question.image for question in asked])
                     for place, question, answer in zip(batch.questions, asked, answers, strict=True):
                         found[place] = self.benchmark.score(answer, question)
         finally:
-            model.train(was_training)
+            for module, was_training in modes:
+                module.training = was_training
         return found
+
+    def _answers(self, model: Any, places: Sequence[int], images: Sequence[str]) -> list[str]:
+        prompts, most = [self._prompts[place] for place in places], self.benchmark.settings.max_new_tokens
+        if self._is_whole:
+            pictures = [self.benchmark.picture(image) for image in images]
+            return answers_of(model, self.processor, prompts, pictures, most)
+        return answer_batch(model, self.processor, prompts, self._tokens(model, images), most)
 
     def _tokens(self, model: Any, images: Sequence[str]) -> Tensor:
         """(B, N, hidden): the visual tokens of each question's image."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.config import ExperimentConfig, ModelConfig, Precision
+from mgm_exp.config import ExperimentConfig, Precision
 from mgm_exp.evaluate.benchmarks import Benchmark
 
-CONNECTOR, ADAPTER, MODEL = "connector.safetensors", "adapter", "model"
 DTYPE = {Precision.fp32: "float32", Precision.bf16: "bfloat16", Precision.fp16: "float16"}
 
 
@@ -50,35 +48,21 @@ def evaluate_weights(
 
 def load_weights(config: ExperimentConfig, weights: Path | None, device: str) -> tuple[Any, Any]:
     """The model in evaluation mode, with its processor."""
-    from mgm_exp.model import build_model, load_adapter, load_connector
+    from mgm_exp.model import family_of
 
-    model, _ = build_model(
-        _section(config, weights), device=device, dtype=DTYPE[config.eval.precision or config.train.precision]
-    )
-    if weights is not None and (weights / "adapter_config.json").is_file():
-        load_adapter(model, weights)
-    elif weights is not None and (weights / ADAPTER).is_dir():
-        load_adapter(model, weights / ADAPTER)
-    elif weights is not None and (weights / CONNECTOR).is_file():
-        load_connector(model, weights / CONNECTOR)
-    model.config.tokenizer_model_max_length = config.train.max_length
-    model.eval()
+    family = family_of(config.model)
+    dtype = DTYPE[config.eval.precision or config.train.precision]
+    model = family.load_trained(family.trained_section(config.model, weights), weights, device=device, dtype=dtype)
+    family.set_max_length(model, config.train.max_length)
     return model, processor_for(config, weights)
 
 
 def processor_for(config: ExperimentConfig, weights: Path | None) -> Any:
     """The processor of these weights; reads no tensors."""
-    from mgm_exp.model.folders import source_of_section
-    from mgm_exp.model.processor import processor_of
+    from mgm_exp.model import family_of
 
-    return processor_of(source_of_section(vars(_section(config, weights))), config.train.max_length)
-
-
-def _section(config: ExperimentConfig, weights: Path | None) -> ModelConfig:
-    if weights is None or not (weights / MODEL).is_dir():
-        return config.model
-    # A full folder holds LLM, connector and towers; only the activation and attention are still the section's
-    return replace(config.model, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
+    family = family_of(config.model)
+    return family.processor(family.trained_section(config.model, weights), config.train.max_length)
 
 
 def question_only_accuracy(benchmark: Benchmark, records: Path) -> float:

@@ -28,6 +28,8 @@ _HOMES = {
     "processor_of": "processor",
     "ModelSource": "folders",
     "source_of_section": "folders",
+    "Family": "family",
+    "family_of": "family",
     "TrainableSet": "trainable",
     "set_trainable": "trainable",
     "assert_trainable": "trainable",

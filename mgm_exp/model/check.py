@@ -81,6 +81,10 @@ def check_merged(
     """
     folder = Path(folder).expanduser()
     record = read_record(folder)
+    if record.get("family") == "hf":
+        from mgm_exp.model.hf.check import check_hf_merged
+
+        return check_hf_merged(folder, record, run=run, base=base, pictures=pictures_of(images), device=device)
     source = _source(folder, record, run, base)
     if record["export"] == ADAPTER:
         pictures = pictures_of(images)

@@ -35,6 +35,7 @@ from mgm_exp.model.folders import (
     read_json,
     source_of_adapter,
 )
+from mgm_exp.model.hf.merge import hf_run, merge_hf
 from mgm_exp.model.loading import stop_ids
 from mgm_exp.model.merged_tensors import DTYPES, MergedTensors
 from mgm_exp.model.quantized import KINDS, is_packed, packer, settings
@@ -103,6 +104,16 @@ def merge_run(
         raise ModelError(f"{out} exists and is not empty.", advice="Give a new folder with --out, or remove this one.")
     if export not in EXPORTS:
         raise ModelError(f"There is no export {export!r}.", advice=f"There are {', '.join(EXPORTS)}.")
+    other = hf_run(run, base)
+    if other is not None:
+        if export != "safetensors":
+            raise ModelError(
+                f"--export {export} is for MGM; {run} is a run of a model of transformers.",
+                advice="Its adapter/ folder is in PEFT's form already; few bits are made by transformers.",
+            )
+        with _folder_beside(out, run) as partial:
+            made = merge_hf(other, partial, out, dtype=dtype, shard_bytes=shard_bytes, license_name=license_name)
+        return Merged(out, **made)
     pack = packer(export, device) if export in KINDS else None
     source = source_of_run(run, base)
     merged = MergedTensors(source, dtype)

@@ -314,7 +314,8 @@ def head(sizes: Architecture, work: Work) -> Head:
     Forward: logits in the compute dtype, in fp32, and their logarithms; backward: probabilities and their gradient.
     A trained (tied) embedding has its gradient summed in fp32, ``4 V d``, and once more while it is made.
     """
-    rows = min(max(1, LOGITS_AT_A_TIME // sizes.vocabulary), work.batch * work.supervised)
+    all_rows = work.batch * work.supervised
+    rows = all_rows if sizes.is_head_whole else min(max(1, LOGITS_AT_A_TIME // sizes.vocabulary), all_rows)
     logits = float(rows * sizes.vocabulary)
     s, embedding = work.bytes, float(sizes.vocabulary * sizes.hidden)
     halves = s if s == 2 else 0

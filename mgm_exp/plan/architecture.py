@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import AdapterConfig, AdapterKind, ModelConfig
-from mgm_exp.errors import ModelError
+from mgm_exp.config import AdapterConfig, AdapterKind, ModelConfig, ModelFamily
+from mgm_exp.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from mgm_exp.model.configuration import MGMConfig
@@ -40,6 +40,7 @@ class Architecture:
         tunable: Parameters that the official switches train of the two towers.
         clip_tuned: Layers of the low-resolution tower that its switch trains.
         note: What was assumed; empty where the description was read from the checkpoint.
+        is_head_whole: Whether the head's logits are made for all learnt positions at once, and kept.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -64,6 +65,7 @@ class Architecture:
     tunable: tuple[int, int]
     clip_tuned: int
     note: str = ""
+    is_head_whole: bool = False
 
     @property
     def views(self) -> int:
@@ -83,8 +85,10 @@ class Architecture:
     def linear(self, module: str) -> tuple[int, int]:
         """(outputs, inputs) of one of the seven linear layers of an LLM block."""
         home = "self_attn" if module[0] in "qkvo" else "mlp"
-        rows, columns = self.shapes[f"model.layers.0.{home}.{module}.weight"]
-        return rows, columns
+        shape = self.shapes.get(f"model.layers.0.{home}.{module}.weight")
+        if shape is None:
+            raise ConfigError(f"adapter.target_modules names {module}, which a block of the language model has not.")
+        return shape[0], shape[1]
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,8 @@ def architecture_of(section: ModelConfig) -> Architecture:
         ModelError: neither is there.
     """
     path = Path(section.path).expanduser() if section.path else None
+    if section.family is ModelFamily.hf:
+        return _of_other(path)
     has_description = path is not None and (path / "config.json").is_file()
     return _architecture(
         section.name,
@@ -145,6 +151,19 @@ def architecture_of(section: ModelConfig) -> Architecture:
         (path / "config.json").stat().st_mtime_ns if has_description and path is not None else 0,
         "" if has_description or path is None else f"model.path={section.path} holds no config.json",
     )
+
+
+def _of_other(path: Path | None) -> Architecture:
+    """A model of transformers has no published sizes here: its description must be there."""
+    from mgm_exp.plan.other_models import sizes_of_other
+
+    if path is None or not (path / "config.json").is_file():
+        raise ModelError(
+            "model=hf is planned from the model's own config.json, and "
+            + ("model.path is not set." if path is None else f"model.path={path} holds none."),
+            advice="Give model.path=/folder/with/config.json and the processor's files (weights are not needed).",
+        )
+    return sizes_of_other(str(path), (path / "config.json").stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)

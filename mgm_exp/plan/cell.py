@@ -13,6 +13,7 @@ from mgm_exp.config import (
     Attention,
     Device,
     ExperimentConfig,
+    ModelFamily,
     Offload,
     Precision,
 )
@@ -150,6 +151,8 @@ def predicted_hours(config: ExperimentConfig) -> float | None:
 
 
 def _stages(config: ExperimentConfig) -> list[str]:
+    if config.model.family is ModelFamily.hf:
+        return ["instruct"]
     names = [] if config.train.align.max_steps == 0 else ["align"]
     if config.train.cache_visual_tokens:
         names.append("features")
@@ -160,6 +163,8 @@ def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePla
     train = config.train
     section = train.align if name == "align" else train
     is_frozen = name == "features" or (name == "instruct" and train.freeze_connector)
+    if config.model.family is ModelFamily.hf:
+        is_frozen = not config.model.train_connector
     parameters = parameters_of(
         sizes,
         name,

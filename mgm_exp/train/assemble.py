@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import AdapterKind, CheckpointConfig, ExperimentConfig, Precision, adapter_key, plain
+from mgm_exp.config import AdapterKind, CheckpointConfig, ExperimentConfig, ModelFamily, Precision, adapter_key, plain
 from mgm_exp.errors import DataError
 from mgm_exp.store import file_sha256
 from mgm_exp.train.agreement import batch_fingerprint
@@ -19,9 +18,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mgm_exp.data import BatchPlan, ImageTextDataset
-    from mgm_exp.model import MGMForConditionalGeneration, MGMProcessor, TrainableSet
+    from mgm_exp.data.whole_inputs import WholeInputsDataset
+    from mgm_exp.model import TrainableSet
     from mgm_exp.model.adapters.adalora import RankSharing
     from mgm_exp.train.engine import Engine
+
+    Dataset = ImageTextDataset | WholeInputsDataset
+
+
+# Key of a batch that a model's own processor collated: how many of its rows have an image.
+IMAGE_COUNT = "image_count"
 
 
 @dataclass(frozen=True)
@@ -30,19 +36,19 @@ class Stage:
 
     Args:
         module: What the engine was given; its forward is the loss.
-        model: The MGM inside.
+        model: The model inside.
         belongs_to: What a checkpoint must share with this stage to be continued.
     """
 
     config: ExperimentConfig
     settings: StageSettings
-    model: MGMForConditionalGeneration
+    model: Any
     module: nn.Module
     engine: Engine
     trainable: TrainableSet
-    dataset: ImageTextDataset
+    dataset: Dataset
     plan: BatchPlan
-    processor: MGMProcessor
+    processor: Any
     load_report: dict[str, Any]
     n_parameters: int
     belongs_to: dict[str, Any]
@@ -79,7 +85,9 @@ class Stage:
             batches_skipped: How many batches of the plan were left out: the data is so many ahead of the step.
         """
         from mgm_exp.data import StepLoader
+        from mgm_exp.data.processor import InputsProcessor
 
+        whole = self.processor if isinstance(self.processor, InputsProcessor) else None
         loader = StepLoader(
             self.dataset,
             self.plan,
@@ -88,12 +96,24 @@ class Stage:
             self.processor.pad_token_id,
             pin_memory=self.engine.ranks.device.type == "cuda",
             stop_step=self.n_steps + batches_skipped,
+            collate_with=whole.collate if whole else None,
         )
         for micro_batches in loader:
             yield [self._counted(batch) for batch in micro_batches]
 
     def _counted(self, batch: dict[str, Any]) -> CountedBatch:
+        if IMAGE_COUNT in batch:
+            return count_whole(batch)
         return count(batch, self.processor.n_visual_tokens, self.settings.max_length)
+
+
+def count_whole(batch: dict[str, Any]) -> CountedBatch:
+    """Counts a micro-batch whose image tokens are in place already, and which is cut."""
+    from mgm_exp.data.processor import IGNORE_INDEX
+
+    supervised = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    tokens = int(batch["attention_mask"].sum())
+    return CountedBatch(batch, supervised, tokens, len(batch["ids"]), batch[IMAGE_COUNT])
 
 
 def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch:
@@ -116,23 +136,23 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     Raises:
         UserError: The model or the data cannot be used.
     """
-    from mgm_exp.model import LossModule
-    from mgm_exp.model.folders import source_of_section
-    from mgm_exp.model.processor import processor_of
+    from mgm_exp.model import family_of
     from mgm_exp.train.contract import assert_same_start
 
     config = job.experiment()
     settings = stage_settings(config, job.stage)
+    family = family_of(config.model)
     model, load_report = build_base(config, settings, ranks)
     ranks.marks.works()
     trainable = make_trainable(model, job.stage, config, settings)
     put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
     say(_in_words(job.stage, trainable))
-    processor = processor_of(source_of_section(vars(config.model)), settings.max_length, job.stage)
+    processor = family.processor(config.model, settings.max_length, job.stage)
     dataset = open_dataset(job, config, settings, processor)
+    _refuse_mixed_rows(dataset, settings, config)
     plan = open_plan(dataset, settings, ranks)
     ranks.marks.works()
-    module = LossModule(model)
+    module = family.loss_module(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     around = shared_ranks(model, job.stage, config, plan.n_steps)
     engine = make_engine(module, trainable, config, settings, ranks, around)
@@ -156,6 +176,7 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
             "adapter": adapter_key(config.adapter) if job.stage == "instruct" else None,
             "towers": sorted(trainable.towers),
             "freeze_connector": job.stage == "instruct" and config.train.freeze_connector,
+            **({"train_connector": True} if config.model.train_connector else {}),
             "engine": engine.describe()["name"],
             "records": file_sha256(job.records),
             "n_steps": plan.n_steps,
@@ -163,50 +184,35 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     )
 
 
-def build_base(
-    config: ExperimentConfig, settings: StageSettings, ranks: Ranks
-) -> tuple[MGMForConditionalGeneration, dict[str, Any]]:
+def build_base(config: ExperimentConfig, settings: StageSettings, ranks: Ranks) -> tuple[Any, dict[str, Any]]:
     """The model as it lies on disk, in the precision of training, and where its tensors came from."""
-    from mgm_exp.model import build_model
+    from mgm_exp.model import family_of
     from mgm_exp.train.engine import COMPUTE_DTYPE
 
-    model, report = build_model(
+    family = family_of(config.model)
+    model, report = family.build(
         config.model,
         device=ranks.device,
         dtype=COMPUTE_DTYPE[settings.precision],
         seed=derived_seed(config.seed, "new weights"),
     )
-    model.config.tokenizer_model_max_length = settings.max_length
-    return model, json.loads(json.dumps(report.to_dict()))  # tuples as lists, as they come back from a file
+    family.set_max_length(model, settings.max_length)
+    return model, report
 
 
-def put_connector(model: MGMForConditionalGeneration, job: TrainJob, config: ExperimentConfig) -> None:
+def put_connector(model: Any, job: TrainJob, config: ExperimentConfig) -> None:
     """The connector that this stage starts from: the aligned one, new weights, or the checkpoint's own."""
-    from mgm_exp.model import load_connector, reset_connector
+    from mgm_exp.model import family_of
 
-    if job.connector is not None:
-        load_connector(model, job.connector)
-    if job.stage == "align":
-        reset_connector(model, config.train.align.reset.value, derived_seed(config.seed, "new weights"))
+    seed = derived_seed(config.seed, "new weights")
+    family_of(config.model).start_from(model, job.stage, job.connector, config, seed)
 
 
-def make_trainable(
-    model: MGMForConditionalGeneration, stage: str, config: ExperimentConfig, settings: StageSettings
-) -> TrainableSet:
+def make_trainable(model: Any, stage: str, config: ExperimentConfig, settings: StageSettings) -> TrainableSet:
     """Puts the adapter on, declares what is trained and switches to training mode."""
-    from mgm_exp.model import apply_adapter, set_trainable
+    from mgm_exp.model import family_of
 
-    if stage == "instruct":
-        apply_adapter(model, config.adapter, derived_seed(config.seed, "adapter"))
-    trainable = set_trainable(
-        model,
-        stage,
-        config.adapter,
-        config.train.freeze_connector,
-        vision_tower=config.train.optimize_vision_tower,
-        vision_tower_aux=config.train.optimize_vision_tower_aux,
-    )
-    model.train()
+    trainable = family_of(config.model).make_trainable(model, stage, config, derived_seed(config.seed, "adapter"))
     if settings.zero_stage == 0 and settings.precision is not Precision.fp32:
         # Plain PyTorch trains in fp32 and computes under autocast; DeepSpeed keeps fp32 masters of its own
         for parameter in model.parameters():
@@ -215,9 +221,7 @@ def make_trainable(
     return trainable
 
 
-def shared_ranks(
-    model: MGMForConditionalGeneration, stage: str, config: ExperimentConfig, n_steps: int
-) -> RankSharing | None:
+def shared_ranks(model: Any, stage: str, config: ExperimentConfig, n_steps: int) -> RankSharing | None:
     """What AdaLoRA does around every update; None for every other kind."""
     if stage != "instruct" or config.adapter.kind is not AdapterKind.adalora:
         return None
@@ -251,11 +255,11 @@ def make_engine(
     return PlainEngine(module, named, build_optimizer(groups, settings), settings, ranks, around_updates=around)
 
 
-def open_dataset(
-    job: TrainJob, config: ExperimentConfig, settings: StageSettings, processor: MGMProcessor
-) -> ImageTextDataset:
+def open_dataset(job: TrainJob, config: ExperimentConfig, settings: StageSettings, processor: Any) -> Dataset:
     """The stage's curated rows with their images, or with cached visual tokens."""
     from mgm_exp.data import ImageTextDataset, VisualTokens, read_records
+    from mgm_exp.data.processor import InputsProcessor
+    from mgm_exp.data.whole_inputs import WholeInputsDataset
 
     records = read_records(job.records)
     if not len(records):
@@ -263,6 +267,8 @@ def open_dataset(
             f"{job.records} holds no usable row for the {job.stage} stage.",
             advice="See the curation report for what was rejected and why.",
         )
+    if isinstance(processor, InputsProcessor):
+        return WholeInputsDataset(records, job.image_root, processor, config.data.max_megapixels)
     return ImageTextDataset(
         records,
         job.image_root,
@@ -273,7 +279,23 @@ def open_dataset(
     )
 
 
-def open_plan(dataset: ImageTextDataset, settings: StageSettings, ranks: Ranks) -> BatchPlan:
+def _refuse_mixed_rows(dataset: Dataset, settings: StageSettings, config: ExperimentConfig) -> None:
+    """Sharded parameters are gathered by all processes together: all must run the vision tower, or none.
+
+    Raises:
+        DataError: some rows have an image and some have none, which MGM evens out and other models do not.
+    """
+    if config.model.family is not ModelFamily.hf or settings.zero_stage < 3 or settings.world_size == 1:
+        return
+    if dataset.has_image.any() and not dataset.has_image.all():
+        raise DataError(
+            f"zero=3 with model=hf needs rows of one kind: {int(dataset.has_image.sum())} of {len(dataset)} have an "
+            "image, and processes whose batch has none would wait for ever for those whose batch has.",
+            advice="Use zero=2, or leave the rows without an image out.",
+        )
+
+
+def open_plan(dataset: Dataset, settings: StageSettings, ranks: Ranks) -> BatchPlan:
     """Which samples go into which step, on this process."""
     from mgm_exp.data import BatchPlan
 

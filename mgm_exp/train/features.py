@@ -33,8 +33,7 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
     import torch
 
     from mgm_exp.data import ImageFault, open_image, read_records, write_visual_tokens
-    from mgm_exp.model.folders import source_of_section
-    from mgm_exp.model.processor import processor_of
+    from mgm_exp.model import family_of
     from mgm_exp.train.assemble import build_base, put_connector
     from mgm_exp.train.determinism import determinism
     from mgm_exp.train.memory import PeakMemory
@@ -48,7 +47,7 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
     model, load_report = build_base(config, settings, ranks)
     put_connector(model, job, config)
     model.eval()
-    processor = processor_of(source_of_section(vars(config.model)), settings.max_length)
+    processor = family_of(config.model).processor(config.model, settings.max_length)
 
     def pixels(image: str) -> tuple[Tensor, Tensor]:
         try:

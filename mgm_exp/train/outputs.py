@@ -13,15 +13,14 @@ from mgm_exp.train.job import StageSummary, TrainJob
 from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mgm_exp.train.assemble import Stage
 
 
 def write_outputs(job: TrainJob, stage: Stage, progress: Progress, guards: Guards, ranks: Ranks) -> StageSummary:
     """Writes the connector, the adapter or the model, the rows and the summary; called by all processes."""
-    from mgm_exp.model import save_adapter, save_connector, save_full
+    from mgm_exp.model import family_of
 
+    family = family_of(stage.config.model)
     summary = StageSummary(
         stage=job.stage,
         steps=progress.step,
@@ -42,29 +41,11 @@ def write_outputs(job: TrainJob, stage: Stage, progress: Progress, guards: Guard
         guards=guards.record(),
     )
     is_full = job.stage == "instruct" and stage.config.adapter.kind is AdapterKind.full
-    with stage.engine.gathered(_to_be_written(stage, is_full)):
+    with stage.engine.gathered(family.to_be_written(stage.model, is_full)):
         if ranks.is_first:
             job.out.mkdir(parents=True, exist_ok=True)
-            if job.stage == "align":
-                save_connector(stage.model, job.out / "connector.safetensors")
-            elif is_full:
-                save_full(stage.model, job.out / "model")
-            else:
-                save_adapter(stage.model, job.out / "adapter")
+            family.save(stage.model, job.stage, is_full, job.out)
             shutil.copyfile(job.metrics, job.out / "metrics.jsonl")
             write_json_atomic(job.out / "summary.json", summary.to_dict())
     ranks.barrier()
     return summary
-
-
-def _to_be_written(stage: Stage, is_full: bool) -> list[nn.Parameter]:
-    """The whole model, or what was trained and the connector (which goes beside an adapter, frozen or not)."""
-    from mgm_exp.model import official_name
-    from mgm_exp.model.trainable import connector_names
-
-    connector = connector_names()
-    return [
-        parameter
-        for name, parameter in stage.model.named_parameters()
-        if is_full or parameter.requires_grad or official_name(name) in connector
-    ]

@@ -23,12 +23,11 @@ def run(arguments: list[str]) -> int:
     with stop_on_signals():
         from mgm_exp.config import Device
         from mgm_exp.evaluate.ask import ask
-        from mgm_exp.model import load_model, load_processor
+        from mgm_exp.model.opening import open_model
         from mgm_exp.preflight import resolve_device
 
         device = resolve_device(Device(options.device), 1)
-        model = load_model(options.model, device=device, base=options.base)
-        processor = load_processor(options.model, base=options.base)
+        model, processor = open_model(options.model, device, options.base)
         answer = ask(model, processor, picture, options.question, options.max_new_tokens)
     print(answer)
     return EXIT_DONE
@@ -55,7 +54,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         description="Asks the model of a finished run, or of a checkpoint folder, one question about an image and "
         "prints its answer. Decoding is greedy, as in an evaluation.",
     )
-    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of an MGM checkpoint or a LoRA")
+    parser.add_argument("model", type=Path, metavar="RUN", help="run folder, or folder of a checkpoint or an adapter")
     add_base(parser, "of an adapter folder that names none which is here")
     parser.add_argument("image", type=Path, metavar="IMAGE", help="PNG, JPEG, WebP, ...")
     parser.add_argument(

@@ -16,7 +16,14 @@ from .test_images import encoded, png_of_size
 MAX_MEGAPIXELS = 0.5
 
 # Kinds that need a model to be seen.
-OF_A_MODEL = {"no_label", "labels_truncated"}
+OF_A_MODEL = {
+    "no_label",
+    "labels_truncated",
+    "image_truncated",
+    "special_token",
+    "no_boundary",
+    "unsupported_row",
+}
 
 
 @dataclass
