@@ -89,11 +89,11 @@ def check_merged(
     if record["export"] == ADAPTER:
         pictures = pictures_of(images)
         found = check_adapter(folder, source, (lambda one: answers_of(one, pictures, device)) if with_logits else None)
-        return [_adapter(source, record), *_files(folder, record), *found, _card(folder)]
+        return [_adapter(source, record), *files_as_written(folder, record), *found, _card(folder)]
     expected = MergedTensors(source, record["dtype"])
     findings = [_adapter(source, record)]
-    findings += _files(folder, record)
-    found, damaged = _headers(folder, record)
+    findings += files_as_written(folder, record)
+    found, damaged = headers_of(folder, record)
     findings += [damaged, _index(folder, found)]
     found, packed, few_bits = _packed(folder, found, expected, record["export"])
     findings += few_bits
@@ -161,7 +161,7 @@ def _adapter(source: ModelSource, record: Mapping[str, Any]) -> Finding:
     return Finding("run", True, f"the adapter is the one that was merged ({len(now)} files by SHA-256)")
 
 
-def _files(folder: Path, record: Mapping[str, Any]) -> list[Finding]:
+def files_as_written(folder: Path, record: Mapping[str, Any]) -> list[Finding]:
     findings = []
     for what, names in (("SHA-256 of shards", record["shards"]), ("SHA-256 of other files", record["files"])):
         missing = [name for name in names if not (folder / name).is_file()]
@@ -171,7 +171,7 @@ def _files(folder: Path, record: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def _headers(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, _Found], Finding]:
+def headers_of(folder: Path, record: Mapping[str, Any]) -> tuple[dict[str, _Found], Finding]:
     """Every tensor that lies in a shard; the official names are those of the files."""
     found: dict[str, _Found] = {}
     wrong = []

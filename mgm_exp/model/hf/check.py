@@ -14,10 +14,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mgm_exp.errors import MgmError, ModelError
-from mgm_exp.model.check import QUESTIONS, TOLERANCES, Finding, _files, _headers, drawn_pictures
+from mgm_exp.model.check import files_as_written, headers_of
+from mgm_exp.model.finding import Finding
 from mgm_exp.model.hf.loading import build_hf, open_processor
 from mgm_exp.model.hf.loss import model_inputs
 from mgm_exp.model.hf.merge import HfRun, hf_run, load_hf_run
+from mgm_exp.model.logits_check import QUESTIONS, TOLERANCES, drawn_pictures
 
 
 def check_hf_merged(
@@ -34,8 +36,8 @@ def check_hf_merged(
     Raises:
         ModelError: its base or run cannot be found.
     """
-    findings = _files(folder, record)
-    found, readable = _headers(folder, record)
+    findings = files_as_written(folder, record)
+    found, readable = headers_of(folder, record)
     findings.append(readable)
     parts = _parts(folder, record, run, base)
     if readable.holds:
