@@ -53,11 +53,11 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     """
     device = resolve_device(config.device, config.devices)
     _check_recipe(config)
+    folder = model_folder(config)  # before the benchmarks: who has no model has to download it first
     if not is_data_only:
         _check_packages(config)
         _check_precision(config, device)
         _check_benchmarks(config)
-    folder = model_folder(config)
     data = config.data
     own = user_origins(config)
     needs_demo = len(own) < 2 or ("demo" in asked_benchmarks(config) and not is_data_only)
