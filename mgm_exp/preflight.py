@@ -63,11 +63,11 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     """
     device = resolve_device(config.device, config.devices)
     _check_recipe(config)
+    folder = model_folder(config)  # before the benchmarks: who has no model has to download it first
     if not is_data_only:
         _check_packages(config, device)
         _check_precision(config, device)
         _check_benchmarks(config)
-    folder = model_folder(config)
     of_family = _check_family(config, folder)
     data = config.data
     own = user_origins(config)

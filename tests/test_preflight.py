@@ -9,7 +9,7 @@ import pytest
 from mgm_exp.compose import compose
 from mgm_exp.errors import ModelError
 from mgm_exp.model.known import KNOWN
-from mgm_exp.preflight import check_scoring, model_folder
+from mgm_exp.preflight import check, check_scoring, model_folder
 
 
 def model_of(tmp_path: Path, *overrides: str) -> str:
@@ -26,6 +26,11 @@ def test_how_an_image_is_looked_at_is_part_of_what_a_model_is(tmp_path: Path) ->
         model_of(tmp_path, "model.image_size_aux=256"),
     }
     assert len(others) == 3 and plain not in others
+
+
+def test_a_missing_model_is_named_before_missing_benchmark_files() -> None:
+    with pytest.raises(ModelError, match="Download YanweiLi/MGM-13B"):
+        check(compose(["model=mgm_13b", "adapter=lora_r16", "device=cpu"]))
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -205,6 +205,12 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Names and sizes of the LLM's parts, which adapters are declared by."""
         return LlmLayout.of(self.config)
 
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """transformers' own, by the class that belongs to the folder's LLM; `load_model` reads official folders too."""
+        head = _HEADS[type(AutoConfig.from_pretrained(folder, local_files_only=True))] if cls is MGMForConditionalGeneration else cls
+        return super(MGMForConditionalGeneration, head).from_pretrained(folder, *args, **kwargs)
+
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes the LLM's layers and the mining in the backward pass (non-reentrant)."""
         self.activation_checkpointing_enable({"use_reentrant": False})

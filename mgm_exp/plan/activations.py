@@ -1,9 +1,9 @@
 """What comes and goes in an optimizer step, in bytes: kept activations, and what runs need while they run.
 
-Followed tensor by tensor through the code that runs: Gemma's blocks (transformers), PEFT's LoRA layers, patch info
-mining and the head of :mod:`mgm_exp.model`. Symbols: N = samples x tokens of the merged sequence, d the width, f the
-MLP's width, s the bytes of the compute dtype, t those of the residual stream. Under autocast, ``layer_norm`` computes
-in fp32 and linear layers take bf16 copies of fp32 inputs (torch.amp's op reference, CUDA).
+Followed tensor by tensor through the code that runs: Gemma's or Llama's blocks (transformers), PEFT's LoRA layers,
+patch info mining and the head of :mod:`mgm_exp.model`. Symbols: N = samples x tokens of the merged sequence, d the
+width, f the MLP's width, s the bytes of the compute dtype, t those of the residual stream. Under autocast,
+``layer_norm`` computes in fp32 and linear layers take bf16 copies of fp32 inputs (torch.amp's op reference, CUDA).
 """
 
 from __future__ import annotations

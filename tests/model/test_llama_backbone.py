@@ -179,10 +179,11 @@ def test_names_and_places_of_tensors_are_the_official_ones(still, vicuna: Path, 
     stated = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert (stated["model_type"], stated["architectures"]) == ("mgm", ["MGMLlamaForCausalLM"])
     assert model_fingerprint(tmp_path / "saved") == model_fingerprint(still) == model_fingerprint(vicuna)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     batch = some_batch(still.config.vocab_size)
-    with torch.no_grad():
-        assert torch.equal(again(**batch).logits, still(**batch).logits)
+    for loader in (AutoModelForCausalLM, MGMForConditionalGeneration):
+        again = loader.from_pretrained(tmp_path / "saved")
+        with torch.no_grad():
+            assert torch.equal(again(**batch).logits, still(**batch).logits)
 
 
 def test_shards_of_pickled_tensors_load_and_nothing_else_of_them(vicuna: Path, tmp_path: Path) -> None:
