@@ -12,7 +12,7 @@ from mgm_exp.evaluate.answerer import MgmAnswerer
 from mgm_exp.evaluate.weights import ADAPTER, CONNECTOR, MODEL, load_weights, processor_for
 
 # Adapters that leave the base's own tensors as they are: LoRA, with nothing else trained beside it.
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "modules_to_save": (None, []),
