@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.evaluate_throughput import cpu_timed
 from benchmarks.measurement import Row
 
-K, N, N_QUICK = 4, 64, 8
+K, N, N_QUICK = 4, 32, 8
 REPEATS, REPEATS_QUICK = 1, 1
 
 
