@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.evaluate_throughput import cpu_timed
 from benchmarks.measurement import Row
 
-K, N, N_QUICK = 4, 128, 8
-REPEATS, REPEATS_QUICK = 3, 1
+K, N, N_QUICK = 4, 32, 8
+REPEATS, REPEATS_QUICK = 1, 1
 
 
 def run(work: Path, quick: bool = False) -> list[Row]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.measurement import Row
 
-N, N_QUICK = 256, 16
-REPEATS, REPEATS_QUICK = 5, 1
+N, N_QUICK = 64, 16
+REPEATS, REPEATS_QUICK = 3, 1
 BATCH = 16
 GOAL = 4.0
 # max_new_tokens of the official TextVQA script: the shipped base ends its turn by itself.
@@ -82,7 +82,9 @@ def _compared(
     few = benchmark.with_settings(max_questions=BATCH)
     evaluate(model, processor, few, out / "warm", model_fingerprint="bench")
     one_at_a_time(model, processor, few.with_settings(max_questions=2), out / "answers.jsonl")
-    ours_s, peer_s, equal = [], [], 0
+    ours_s: list[float] = []
+    peer_s: list[float] = []
+    equal = 0
     for repeat in range(repeats):
         sides = [(ours, ours_s), (peer, peer_s)]
         said = []

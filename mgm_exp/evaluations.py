@@ -48,7 +48,11 @@ class Evaluations:
             for group in _by(held, lambda one: _base(one[0].config, one[1])):
                 if len(group) > 1:
                     self._ask_together(group)
-            return [evaluation.score(found) for evaluation, found in held]
+            lines = []
+            for evaluation, found in held:
+                lines.append(evaluation.score(found))
+                evaluation.scoring.close()  # weights that share no base are a whole model
+            return lines
 
     def _ask_together(self, group: Sequence[tuple[Evaluation, Preflight]]) -> None:
         """Fills the store with the answers of models that share their base."""

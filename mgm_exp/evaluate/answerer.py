@@ -111,7 +111,8 @@ class MgmAnswerer:
         some = next((tokens for tokens in seen if tokens is not None), None)
         visual_tokens = None
         if some is not None:  # a row without an image takes one all the same, and puts it nowhere
-            visual_tokens = torch.stack([some.new_zeros(some.shape) if t is None else t for t in seen]).to(device)
+            nothing = some.new_zeros(some.shape)
+            visual_tokens = torch.stack([(nothing if tokens is None else tokens).to(device) for tokens in seen])
         with torch.no_grad():
             embeds, mask, _ = self.model.merge(
                 input_ids.to(device), attention_mask.to(device), visual_tokens=visual_tokens, padding_side="left"

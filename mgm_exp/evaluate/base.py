@@ -14,7 +14,7 @@ from mgm_exp.evaluate.whole_inputs import answerer_of
 from mgm_exp.model.family import ADAPTER, CONNECTOR, MODEL
 
 # Adapters that leave the base's own tensors as they are: LoRA, with nothing else trained beside it.
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
     "modules_to_save": (None, []),

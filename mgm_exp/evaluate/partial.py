@@ -86,10 +86,11 @@ class PartialAnswers:
             return {}
         found: dict[int, list[str]] = {}
         for place, line in enumerate(lines[1:], start=2):
-            number = _object(line).get("batch")
-            answers = _object(line).get("answers")
-            is_ours = isinstance(number, int) and 0 <= number < len(self._questions) and isinstance(answers, list)
-            if not is_ours or self._line(number, answers).encode() != line:
+            row = _object(line)
+            number, answers = row.get("batch"), row.get("answers")
+            if not isinstance(number, int) or not 0 <= number < len(self._questions) or not isinstance(answers, list):
+                return self._begin_anew(place)
+            if self._line(number, answers).encode() != line:
                 return self._begin_anew(place)
             found[number] = answers
         return found

@@ -121,8 +121,8 @@ class Sight:
     def _encode(self, group: list[str]) -> None:
         if not group:
             return
-        futures = [self._reading.pop(image, None) or self._pool.submit(self._pixels, image) for image in group]
-        pixels = [future.result() for future in futures]
+        self._read(group)
+        pixels = [self._reading.pop(image).result() for image in group]
         self._read_ahead()
         with _towers_that_remember(self._eyes.values()):
             for image, seen in zip(group, self._fit.run(pixels, self._through_all), strict=True):
@@ -142,12 +142,16 @@ class Sight:
 
     def _read_ahead(self) -> None:
         """Decodes the images of the next group while the model works on this one."""
-        for image in self._upcoming[: self._fit.size]:
-            is_kept = self._shelf is not None and all(
-                self._shelf.get(e, self._shelf_name(image)) is not None for e in self._eyes
-            )
-            if image not in self._reading and not is_kept:
+        self._read([image for image in self._upcoming[: self._fit.size] if not self._is_kept(image)])
+
+    def _read(self, images: Sequence[str]) -> None:
+        for image in images:
+            if image not in self._reading:
                 self._reading[image] = self._pool.submit(self._pixels, image)
+
+    def _is_kept(self, image: str) -> bool:
+        name = self._shelf_name(image)
+        return self._shelf is not None and all(self._shelf.get(eyes, name) is not None for eyes in self._eyes)
 
 
 @contextmanager

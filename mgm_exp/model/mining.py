@@ -5,6 +5,8 @@ Li et al., "Mini-Gemini" (arXiv 2403.18814), section 3.2; official code mgm/mode
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,9 +70,11 @@ def _mine_without_keys(low: Tensor, high: Tensor, query: nn.Module, aux: nn.Modu
     normalisation. What is the same for all pixels of a region does not change the softmax and is left out. Differs in
     the last digits (3e-7 relative); in half precision it would be the less exact form.
     """
-    norm_aux, linear_aux, norm_val, linear_val = (*aux.children(), *val.children())
+    layers: tuple[Any, ...] = (*aux.children(), *val.children())
+    norm_aux, linear_aux, norm_val, linear_val = layers
     normal = F.layer_norm(high, norm_aux.normalized_shape, eps=norm_aux.eps)  # (B, n², k², C')
     asked = query(low) @ (linear_aux.weight * norm_aux.weight)  # (B, n², C')
     scores = torch.nan_to_num(normal @ asked[..., None] / linear_aux.out_features**0.5)  # (B, n², k², 1)
     found = (scores.softmax(2).transpose(2, 3) @ normal)[:, :, 0]  # (B, n², C')
-    return linear_val(found * norm_val.weight + norm_val.bias)
+    mined: Tensor = linear_val(found * norm_val.weight + norm_val.bias)
+    return mined
