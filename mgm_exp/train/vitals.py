@@ -37,6 +37,7 @@ class Vitals:
         self._engine, self._ranks, self._every = engine, ranks, every
         self._body: Any = getattr(model, "model", None)
         self._spread: list[Tensor] = []
+        self._zero_b = [name for name in engine.trainable if "lora_B" in name]
         self.mining: Tensor | None = None
         if hasattr(self._body, "mining_faults"):
             self.mining = torch.zeros(2, dtype=torch.int64, device=ranks.device)
@@ -69,16 +70,18 @@ class Vitals:
             connector_norm: Norm of the connector's gradient in it; None: not known, or it is frozen.
         """
         widest = max((float(spread) for spread in self._spread), default=-1.0)
-        zero_b = [float(not self._engine.master(name).any()) for name in self._engine.trainable if "lora_B" in name]
         # Sharded under ZeRO or not, master() is whole on every process; the tokens are each process's own
+        zero_b = [name for name in self._zero_b if not self._engine.master(name).any()]
+        self._zero_b, n_before = zero_b, len(self._zero_b)
         widest = max(row[0] for row in self._ranks.gather([widest]))
         found = []
         if has_images and 0 <= widest < SAME:
             found.append(("vision_dead", f"the visual tokens of all images are the same (they differ by {widest:.1g})"))
         if has_images and connector_norm == 0:
             found.append(("vision_dead", "the gradient of projector and mining is zero"))
-        if zero_b and any(zero_b):
-            found.append(("lora_b_zero", f"{int(sum(zero_b))} of {len(zero_b)} LoRA updates are still zero"))
+        if zero_b:
+            told = f"{len(zero_b)} of {n_before} LoRA updates are still zero, the first one {zero_b[0]}"
+            found.append(("lora_b_zero", told))
         return found
 
 
