@@ -38,7 +38,7 @@ _VISION = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "mode
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge wrote: `tensors` of them, `n_bytes` in `shards` files, the LoRA weights among them."""
+    """What a merge wrote: `tensors` of them, `n_bytes` in `shards` files, `adapted` of them changed by the adapter."""
 
     folder: Path
     tensors: int
@@ -97,7 +97,7 @@ def merge_run(
                     f"No space is left for {out}.", advice="Free some, or give another --out."
                 ) from error
             raise
-    return Merged(out, len(merged.shapes), len(merged.adapted), len(set(shards.values())), n_bytes, merged.dtype)
+    return Merged(out, len(merged.shapes), merged.n_changed, len(set(shards.values())), n_bytes, merged.dtype)
 
 
 def source_of_run(run: Path, base: str | Path | None = None) -> ModelSource:

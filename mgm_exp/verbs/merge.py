@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
             on_progress=on_progress,
         )
     print(
-        f"{merged.tensors:,} tensors ({merged.adapted:,} with the adapter added), {merged.n_bytes / 2**30:.3f} GiB of "
+        f"{merged.tensors:,} tensors ({merged.adapted:,} changed by the adapter), {merged.n_bytes / 2**30:.3f} GiB of "
         f"{merged.dtype} in {merged.shards} shards: {options.out}"
     )
     print(f"prove it with: mgm-exp check {options.out}")
