@@ -208,7 +208,11 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """transformers' own, by the class that belongs to the folder's LLM; `load_model` reads official folders too."""
-        head = _HEADS[type(AutoConfig.from_pretrained(folder, local_files_only=True))] if cls is MGMForConditionalGeneration else cls
+        head = (
+            _HEADS[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+            if cls is MGMForConditionalGeneration
+            else cls
+        )
         return super(MGMForConditionalGeneration, head).from_pretrained(folder, *args, **kwargs)
 
     def enable_gradient_checkpointing(self) -> None:

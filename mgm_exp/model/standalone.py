@@ -54,7 +54,7 @@ _VISION = ("model.mm_projector.", "model.vlm_uni_", "model.vision_tower.", "mode
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge wrote: `tensors` of them, `n_bytes` in `shards` files, the LoRA weights among them."""
+    """What a merge wrote: `tensors` of them, `n_bytes` in `shards` files, `adapted` of them changed by the adapter."""
 
     folder: Path
     tensors: int
@@ -142,7 +142,7 @@ def merge_run(
                 ) from error
             raise
     n_shards = len(set(shards.values()))
-    return Merged(out, n_tensors, len(merged.adapted), n_shards, n_written, merged.dtype, export)
+    return Merged(out, n_tensors, merged.n_changed, n_shards, n_written, merged.dtype, export)
 
 
 def source_of_run(run: Path, base: str | Path | None = None) -> ModelSource:

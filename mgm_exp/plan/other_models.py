@@ -7,11 +7,13 @@ planner follows; a model of another build is refused. The vision tower and the c
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model.layout import LlmLayout
 from mgm_exp.plan.architecture import Architecture
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -57,6 +59,7 @@ def sizes_of_other(path: str, stamp: int) -> Architecture:
         )
     heads = int(text.num_attention_heads)
     head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     tokens, source = image_tokens(folder)
     return Architecture(
         shapes=shapes,
@@ -64,7 +67,7 @@ def sizes_of_other(path: str, stamp: int) -> Architecture:
         mlp=int(text.intermediate_size),
         layers=int(text.num_hidden_layers),
         heads=heads,
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        kv_heads=kv_heads,
         head_dim=head_dim,
         vocabulary=int(text.vocab_size),
         visual_tokens=tokens,
@@ -78,8 +81,53 @@ def sizes_of_other(path: str, stamp: int) -> Architecture:
         map_widths=(1,),
         map_depths=(0,),
         note=f"{NOTE}; {source}",
+        llm=_layout(_of_llm(shapes), int(text.hidden_size), kv_heads, head_dim),
+        tunable=(0, 0),
+        clip_tuned=0,
         is_head_whole=True,
     )
+
+
+def _of_llm(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    others = ("model.mm_projector.", "model.vision_tower.")
+    return {name: shape for name, shape in shapes.items() if not name.startswith(others)}
+
+
+def _of_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    outputs, inputs = shape
+    return outputs, inputs
+
+
+def _layout(shapes: dict[str, tuple[int, ...]], hidden: int, kv_heads: int, head_dim: int) -> LlmLayout:
+    """The layout of a language model with Llama's seven linears, whatever else lies in its blocks."""
+    first = "model.layers.0."
+    linears = {
+        name: key.removeprefix(first).removesuffix(".weight")
+        for name in _LINEARS
+        for key in shapes
+        if key.startswith(first) and key.endswith(f"{name}.weight")
+    }
+    norms = tuple(
+        key.removeprefix(first).removesuffix(".weight")
+        for key, shape in shapes.items()
+        if key.startswith(first) and key.endswith(".weight") and shape == (hidden,)
+    )
+    layout = LlmLayout(
+        blocks="model.layers",
+        n_blocks=len({key.split(".")[2] for key in shapes if key.startswith("model.layers.")}),
+        body="model",
+        linears=linears,
+        shapes={name: _of_matrix(shapes[f"{first}{place}.weight"]) for name, place in linears.items()},
+        biased=tuple(name for name, place in linears.items() if f"{first}{place}.bias" in shapes),
+        norms=norms,
+        outside={},
+        final_norms=(),
+        hidden=hidden,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+    )
+    regular = layout.names()
+    return replace(layout, outside={name: shape for name, shape in shapes.items() if name not in regular})
 
 
 def image_tokens(folder: Path) -> tuple[int, str]:

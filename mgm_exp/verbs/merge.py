@@ -32,9 +32,9 @@ def run(arguments: list[str]) -> int:
         )
     form = merged.dtype if options.export == "safetensors" else f"{merged.dtype} and {options.export}"
     size = f"{merged.n_bytes / 2**30:.3f} GiB of {form} in {merged.shards} shards"
-    says = f"{merged.adapted:,} with the adapter added), {size}"
+    says = f"{merged.adapted:,} changed by the adapter), {size}"
     if options.export == "peft":
-        says = f"LoRA for {merged.adapted:,} weights), {merged.n_bytes / 2**20:.1f} MiB in {merged.shards} files"
+        says = f"an adapter of {merged.adapted:,} weights), {merged.n_bytes / 2**20:.1f} MiB in {merged.shards} files"
     print(f"{merged.tensors:,} tensors ({says}: {options.out}")
     print(f"prove it with: mgm-exp check {options.out}")
     return EXIT_DONE
