@@ -83,13 +83,13 @@ def merge_hf(
     source = parts.model or parts.base
     assert source is not None
     kept = dtype or _stored_dtype(source)
-    model, _ = build_hf({"path": str(source)}, device="cpu", dtype=kept)
+    model: Any = build_hf({"path": str(source)}, device="cpu", dtype=kept)[0]
     names = {name for name, _ in model.named_parameters()}
     adapted = 0
     if parts.adapter is not None:
         from peft import PeftModel
 
-        wrapped: Any = PeftModel.from_pretrained(model, str(parts.adapter))
+        wrapped = PeftModel.from_pretrained(model, str(parts.adapter))
         adapted = sum(".lora_A." in name for name, _ in wrapped.named_parameters())
         model = wrapped.merge_and_unload(safe_merge=True)
     with without_bars():
