@@ -150,7 +150,9 @@ class Killed(BaseException):
     """Ends a stage at once, as SIGKILL does, but for what Python itself does on the way out (nothing here)."""
 
 
-@pytest.mark.parametrize("moment", ["row written", "saved", pytest.param("later", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "moment", ["row written", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("saved", "later"))]
+)
 def test_a_roll_back_that_is_killed_happens_again_to_the_last_bit(
     rolled_back: TrainJob, make_job: MakeJob, victim: list[str], moment: str
 ) -> None:
@@ -288,6 +290,7 @@ def test_steps_that_are_read_late_are_the_same_steps(
     assert output_bytes(jobs["late"]) == output_bytes(jobs["early"])
 
 
+@pytest.mark.slow
 def test_a_stage_that_saves_in_the_background_is_the_same_stage(clean: TrainJob, make_job: MakeJob) -> None:
     job = make_job(guards=guards(), background=True, **SHORT | {"every_steps": 2})
     folders: list[str] = []
