@@ -209,7 +209,7 @@ def connector(sizes: Architecture, work: Work) -> Connector:
         return Connector(kept + s * small, forward, going_back)
     saved = m * high + tokens * sizes.clip_width * high
     # Crops and the whole image are mined, and made again, one after the other: the crops' map is the larger one.
-    share = sizes.map_side**2 / sizes.positions
+    share = sizes.map_side**2 / sizes.positions if sizes.positions else 0.0
     return Connector(saved, forward, (kept + going_back) * share + s * small)
 
 

@@ -17,6 +17,14 @@ ALLOWED = {
     ("mgm_exp/data/captioner/folders.py", "from_pretrained without local_files_only=True"): (
         "it is in **options, beside trust_remote_code=False; a test of the captioners reads both"
     ),
+    (
+        "mgm_exp/model/mgm.py",
+        "from_pretrained without local_files_only=True",
+    ): "a caller's arguments, given on as they are",
+    ("mgm_exp/model/hf/loading.py", "from_pretrained without local_files_only=True"): "it is in **_LOCAL",
+    ("mgm_exp/model/hf/merge.py", "from_pretrained without local_files_only=True"): (
+        "PEFT's model, on a folder whose adapter_config.json was read just before"
+    ),
     ("mgm_exp/compare/html/view.py", "network"): "quoting the names of files in links",
     ("mgm_exp/evaluate/judge.py", "network"): "the judge that eval.judge.url names; off by default, https or loopback",
     ("mgm_exp/record/wandb_client.py", "network"): "urlsplit only; the W&B client has its own",

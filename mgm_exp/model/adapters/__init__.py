@@ -19,6 +19,7 @@ from mgm_exp.model.adapters.files import (
     CONNECTOR_FILE,
     adapter_files,
     read_adapter,
+    read_adapter_config,
     read_safetensors,
     write_tensors,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "load_connector",
     "put_adapter",
     "read_adapter",
+    "read_adapter_config",
     "read_connector",
     "read_safetensors",
     "read_stated",

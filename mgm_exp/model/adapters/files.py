@@ -5,17 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model.folders import read_json
 from mgm_exp.model.tensors import official_name, read_pickled
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CONNECTOR_FILE = "non_lora_trainables.safetensors"
+# Fields of PEFT's file that import the module that they name, or start another method than the kinds of this package.
+_FOREIGN_FIELDS = (
+    "megatron_config",
+    "auto_mapping",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+    "kasa_config",
+    "use_bdlora",
+    "use_qalora",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "modules_to_save",
+)
 
 
 def adapter_files(folder: Path) -> tuple[Path, Path | None]:
@@ -29,6 +50,24 @@ def adapter_files(folder: Path) -> tuple[Path, Path | None]:
         raise ModelError(f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.")
     connector = weights[0].with_name(CONNECTOR_FILE).with_suffix(weights[0].suffix)
     return weights[0], connector if connector.is_file() else None
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """PEFT's `adapter_config.json`.
+
+    Raises:
+        ModelError: damaged, or it asks PEFT for more than the kinds of this package do.
+    """
+    stated = read_json(folder / ADAPTER_CONFIG)
+    asked = [field for field in _FOREIGN_FIELDS if stated.get(field)]
+    if stated.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        asked.append("init_lora_weights")  # a method that changes the base too
+    if asked:
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG} sets {', '.join(asked)}, which none of the kinds here does.",
+            advice="Use an adapter that was trained as one of the kinds of docs/adapters.md.",
+        )
+    return stated
 
 
 def read_adapter(file: Path) -> dict[str, Tensor]:

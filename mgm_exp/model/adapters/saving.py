@@ -26,11 +26,11 @@ from mgm_exp.model.adapters.files import (
     CONNECTOR_FILE,
     adapter_files,
     read_adapter,
+    read_adapter_config,
     write_tensors,
     write_text,
 )
 from mgm_exp.model.adapters.kinds import adapter_of, class_of_folder
-from mgm_exp.model.folders import read_json
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.mgm import MGMForConditionalGeneration
 
@@ -40,25 +40,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "tokenizer.model",
     "preprocessor_config.json",
-)
-# Fields of PEFT's file that import the module that they name, or start another method than the kinds of this package.
-_FOREIGN_FIELDS = (
-    "megatron_config",
-    "auto_mapping",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "velora_config",
-    "monteclora_config",
-    "arrow_config",
-    "kasa_config",
-    "use_bdlora",
-    "use_qalora",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "modules_to_save",
 )
 
 
@@ -186,15 +167,7 @@ def read_stated(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ModelError: a damaged file, or one that asks PEFT for more than the kinds of this package do.
     """
     weights, _ = adapter_files(folder)
-    stated = read_json(folder / ADAPTER_CONFIG)
-    asked = [field for field in _FOREIGN_FIELDS if stated.get(field)]
-    if stated.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        asked.append("init_lora_weights")  # a method that changes the base too
-    if asked:
-        raise ModelError(
-            f"{folder / ADAPTER_CONFIG} sets {', '.join(asked)}, which none of the kinds here does.",
-            advice="Use an adapter that was trained as one of the kinds of docs/adapters.md.",
-        )
+    stated = read_adapter_config(folder)
     return stated, read_adapter(weights)
 
 

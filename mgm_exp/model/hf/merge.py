@@ -89,6 +89,9 @@ def merge_hf(
     if parts.adapter is not None:
         from peft import PeftModel
 
+        from mgm_exp.model.adapters import read_adapter_config
+
+        read_adapter_config(parts.adapter)  # refuses what PEFT would import a module for
         wrapped = PeftModel.from_pretrained(model, str(parts.adapter))
         adapted = sum(".lora_A." in name for name, _ in wrapped.named_parameters())
         model = wrapped.merge_and_unload(safe_merge=True)

@@ -55,16 +55,17 @@ def load_hf_adapter(model: Any, folder: Path) -> None:
     Raises:
         ModelError: no adapter folder, a damaged file, or one of another model.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
-    from mgm_exp.model.adapters import read_safetensors
+    from mgm_exp.model.adapters import read_adapter_config, read_safetensors
+    from mgm_exp.model.adapters.base import peft_config
 
     if not (folder / ADAPTER_FILE).is_file() or not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.")
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder / 'adapter_config.json'} is no LoRA configuration: {error}") from error
+    stated = read_adapter_config(folder)
+    if stated.get("peft_type") != "LORA":
+        raise ModelError(f"{folder / 'adapter_config.json'} is no LoRA configuration: {stated.get('peft_type')}.")
+    config = peft_config(stated)
     stored = {official_name(name): tensor for name, tensor in read_safetensors(folder / ADAPTER_FILE).items()}
     inject_adapter_in_model(config, model)
     parameters = adapter_parameters(model)

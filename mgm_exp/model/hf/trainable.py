@@ -95,6 +95,7 @@ def set_trainable(model: nn.Module, parts: Parts, adapter: Any, train_connector:
         patterns=tuple(patterns),
         n_lora=sum(parameters[name].numel() for name in lora),
         n_other=sum(parameters[name].numel() for name in llm | connector),
+        late=frozenset(name for name in lora if name.endswith(".lora_A.weight")),
     )
     assert_trainable(model, trainable)
     return trainable
