@@ -48,6 +48,12 @@ def validate(config: ExperimentConfig) -> None:
 
 
 def _faults(config: ExperimentConfig) -> Iterator[str]:
+    named = list(_range_faults(config))
+    yield from named
+    # 1e400 and nan are numbers to YAML; no key means anything by them.
+    for key, value in _not_finite(plain(config)):
+        if not any(fault.startswith(f"{key}=") for fault in named):
+            yield f"{key}={value} must be a finite number"
     yield from _view_faults(config.model)
     yield from adapter_faults(config)
     yield from hf_faults(config)

@@ -23,7 +23,7 @@ from .lease import Lease, LeaseHeld
 from .mirror import Mirror
 from .mounts import is_shared
 from .pool import spawned_pool, usable_cores
-from .processes import Process, die_with_parent
+from .processes import Process, die_with_parent, start_pool_process
 from .sealed import MARK, newest_whole, prune, publish_folder, remove_folder, seal, verify
 from .workers import WorkerHold, hold_shared
 
@@ -66,6 +66,7 @@ __all__ = [
     "seal",
     "spawned_pool",
     "stage_key",
+    "start_pool_process",
     "tree_fingerprint",
     "usable_cores",
     "verify",

@@ -20,7 +20,7 @@ ALLOWED = {
     (
         "mgm_exp/model/mgm.py",
         "from_pretrained without local_files_only=True",
-    ): "a caller's arguments, given on as they are",
+    ): ("a caller's arguments, given on as they are"),
     ("mgm_exp/model/hf/loading.py", "from_pretrained without local_files_only=True"): "it is in **_LOCAL",
     ("mgm_exp/model/hf/merge.py", "from_pretrained without local_files_only=True"): (
         "PEFT's model, on a folder whose adapter_config.json was read just before"
