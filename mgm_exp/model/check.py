@@ -88,8 +88,9 @@ def check_merged(
     source = _source(folder, record, run, base)
     if record["export"] == ADAPTER:
         pictures = pictures_of(images)
-        found = check_adapter(folder, source, (lambda one: answers_of(one, pictures, device)) if with_logits else None)
-        return [_adapter(source, record), *files_as_written(folder, record), *found, _card(folder)]
+        answers = (lambda one: answers_of(one, pictures, device)) if with_logits else None
+        of_adapter = check_adapter(folder, source, answers)
+        return [_adapter(source, record), *files_as_written(folder, record), *of_adapter, _card(folder)]
     expected = MergedTensors(source, record["dtype"])
     findings = [_adapter(source, record)]
     findings += files_as_written(folder, record)

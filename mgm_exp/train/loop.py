@@ -239,7 +239,7 @@ class _Run:
         found: list[tuple[str, dict[str, Any]]] = []
         if any(outcome.mining) and outcome.event != "not_finite":  # there the step's own row says so
             batch = progress.step - 1 + guards.batches_skipped
-            facts = {"nan": outcome.mining[0], "infinite": outcome.mining[1], "batch": batch}
+            facts: dict[str, Any] = {"nan": outcome.mining[0], "infinite": outcome.mining[1], "batch": batch}
             detail = "scores of patch info mining were replaced; the loss does not show it"
             facts |= {"reason": "mining_not_finite", "action": "warn", "detail": detail}
             found.append(("mining_not_finite", {**facts, "sample_ids": self.stage.ids_of(batch)}))

@@ -39,7 +39,7 @@ class Vitals:
         self._spread: list[Tensor] = []
         self._zero_b = [name for name in engine.trainable if "lora_B" in name]
         self.mining: Tensor | None = None
-        if hasattr(self._body, "mining_faults"):
+        if self._body is not None and hasattr(self._body, "mining_faults"):
             self.mining = torch.zeros(2, dtype=torch.int64, device=ranks.device)
             self._body.mining_faults = self.mining
 
