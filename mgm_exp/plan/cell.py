@@ -267,6 +267,12 @@ def _notes(
 ) -> Iterator[str]:
     if sizes.note:
         yield sizes.note
+    data = config.data
+    if config.model.name != "tiny" and data.path is None and data.instruct.path is None and config.plan.rows is None:
+        yield (
+            f"steps are those of the generated demo data ({data.demo_images:,} rows), as data.path is not set: "
+            "give plan.rows for yours"
+        )
     longest = max(stage.work.length for stage in stages)
     yield f"memory for samples of {longest} tokens (plan.longest_text, or what max_length allows)"
     unknown = [stage.name for stage in stages if stage.flops is None]

@@ -59,6 +59,13 @@ def test_what_is_not_known_is_null_with_its_reason(tmp_path: Path) -> None:
     assert cell["memory_gib"]["peak"] > 5, "memory does not need the data"
 
 
+def test_steps_of_generated_data_are_not_taken_for_those_of_ones_own() -> None:
+    said = plan_cell(compose(["model=mgm_2b"])).notes
+    assert any("generated demo data" in note and "plan.rows" in note for note in said)
+    for known in ("plan.rows=1000", "data.path=rows.json"):
+        assert not any("generated" in note for note in plan_cell(compose(["model=mgm_2b", known])).notes)
+
+
 def test_a_model_without_sizes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "model.name=other", "model.path=/nowhere"]) == 2
     assert "model.path=/nowhere holds no config.json" in capsys.readouterr().err
