@@ -23,8 +23,21 @@ from mgm_exp.evaluate.answerer import MgmAnswerer
 from mgm_exp.store import Lease
 
 TINY = Path(__file__).resolve().parents[1] / "mgm_exp" / "model" / "tiny"
-# Rank, and whether the adapter has a connector of its own.
-RUNS = {"a": (2, False), "b": (3, False), "c": (2, True)}
+LORA = {"kind": "lora", "rank": 2, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": LORA,
+    "rslora": {**LORA, "use_rslora": True},
+    "dora": {**LORA, "use_dora": True},
+    "adalora": {**LORA, "kind": "adalora"},
+    "loha": {**LORA, "kind": "loha"},
+    "vera": {**LORA, "kind": "vera", "rank": 8},
+    "bottleneck": {"kind": "bottleneck", "rank": 4, "target_modules": ["o_proj", "down_proj"]},
+    "prompt": {"kind": "prompt", "tokens": 3},
+    "prefix": {"kind": "prefix", "tokens": 3},
+    "bitfit": {"kind": "bitfit", "norms": True},
+}
+# Kind, and whether the adapter has a connector of its own.
+RUNS = {"a": ("dora", False), "b": ("bottleneck", False), "c": ("lora", True)}
 N_QUESTIONS, N_IMAGES = 14, 5
 
 
@@ -57,19 +70,23 @@ class Place:
         return found
 
 
-def adapter_of(name: str, folder: Path) -> None:
-    """An adapter of the shipped base, drawn by its name; every second one keeps the base's connector."""
-    from mgm_exp.model import apply_adapter, load_model, save_adapter
+def adapter_of(kind: str, folder: Path, *, has_connector: bool = False, has_tower: bool = False) -> None:
+    """An adapter of the shipped base that answers otherwise, by itself or with what was trained beside it."""
+    from mgm_exp.model import apply_adapter, load_model, official_name, save_adapter
+    from mgm_exp.model.adapters import installed
 
-    rank, has_connector = RUNS[name]
     model = load_model(TINY, dtype="float32")
-    section = {"kind": "lora", "rank": rank, "alpha": 8.0, "dropout": 0.0, "target_modules": ["q_proj", "down_proj"]}
-    apply_adapter(model, section, seed=rank)
-    generator = torch.Generator().manual_seed(ord(name))
+    apply_adapter(model, KINDS[kind], seed=3)
+    adapter = installed(model)
+    assert adapter is not None
+    parts = (("mm_projector.",) if has_connector else ()) + (("vision_tower.",) if has_tower else ())
+    generator = torch.Generator().manual_seed(sum(map(ord, kind)))
+    model.requires_grad_(False)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if ".lora_B." in key or (has_connector and "mm_projector" in key):
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            name = official_name(key)
+            if name in adapter.names or name.startswith(tuple(f"model.{part}" for part in parts)):
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator)).requires_grad_(True)
     save_adapter(model, folder)
 
 
@@ -91,7 +108,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
     config = plain(compose(["debug=fast", "device=cpu", "adapter=lora_r8", "eval.max_questions=null"]))
     for name in RUNS:
         folder = root / "runs" / name / "1"
-        adapter_of(name, folder / "adapter")
+        kind, has_connector = RUNS[name]
+        adapter_of(kind, folder / "adapter", has_connector=has_connector)
         config["paths"] = {**config["paths"], "root": "gone", "store": "gone/store"}
         (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return Place(root)
@@ -114,7 +132,7 @@ def alone(made: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often a base was loaded, an image read, a tower run, a batch answered."""
-    from mgm_exp import model
+    from mgm_exp.model import loading
     from mgm_exp.model.clip import ClipTower
     from mgm_exp.model.processor import MGMProcessor
 
@@ -129,9 +147,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         monkeypatch.setattr(owner, name, wrapper)
 
-    monkeypatch.setattr(model, "build_model", model.build_model, raising=False)
     for owner, name in (
-        (model, "build_model"),
+        (loading, "build_model"),
         (MGMProcessor, "pixels"),
         (ClipTower, "forward"),
         (MgmAnswerer, "answer"),
@@ -210,17 +227,45 @@ def test_what_cannot_be_asked_together_is_refused_in_a_sentence(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_beside_others_answers_as_alone_and_leaves_the_base_alone(kind: str, tmp_path: Path) -> None:
+    from mgm_exp.evaluate.base import Base
+    from mgm_exp.evaluate.weights import load_weights
+    from mgm_exp.model import model_fingerprint
+
+    torch.set_num_threads(1)
+    adapter_of(kind, tmp_path / "adapter")
+    assert shares_base(tmp_path) == (kind != "bitfit")
+    config = compose(["debug=fast", "device=cpu"])
+    base = Base(config, "cpu")
+    untouched: Any = base.answerer(None)
+    before = model_fingerprint(untouched.model)
+
+    def logits(model: Any) -> torch.Tensor:
+        ids = torch.tensor([untouched.encode_prompt("what does it read?", False)])
+        with torch.inference_mode():
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+    plain = logits(untouched.model)
+    beside: Any = base.answerer(tmp_path)
+    assert torch.equal(logits(beside.model), logits(load_weights(config, tmp_path, "cpu")[0]))
+    assert not torch.equal(logits(beside.model), plain)
+    assert torch.equal(logits(untouched.model), plain) and model_fingerprint(untouched.model) == before
+
+
 def test_which_weights_leave_their_base_to_others(tmp_path: Path) -> None:
-    adapter_of("a", tmp_path / "adapter")
     assert shares_base(None) and shares_base(tmp_path)
+    adapter_of("lora", tmp_path / "adapter", has_connector=True)
+    assert shares_base(tmp_path)
+    adapter_of("lora", tmp_path / "adapter", has_tower=True)
+    assert not shares_base(tmp_path), "a trained tower would be everybody's"
+    adapter_of("lora", tmp_path / "adapter")
     said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    for change in ({"bias": "all"}, {"init_lora_weights": "pissa"}, {"peft_type": "VERA"}, {"modules_to_save": ["x"]}):
+    for change in ({"init_lora_weights": "pissa"}, {"peft_type": "NEW"}, {"modules_to_save": ["x"]}):
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(said | change))
         assert not shares_base(tmp_path), change
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(said))
-    (tmp_path / "adapter" / "more.safetensors").write_bytes(b"")
-    assert not shares_base(tmp_path)
-    (tmp_path / "adapter" / "more.safetensors").unlink()
+    assert shares_base(tmp_path)
     (tmp_path / "model").mkdir()
     assert not shares_base(tmp_path)
 

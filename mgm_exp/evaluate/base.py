@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.config import ExperimentConfig, ModelFamily
+from mgm_exp.errors import ModelError
 from mgm_exp.evaluate.answerer import Answerer, MgmAnswerer
 from mgm_exp.evaluate.weights import load_weights, processor_for
 from mgm_exp.evaluate.whole_inputs import answerer_of
 from mgm_exp.model.family import ADAPTER, CONNECTOR, MODEL
 
-# Adapters that leave the base's own tensors as they are: LoRA, with nothing else trained beside it.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "init_lora_weights": (True, False, "gaussian"),
-    "layer_replication": (None,),
-    "trainable_token_indices": (None,),
-    "target_parameters": (None,),
-}
-_TENSORS = {"adapter_model.safetensors", "non_lora_trainables.safetensors"}
-
 
 def shares_base(weights: Path | None) -> bool:
-    """Whether weights can be put beside a base that others use too: LoRA and a connector of their own, or nothing."""
+    """Whether weights can be put beside a base that others use too.
+
+    So it is for the base itself, for a connector, and for adapters of every kind that put tensors of their own beside
+    the base's. BitFit and trained towers write into the base's, and a full fine-tuning is a base of its own.
+    """
     if weights is None or (not (weights / MODEL).is_dir() and not (weights / ADAPTER).is_dir()):
         return True
-    folder = weights / ADAPTER
-    if (weights / MODEL).is_dir() or not (folder / "adapter_config.json").is_file():
+    if (weights / MODEL).is_dir():
         return False
+    from mgm_exp.model.adapters import changes_base
+
     try:
-        said = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError:
+        return not changes_base(weights / ADAPTER)
+    except ModelError:
         return False  # loading it says what is wrong
-    tensors = {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")}
-    return tensors <= _TENSORS and all(said.get(key, None) in allowed for key, allowed in _PLAIN.items())
 
 
 class Base:

@@ -21,7 +21,7 @@ from mgm_exp.model.adapter_export import check_adapter
 from mgm_exp.model.card import stated_license
 from mgm_exp.model.finding import Finding, some
 from mgm_exp.model.folders import ModelSource, find_source, read_json
-from mgm_exp.model.logits_check import OF_LOGITS, TOLERANCES, answers_of, check_logits, pictures_of
+from mgm_exp.model.logits_check import TOLERANCES, answers_of, check_logits, pictures_of, without_logits
 from mgm_exp.model.merged_tensors import STORED, MergedTensors
 from mgm_exp.model.processor import load_processor
 from mgm_exp.model.quantized import KINDS, Packed, agrees, is_packed, kind_of, unpack
@@ -84,7 +84,8 @@ def check_merged(
     if record.get("family") == "hf":
         from mgm_exp.model.hf.check import check_hf_merged
 
-        return check_hf_merged(folder, record, run=run, base=base, pictures=pictures_of(images), device=device)
+        pictures = pictures_of(images) if with_logits else None
+        return check_hf_merged(folder, record, run=run, base=base, pictures=pictures, device=device)
     source = _source(folder, record, run, base)
     if record["export"] == ADAPTER:
         pictures = pictures_of(images)
@@ -107,7 +108,7 @@ def check_merged(
         stored = record["dtype"] if record["export"] == "safetensors" else record["export"]
         findings.append(check_logits(folder, source, stored, pictures_of(images), device))
     else:
-        findings.append(Finding(OF_LOGITS, None, "left out with --no-logits"))
+        findings.append(without_logits())
     return findings
 
 

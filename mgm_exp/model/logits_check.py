@@ -91,6 +91,11 @@ def check_logits(
     return Finding(OF_LOGITS, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
 
 
+def without_logits() -> Finding:
+    """What a check says that was asked to load no model."""
+    return Finding(OF_LOGITS, None, "left out with --no-logits")
+
+
 def answers_of(source: ModelSource, pictures: Sequence[Image.Image], device: str) -> list[Tensor]:
     """Logits (1, L, vocabulary) of base and adapter, of a question about each picture."""
     return _answers(*_with_adapter(source, device), pictures)

@@ -69,6 +69,8 @@ class Adapter(ABC):
     kind: ClassVar[AdapterKind]
     # As `adapter_config.json` has it: PEFT's where PEFT knows the kind.
     peft_type: ClassVar[str] = ""
+    # Whether putting a saved one in writes into tensors of the base, which others may use too.
+    changes_base: ClassVar[bool] = False
     # Why it cannot become weights of the base; empty: it can.
     why_not_merged: ClassVar[str] = ""
 

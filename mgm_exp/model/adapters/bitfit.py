@@ -23,6 +23,7 @@ class BitFit(Adapter):
 
     kind = AdapterKind.bitfit
     peft_type = "BITFIT"
+    changes_base = True
 
     def tuned(self, llm: LlmLayout) -> Shapes:
         found: Shapes = dict(llm.bias_names())

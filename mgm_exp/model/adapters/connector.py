@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.adapters.base import by_official_name, copy_exactly
-from mgm_exp.model.adapters.files import read_safetensors, write_tensors
+from mgm_exp.model.adapters.files import read_safetensors, safetensors_names, write_tensors
 from mgm_exp.model.loading import connector_start
 from mgm_exp.model.tensors import CONNECTOR, official_name, read_pickled
 from mgm_exp.model.trainable import connector_names
@@ -47,6 +47,17 @@ def read_connector(file: Path) -> dict[str, Tensor]:
             advice="It was made by another code, or for another model.",
         )
     return named
+
+
+def has_towers(file: Path) -> bool:
+    """Whether a file of :func:`read_connector` holds tensors of towers; of safetensors only the head is read.
+
+    Raises:
+        ModelError: a damaged file, or tensors of other parts.
+    """
+    if file.suffix == ".bin":
+        return any(name.startswith(_TOWERS) for name in read_connector(file))
+    return any(official_name(name).startswith(_TOWERS) for name in safetensors_names(file))
 
 
 def load_beside(model: nn.Module, path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -102,6 +102,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
+
+
+def safetensors_names(path: Path) -> list[str]:
+    """Names of a file's tensors, from its head.
+
+    Raises:
+        ModelError: damaged.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return list(file.keys())
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is damaged or not a safetensors file: {error}") from error
 

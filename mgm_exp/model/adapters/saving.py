@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mgm_exp.config import AdapterKind
 from mgm_exp.errors import ModelError
 from mgm_exp.model.adapters.base import PEFT_PREFIX, Adapter, by_official_name, copy_exactly
-from mgm_exp.model.adapters.connector import load_beside, state_beside
+from mgm_exp.model.adapters.connector import has_towers, load_beside, state_beside
 from mgm_exp.model.adapters.files import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
@@ -158,6 +158,18 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
         load_beside(model, connector)
     model.requires_grad_(False)
     return model
+
+
+def changes_base(folder: Path) -> bool:
+    """Whether :func:`load_adapter` would write into tensors of the base other than the connector's.
+
+    Raises:
+        ModelError: no adapter folder, one of another kind, or a damaged one.
+    """
+    _, beside = adapter_files(folder)
+    if class_of_folder(read_adapter_config(folder), folder).changes_base:
+        return True
+    return beside is not None and has_towers(beside)
 
 
 def read_stated(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

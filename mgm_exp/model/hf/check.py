@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mgm_exp.errors import MgmError, ModelError
 from mgm_exp.model.check import files_as_written, headers_of
-from mgm_exp.model.finding import Finding
+from mgm_exp.model.finding import Finding, some
 from mgm_exp.model.hf.loading import build_hf, open_processor
 from mgm_exp.model.hf.loss import model_inputs
 from mgm_exp.model.hf.merge import HfRun, hf_run, load_hf_run
-from mgm_exp.model.logits_check import QUESTIONS, TOLERANCES, drawn_pictures
+from mgm_exp.model.logits_check import OF_LOGITS, QUESTIONS, TOLERANCES, without_logits
 
 
 def check_hf_merged(
@@ -28,10 +28,13 @@ def check_hf_merged(
     *,
     run: str | Path | None,
     base: str | Path | None,
-    pictures: Sequence[Image.Image] = (),
+    pictures: Sequence[Image.Image] | None,
     device: str = "cpu",
 ) -> list[Finding]:
     """As :func:`mgm_exp.model.check.check_merged`, for a model of transformers.
+
+    Args:
+        pictures: To compare logits on; None: no model is loaded, and the folder is not wholly proven.
 
     Raises:
         ModelError: its base or run cannot be found.
@@ -42,13 +45,16 @@ def check_hf_merged(
     parts = _parts(folder, record, run, base)
     if readable.holds:
         findings.append(_finite(folder, sorted({tensor.file for tensor in found.values()})))
+    if pictures is None:
+        return [*findings, without_logits()]
     try:
-        merged, _ = build_hf({"path": str(folder), "attn_implementation": "eager"}, device=device, dtype="float32")
+        merged, read = build_hf({"path": str(folder), "attn_implementation": "eager"}, device=device, dtype="float32")
         open_processor(folder)
     except MgmError as error:
         return [*findings, Finding("it loads", False, str(error))]
     findings.append(Finding("it loads", True, f"{type(merged).__name__} with its processor"))
-    findings.append(_logits(folder, merged, parts, record, list(pictures) or drawn_pictures(), device))
+    findings.append(Finding("no tensor too many", not read["unexpected"], some(read["unexpected"]) or "none"))
+    findings.append(_logits(folder, merged, parts, record, pictures, device))
     return findings
 
 
@@ -82,20 +88,21 @@ def _finite(folder: Path, files: Sequence[str]) -> Finding:
 
 
 def _logits(
-    folder: Path, merged: Any, parts: HfRun, record: Mapping[str, Any], pictures: list[Image.Image], device: str
+    folder: Path, merged: Any, parts: HfRun, record: Mapping[str, Any], pictures: Sequence[Image.Image], device: str
 ) -> Finding:
     here = logits_of(merged, folder, pictures)
     there = logits_of(load_hf_run(parts, device=device, dtype="float32"), parts.model or parts.base or folder, pictures)
-    name = "logits of merged and base + adapter"
     if here.shape != there.shape:
-        return Finding(name, False, "the two give sequences of different length: other tokenizer or image settings")
+        return Finding(
+            OF_LOGITS, False, "the two give sequences of different length: other tokenizer or image settings"
+        )
     largest, spread = float((here - there).abs().max()), float(there.std())
     limit = TOLERANCES[record["dtype"]] * spread
     says = f"differ by at most {largest:.2g}; allowed {limit:.2g} ({record['dtype']}), standard deviation {spread:.2g}"
     if parts.adapter is not None:
         plain, _ = build_hf({"path": str(parts.base)}, device=device, dtype="float32")
         says += f"; without LoRA {float((logits_of(plain, folder, pictures) - there).abs().max()):.2g}"
-    return Finding(name, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
+    return Finding(OF_LOGITS, math.isfinite(largest) and largest <= limit, f"{len(pictures)} pictures: {says}")
 
 
 @torch.no_grad()

@@ -157,6 +157,7 @@ def test_a_merged_run_is_one_folder_that_transformers_loads_and_check_proves(
     folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import yaml
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForImageTextToText
 
     from mgm_exp.model import check_merged, merge_run
@@ -177,9 +178,15 @@ def test_a_merged_run_is_one_folder_that_transformers_loads_and_check_proves(
     ours, _ = open_model(run, "cpu")
     assert torch.allclose(logits_of(model.eval(), folder, pictures()), logits_of(ours, folder, pictures()), atol=1e-5)
     assert all(finding.holds for finding in check_merged(tmp_path / "merged"))
+    *quick, left_out = check_merged(tmp_path / "merged", with_logits=False)
+    assert all(finding.holds for finding in quick) and "--no-logits" in left_out.says and left_out.holds is None
 
+    weights = tmp_path / "merged" / "model.safetensors"
+    save_file({**load_file(weights), "foreign": torch.zeros(1)}, weights, metadata={"format": "pt"})
+    wrong = {finding.name for finding in check_merged(tmp_path / "merged") if finding.holds is not True}
+    assert wrong == {"SHA-256 of shards", "no tensor too many"}
     base_weights = (folder / "model.safetensors").read_bytes()
-    (tmp_path / "merged" / "model.safetensors").write_bytes(base_weights)  # whole and loadable, but without the adapter
+    weights.write_bytes(base_weights)  # whole and loadable, but without the adapter
     wrong = {finding.name for finding in check_merged(tmp_path / "merged") if finding.holds is not True}
     assert wrong == {"SHA-256 of shards", "logits of merged and base + adapter"}
     assert "PaliGemma" in json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"][0]
