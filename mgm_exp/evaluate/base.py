@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.config import ExperimentConfig, ModelFamily
+from mgm_exp.errors import ModelError
 from mgm_exp.evaluate.answerer import Answerer, MgmAnswerer
 from mgm_exp.evaluate.weights import load_weights, processor_for
 from mgm_exp.evaluate.whole_inputs import answerer_of
 from mgm_exp.model.family import ADAPTER, CONNECTOR, MODEL
+from mgm_exp.model.folders import read_json
 
 # Adapters that leave the base's own tensors as they are: LoRA, with nothing else trained beside it.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -34,8 +35,8 @@ def shares_base(weights: Path | None) -> bool:
     if (weights / MODEL).is_dir() or not (folder / "adapter_config.json").is_file():
         return False
     try:
-        said = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except ValueError:
+        said = read_json(folder / "adapter_config.json")
+    except ModelError:
         return False  # loading it says what is wrong
     tensors = {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt")}
     return tensors <= _TENSORS and all(said.get(key, None) in allowed for key, allowed in _PLAIN.items())
