@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_MIB = 400
 # Of /proc and not of getrusage, which begins at what the process had that it was forked from.
 PEAK = r"import re, sys; from mgm_exp.cli import main; code = main(sys.argv[1:]); " \
-    r"print(int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) // 1024); sys.exit(code)"  # fmt: skip
+    r"print(int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) >> 10); sys.exit(code)"  # fmt: skip
 
 
 @pytest.fixture
