@@ -118,13 +118,9 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         rows = read_rows(folder / "metrics.jsonl")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}") from error
-    try:
-        manifest = read_record(folder / "manifest.json")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'manifest.json'} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{folder}: manifest.json and the lines of metrics.jsonl must be JSON objects.")
-    return Recorded(folder, config, tuple(overrides), manifest, rows)
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: a line holds no JSON object")
+    return Recorded(folder, config, tuple(overrides), read_record(folder / "manifest.json"), rows)
 
 
 def _given(overrides: Sequence[str]) -> dict[str, Any]:
