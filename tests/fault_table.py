@@ -80,7 +80,7 @@ FAULTS: dict[str, Fault] = {
     "hang": Fault(
         "a process of another machine stops answering",
         "SIGSTOP",
-        "steps since the last checkpoint; named, with where the others wait",
+        "the stage ends; the process is named, and where the others wait",
         "NVIDIA's resiliency extension restarts inside of the process",
     ),
     "signal": Fault("asked to stop", "SIGTERM, SIGINT", "nothing", "submitit swallows SIGTERM"),
