@@ -24,8 +24,10 @@ demo: setup  ## train, evaluate and compare two LoRA runs on a CPU
 
 test: lint types audit extensions unit  ## lint, types, audit and all quick tests (what CI runs)
 
-test-full: lint types audit extensions  ## all tests, the slow ones too
-	@scripts/timed "all tests" -- $(PYTEST)
+test-full: lint types audit extensions  ## all tests, the slow ones too -> the faults in docs/reliability.md
+	@rm -rf .venv/fault_notes
+	@FAULT_NOTES=$(CURDIR)/.venv/fault_notes scripts/timed "all tests" -- $(PYTEST)
+	@$(BIN)/python -m tests.fault_table .venv/fault_notes docs/reliability.md
 
 unit: setup-dev extensions
 	@scripts/timed "tests" -- $(PYTEST) -m "not slow"

@@ -7,6 +7,7 @@ from inside, and two processes that need the same stage make it once. Read :meth
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import time
@@ -19,7 +20,7 @@ import yaml
 
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
-from mgm_exp.errors import Interrupted, MgmError, Pruned
+from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Pruned
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
@@ -35,6 +36,8 @@ from mgm_exp.store import (
     write_atomic,
     write_json_atomic,
 )
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -118,7 +121,11 @@ class Experiment:
                     return self._finish("pruned", error)
                 except BaseException as error:
                     interrupted = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
-                    self._finish("interrupted" if interrupted else "failed", error)
+                    try:
+                        self._finish("interrupted" if interrupted else "failed", error)
+                    except DiskFullError as full:
+                        # What ended it says more than that there is no room for the record of it either.
+                        log.warning("the run's record is not written: %s", full)
                     raise
                 return self._finish("completed", None)
         except KeyboardInterrupt as error:

@@ -118,6 +118,8 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         rows = read_rows(folder / "metrics.jsonl")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{folder / 'metrics.jsonl'} is damaged: a line holds no JSON object")
     return Recorded(folder, config, tuple(overrides), read_record(folder / "manifest.json"), rows)
 
 

@@ -116,6 +116,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "no config.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["3\n", "{\n", "[" * 9000 + "\n"])
+def test_damaged_metrics_are_named(
+    text: str, hostile_run: RecordedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("config.yaml", "manifest.json"):
+        (tmp_path / part).write_bytes((hostile_run.folder / part).read_bytes())
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert main(["replay", str(tmp_path)]) == 2
+    assert "metrics.jsonl is damaged" in capsys.readouterr().err
+
+
 # -- what is compared, and why it differs ---------------------------------------------------------------------------
 
 

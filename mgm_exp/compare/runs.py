@@ -167,7 +167,7 @@ def is_sweep(path: Path | str) -> bool:
 def _trials(folder: Path) -> list[Run]:
     sweep = _json_object(folder / "sweep.json")
     trials = sweep.get("trials")
-    if not isinstance(trials, list):
+    if not isinstance(trials, list) or not all(map(_is_trial, trials)):
         raise UserError(
             f"{folder / 'sweep.json'} is damaged: it holds no list of trials.",
             advice="Give the run folders below it, or run the sweep's command again: it rewrites the file.",
@@ -183,6 +183,15 @@ def _trials(folder: Path) -> list[Run]:
             of_seed = {"seed": run_dir.name.removeprefix("seed_")} if seeds else {}
             runs.append(load_run(run_dir, str(run_dir), {**params, **of_seed}))
     return runs
+
+
+def _is_trial(trial: Any) -> bool:
+    return (
+        isinstance(trial, dict)
+        and isinstance(trial.get("number", 0), int)
+        and isinstance(trial.get("params") or {}, dict)
+        and "\0" not in str(trial.get("run_dir"))
+    )
 
 
 def _status(path: Path, result: Mapping[str, Any]) -> tuple[str, str]:

@@ -31,13 +31,13 @@ from mgm_exp.data.fates import EXAMPLES_FILE, Fates
 from mgm_exp.data.formats import Row, RowReader, read_rows
 from mgm_exp.data.image_checks import ImageChecks
 from mgm_exp.data.image_table import Verdicts
+from mgm_exp.data.images import image_size
 from mgm_exp.data.kinds import FATAL_KINDS
 from mgm_exp.data.processor import IGNORE_INDEX, InputsProcessor, Processor, merged_length, supervised_tokens
 from mgm_exp.data.recipe import Limits
 from mgm_exp.data.records import BadRow, Record, json_line, read_records
 from mgm_exp.data.reports import REPORT, CurationReport, StageReport
 from mgm_exp.data.text_faults import text_faults
-from mgm_exp.data.whole_inputs import image_size
 from mgm_exp.errors import DataError, UnusableRow
 from mgm_exp.store import disk_full_named, hard_link_or_copy, write_json_atomic
 

@@ -290,3 +290,15 @@ def _rgb(image: Image.Image) -> Image.Image:
 
     sixteen = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((sixteen + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def image_size(root: Path | str, relative: str) -> tuple[int, int]:
+    """Width and height of an image as it is decoded, from its header alone.
+
+    Raises:
+        DataError: it cannot be read any more.
+    """
+    try:
+        return read_size(root, relative)
+    except ImageFault as fault:
+        raise DataError(f"The image {relative} cannot be read any more ({fault}) below {root}.") from fault

@@ -73,17 +73,3 @@ class WholeInputsDataset(Dataset[dict[str, Any]]):
                 f"Record {record.id} cannot be trained on: {error.message}.",
                 advice="Curation left such rows out; was the model's folder or an image changed since?",
             ) from error
-
-
-def image_size(root: Path | str, relative: str) -> tuple[int, int]:
-    """Width and height of an image as it is decoded, from its header alone.
-
-    Raises:
-        DataError: it cannot be read any more.
-    """
-    from mgm_exp.data.images import read_size
-
-    try:
-        return read_size(root, relative)
-    except ImageFault as fault:
-        raise DataError(f"The image {relative} cannot be read any more ({fault}) below {root}.") from fault

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from mgm_exp.errors import UserError
 from mgm_exp.evaluate.choices import extract_choice
+from mgm_exp.store import parse_record
 
 KEY = "MGM_EXP_JUDGE_KEY"
 """Environment variable with the server's key; not needed for a server without one."""
@@ -113,7 +114,7 @@ def prompt_of(question: str, options: Mapping[str, str], answer: str) -> str:
 
 def _text_of(raw: bytes) -> str:
     try:
-        return str(json.loads(raw)["choices"][0]["message"]["content"] or "")
+        return str(parse_record(raw)["choices"][0]["message"]["content"] or "")
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no chat completion ({type(error).__name__}: {error})") from error
 

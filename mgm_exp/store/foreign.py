@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterable
 from typing import Any
 
 from .files import PathLike
@@ -16,8 +17,10 @@ from .files import PathLike
 MAX_BYTES = 1 << 30
 MAX_YAML_BYTES = 4 << 20
 MAX_DEPTH = 64
-# References that one YAML file may repeat; a few lines of them can mean billions of values.
+# References that one YAML file may have, and values that all of them together may stand for: thirty lines of three
+# references each would stand for billions.
 MAX_ALIASES = 100
+MAX_REPEATED = 100_000
 
 
 def read_text(path: PathLike, most_bytes: int = MAX_BYTES, errors: str = "strict") -> str:
@@ -96,15 +99,51 @@ def parse_yaml(text: str) -> Any:
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        depth = aliases = 0
-        # Events first: building nested values recurses in C, where too many levels end the process.
-        for event in yaml.parse(text, Loader=loader):
-            aliases += isinstance(event, yaml.AliasEvent)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-            if aliases > MAX_ALIASES:
-                raise ValueError(f"more than {MAX_ALIASES} references to its own parts")
+        _check_events(yaml.parse(text, Loader=loader))
         return yaml.load(text, Loader=loader)  # noqa: S506 - a safe loader, see above
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"no YAML of plain values: {str(error).splitlines()[0]}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # What PyYAML makes of a scalar that is not of the kind that its tag says, such as "!!timestamp x".
+        raise ValueError(f"no YAML of plain values: a tag that does not fit its value ({error})") from error
+
+
+def _check_events(events: Iterable[Any]) -> None:
+    """Bounds a document before it is built: building recurses in C, where too many levels end the process.
+
+    Raises:
+        ValueError: nested too deeply, or with too many, too large or circular references.
+    """
+    import yaml
+
+    # Of each collection that is open: its anchor, the values in it, the levels below it.
+    around: list[tuple[str | None, int, int]] = [(None, 0, 0)]
+    known: dict[str, tuple[int, int]] = {}
+    aliases = repeated = 0
+    for event in events:
+        size, height = 1, 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append((event.anchor, 1, 1))
+            if len(around) - 1 > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+            continue
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, *_ in around):
+                raise ValueError("a part that refers to itself")
+            size, height = known.get(event.anchor, (1, 0))
+            aliases, repeated = aliases + 1, repeated + size
+            if aliases > MAX_ALIASES or repeated > MAX_REPEATED:
+                raise ValueError(f"more than {MAX_ALIASES} references to its own parts, or to {MAX_REPEATED:,} values")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size, height = around.pop()
+            if anchor is not None:
+                known[anchor] = size, height
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.anchor is not None:
+                known[event.anchor] = size, height
+        else:
+            continue
+        if len(around) - 1 + height > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        anchor, inner, levels = around[-1]
+        around[-1] = anchor, inner + size, max(levels, height + 1)

@@ -164,6 +164,7 @@ def test_a_trial_outside_of_its_sweep_is_refused(tmp_path, place):
 
 
 def test_a_damaged_sweep_file_is_named(tmp_path):
-    (tmp_path / "sweep.json").write_text(json.dumps({"trials": 3}))
-    with pytest.raises(UserError, match=r"sweep\.json is damaged"):
-        load_runs([tmp_path])
+    for trials in (3, [3], [{"number": 0}, {"number": "1"}], [{"params": [1]}], [{"run_dir": "a\0b"}]):
+        (tmp_path / "sweep.json").write_text(json.dumps({"trials": trials}))
+        with pytest.raises(UserError, match=r"sweep\.json is damaged"):
+            load_runs([tmp_path])

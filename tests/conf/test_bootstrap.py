@@ -177,7 +177,7 @@ def test_presets_of_ones_own_are_added_by_a_folder(tmp_path: Path) -> None:
             0.25,
             checked(compose_tree(hydra, [])).train.max_steps,
         )
-        with pytest.raises(ConfigError, match="demo, mine, official"):
+        with pytest.raises(ConfigError, match="demo, hf, mine, official"):
             compose_tree(hydra, ["train=nope"])
     with pytest.raises(ConfigError, match="is not a folder"), session(str(tmp_path / "nowhere")):
         pass

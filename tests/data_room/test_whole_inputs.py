@@ -11,8 +11,9 @@ from PIL import Image
 
 from mgm_exp.data import ImageTextDataset, read_records
 from mgm_exp.data.curation import Policy, Source, curate
+from mgm_exp.data.images import image_size
 from mgm_exp.data.processor import InputsProcessor
-from mgm_exp.data.whole_inputs import WholeInputsDataset, image_size
+from mgm_exp.data.whole_inputs import WholeInputsDataset
 from mgm_exp.errors import DataError
 from mgm_exp.model.hf.loading import open_processor
 from tests.model.hf.tiny_models import paligemma, qwen2_vl

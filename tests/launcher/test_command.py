@@ -160,7 +160,7 @@ def test_a_command_can_be_looked_at_without_running_it(
 
 
 def test_showing_a_configuration_with_a_mistake_explains_it(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert app("--cfg", "job", "adapter=lora_r61") == 2
+    assert app("--cfg", "job", "adapter=lora_r17") == 2
     captured = capsys.readouterr()
     assert "Did you mean adapter=lora_r16?" in captured.err and "Traceback" not in captured.err
 

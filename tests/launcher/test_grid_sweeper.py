@@ -88,7 +88,7 @@ def test_a_failed_trial_is_run_again_only_where_it_is_asked_for(app: Any) -> Non
 def test_a_cell_that_does_not_compose_is_a_failed_trial_with_a_record(
     app: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert app("-m", "adapter=lora_r8,lora_r61", "adapter.rank=4,-1") == 1
+    assert app("-m", "adapter=lora_r8,lora_r17", "adapter.rank=4,-1") == 1
     sweep = app.sweep()
     assert states(sweep) == ["completed", "failed", "failed", "failed"]
     output = capsys.readouterr().out
@@ -96,8 +96,8 @@ def test_a_cell_that_does_not_compose_is_a_failed_trial_with_a_record(
     assert output.index("not started") < output.index("trial 0 (1/1)"), "said before the first one starts"
     result = json.loads((app.sweep_dir / "2" / "result.json").read_text(encoding="utf-8"))
     assert result["error"]["type"] == "ConfigError"
-    assert "lora_r61" in (app.sweep_dir / "2" / "log.txt").read_text(encoding="utf-8")
-    assert app("-m", "adapter=lora_r8,lora_r61", "adapter.rank=4,-1") == 1
+    assert "lora_r17" in (app.sweep_dir / "2" / "log.txt").read_text(encoding="utf-8")
+    assert app("-m", "adapter=lora_r8,lora_r17", "adapter.rank=4,-1") == 1
     assert app.calls(0) == 1
     assert len(app.sweep()["trials"]) == 4, "a cell that still does not compose keeps its number"
 
@@ -253,7 +253,7 @@ def test_the_folders_keep_the_contract(app: Any) -> None:
     checker = os.environ.get("MGM_CONTRACT_CHECKER")
     if checker is None:
         pytest.skip("MGM_CONTRACT_CHECKER does not name the contract's checker")
-    assert app("-m", "adapter=lora_r8,lora_r61", "adapter.rank=4,8", fail="8") == 1
+    assert app("-m", "adapter=lora_r8,lora_r17", "adapter.rank=4,8", fail="8") == 1
     done = subprocess.run(["python3", checker, str(app.sweep_dir)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -411,7 +411,8 @@ def test_a_signal_stops_every_trial_with_its_state_saved(app: Any, monkeypatch: 
     monkeypatch.setenv("SMALL_STEP_S", "0.02")
     arguments = (*SEARCH, RANKS, "sweep.n_trials=2", f"sweep.slots={slots}", "sweep.pruner.name=none")
     process = app.start(*arguments)
-    child_in(app, process, str(slots - 1), steps=2)
+    for number in range(slots):
+        child_in(app, process, str(number), steps=2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output

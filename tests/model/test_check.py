@@ -138,7 +138,7 @@ def test_an_adapter_that_learnt_nothing_is_named(merged: Path) -> None:
     for name in {n[len("base_model.model.") :].replace(".lora_A.", ".") for n in tensors if ".lora_A." in n}:
         change(merged, name, lambda _, name=name: base[name])  # type: ignore[misc]
     found = advised(check_merged(merged, with_logits=False))
-    assert "B is zero in all 14 weights, first model.layers.0" in found["LoRA is applied"]
+    assert "a factor is zero in all 14 weights, first model.layers.0" in found["LoRA is applied"]
     assert set(found) == {"LoRA is applied", "run"}
 
 

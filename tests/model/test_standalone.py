@@ -175,7 +175,7 @@ def test_an_old_adapter_is_loaded_by_itself_and_converted(
     assert main(["merge", str(old), "--out", str(out), "--export", "peft", *say]) == 0
     assert main(["check", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "44 tensors (LoRA for 14 weights)" in shown and "differ by at most 0; allowed 0" in shown
+    assert "44 tensors (an adapter of 14 weights)" in shown and "differ by at most 0; allowed 0" in shown
     stated = json.loads((out / "adapter_config.json").read_text())
     assert stated["base_model_name_or_path"] == "model" and len(stated["target_modules"]) == 14
     from peft import LoraConfig

@@ -20,6 +20,7 @@ from mgm_exp.cli import main
 from mgm_exp.config import ExperimentConfig, plain
 from mgm_exp.record import FilesSink, Recorder, WandbSink, open_recorder
 from mgm_exp.record.wandb_upload import Sent, Upload, upload_runs
+from tests.fault_table import met
 
 from .loopback_server import LoopbackServer, loopback_server
 
@@ -202,6 +203,7 @@ def test_what_a_broken_server_did_not_take_is_sent_later_and_once(
     if kind == "file_stream":
         assert sync(tmp_path / "3").sent == []
         assert server.runs["ranks-3-0a1b2c3d"].n_opened == n_opened
+    met("tracker", 1)
 
 
 def test_a_run_that_continues_online_repeats_no_row(

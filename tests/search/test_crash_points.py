@@ -14,14 +14,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.fault_table import met
 from tests.search import campaign_scenario as scenario
 from tests.store.crash_points import run_to_change
+from tests.system_calls import CHANGES, Traced, strace_or_skip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRIALS = 3
@@ -80,6 +82,7 @@ def test_killed_at_each_change_it_ends_as_if_undisturbed(tmp_path: Path, undistu
             break
         kill_at, points = kill_at + every, points + 1
     assert points * every > 400, "the kills do not reach the search"
+    met("kill: sweep", points)
 
 
 def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, undisturbed: Any) -> None:
@@ -88,131 +91,13 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, undisturbed:
         kills += 1
     assert after == undisturbed
     assert kills >= 4
+    met("kill: sweep", kills)
     assert {path.name for path in folder.iterdir() if path.name.isdigit()} == {"0", "1", "2"}
 
 
 # -- the kernel's view ------------------------------------------------------------------------------------------------
 
 NTH = 3000
-SERVER = """
-import os, sys, traceback
-sys.path.insert(0, os.getcwd())
-from pathlib import Path
-from tests.search import campaign_scenario as scenario
-import optuna.storages  # everything that a search loads, before strace counts
-import sqlalchemy.dialects.sqlite
-import json
-root = Path(sys.argv[1])
-storage = None if sys.argv[2] == "journal" else sys.argv[2]
-scenario.search(root / "warm", 1, storage)
-
-nowhere, null, here = "/nowhere/at/all", os.open("/dev/null", os.O_WRONLY), os.open("/", os.O_RDONLY)
-WASTE = {
-    "write": lambda: os.write(null, b"x"),
-    "pwrite64": lambda: os.pwrite(null, b"x", 0),
-    "fsync": lambda: os.fsync(null),
-    "fdatasync": lambda: os.fdatasync(null),
-    "ftruncate": lambda: os.ftruncate(null, 0),
-    "rename": lambda: os.rename(nowhere, nowhere),
-    "unlink": lambda: os.unlink(nowhere),
-    "mkdir": lambda: os.mkdir(nowhere),
-    "linkat": lambda: os.link(nowhere, nowhere),
-    "rmdir": lambda: os.rmdir(nowhere),
-    "utimensat": lambda: os.utime(nowhere),
-}
-
-for line in sys.stdin:
-    folder, call, number = line.split()
-    pid = os.fork()
-    if pid == 0:
-        for _ in range(int(os.environ["NTH"]) - int(number) if call in WASTE else 0):
-            try:
-                WASTE[call]()
-            except OSError:
-                pass
-        try:
-            content = scenario.search(Path(folder), 3, storage)
-            os.writev(1, [("\\nresult " + json.dumps(scenario.summary(content)) + "\\n").encode()])
-        except BaseException:
-            os.writev(1, [traceback.format_exc().encode()])
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    os.writev(1, [f"\\nended {code}\\n".encode()])
-"""
-CALLS = [
-    "pwrite64",
-    "fdatasync",
-    "write",
-    "fsync",
-    "ftruncate",
-    "rename",
-    "unlink",
-    "mkdir",
-    "linkat",
-    "rmdir",
-    "utimensat",
-]
-
-
-class Server:
-    """Runs the search in forked processes, with or without the fault."""
-
-    def __init__(self, folder: Path, storage: str, call: str | None) -> None:
-        command = [sys.executable, "-B", "-c", SERVER, str(folder), storage]
-        if call is not None:
-            trace = ["-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={NTH}"]
-            command = ["strace", "-f", "-qq", "-o", os.devnull, *trace, *command]
-        folder.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "NTH": str(NTH)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def search(self, folder: Path, call: str = "-", number: int = 0) -> tuple[int, Any]:
-        """Exit code and what came of it."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(f"{folder} {call} {number}\n")
-        self.process.stdin.flush()
-        said, result = "", None
-        while not (line := self.process.stdout.readline()).startswith("ended"):
-            assert line, f"the server ended: {said}"
-            said += line
-            if line.startswith("result "):
-                result = json.loads(line.removeprefix("result "))
-        code = int(line.split()[1])
-        assert code in (0, -9), said
-        return code, result
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def strace() -> None:
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    probe = subprocess.run(["strace", "-f", "-qq", "-o", os.devnull, "true"], capture_output=True)
-    if probe.returncode != 0:
-        pytest.skip(f"strace may not trace here: {probe.stderr.decode().strip()}")
-
-
-def each_point(server: Server, folder: Path, call: str, every: int) -> Iterator[tuple[str, int]]:
-    """The search killed at the first, second, ... call of a kind, until it ran through."""
-    for number in range(1 + every // 2, NTH, every):
-        shutil.rmtree(folder, ignore_errors=True)
-        code, _ = server.search(folder, call, number)
-        if code == 0:
-            return
-        yield f"{call} {number}", code
-    raise AssertionError(f"more than {NTH} calls of {call}: the scenario is too long for this harness")
 
 
 @pytest.mark.timeout(3600)
@@ -220,30 +105,30 @@ def each_point(server: Server, folder: Path, call: str, every: int) -> Iterator[
     ("storage", "calls", "every", "least"),
     [
         ("sqlite", ["pwrite64", "fdatasync"], 200, 3),
-        pytest.param("sqlite", CALLS, 1, 500, marks=pytest.mark.slow),
-        pytest.param("journal", CALLS, 1, 200, marks=pytest.mark.slow),
+        pytest.param("sqlite", CHANGES, 1, 500, marks=pytest.mark.slow),
+        pytest.param("journal", CHANGES, 1, 200, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_each_system_call_it_ends_as_if_undisturbed(
-    tmp_path: Path, strace: None, undisturbed: Any, storage: str, calls: list[str], every: int, least: int
+    tmp_path: Path, undisturbed: Any, storage: str, calls: Sequence[str], every: int, least: int
 ) -> None:
-    points = []
-    clean = Server(tmp_path / "clean", storage, None)
-    try:
-        for call in calls:
-            server = Server(tmp_path / call, storage, call)
-            try:
-                for point, _ in each_point(server, tmp_path / "s", call, every):
-                    before = state(tmp_path / "s")
-                    _, after = clean.search(tmp_path / "s")
-                    check(tmp_path / "s", before, after, undisturbed, (storage, point))
-                    points.append(point)
-            finally:
-                server.close()
-    finally:
-        clean.close()
-    print(f"{storage}: {len(points)} points")
+    strace_or_skip()
+    program, folder, points = f"tests.search.committing:with_{storage}", tmp_path / "s", []
+
+    def prepare() -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+    with Traced(program) as clean, Traced(program, calls, nth=NTH) as traced:
+        for point, _ in traced.each_call(prepare, calls, nth=NTH, first=1 + every // 2, every=every):
+            before = state(folder)
+            code, said = clean.run(folder)
+            assert code == 0, (storage, point, said)
+            (result,) = [line for line in said.splitlines() if line.startswith("result ")]
+            check(folder, before, json.loads(result.removeprefix("result ")), undisturbed, (storage, point))
+            points.append(point)
     assert len(points) >= least, points
+    met("kill: sweep", len(points))
 
 
 # -- several sweepers, random kills -----------------------------------------------------------------------------------
@@ -323,3 +208,4 @@ def test_three_sweepers_and_kills_lose_nothing_and_repeat_nothing(
     found = chaos(tmp_path / "s", storage, trials=trials, kills=kills)
     print(storage, found)
     assert found["kills"] == kills
+    met("kill: sweepers", kills)

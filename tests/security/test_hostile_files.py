@@ -17,13 +17,15 @@ from mgm_exp.errors import DataError, ModelError
 from mgm_exp.evaluate.pictures import Pictures
 from mgm_exp.evaluate.readers import literal_list, read_json, read_json_lines
 from mgm_exp.store import parse_record, parse_yaml, read_record, read_text, read_yaml
+from tests.fault_table import met
 
 from . import hostile_files as hostile
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MOST_MIB = 400
-PEAK = "import resource, sys; from mgm_exp.cli import main; code = main(sys.argv[1:]); " \
-    "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(code)"  # fmt: skip
+# Of /proc and not of getrusage, which begins at what the process had that it was forked from.
+PEAK = r"import re, sys; from mgm_exp.cli import main; code = main(sys.argv[1:]); " \
+    r"print(int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) >> 10); sys.exit(code)"  # fmt: skip
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def test_hostile_rows_and_images_cost_themselves_only(tmp_path: Path, sentinel: 
     assert all(fault["detail"] and len(fault["detail"]) < 500 for fault in found["broken"])
     assert found["rows"] == 2 * len(hostile.LINES) + 1 and found["ok"] == found["rows"] - len(expected)
     assert not sentinel.exists()
+    met("hostile", len(hostile.LINES))
 
 
 def test_a_shard_is_read_where_it_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +65,7 @@ def test_a_shard_is_read_where_it_lies(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["ok"] >= 1 and {fault["kind"] for fault in found["broken"]} >= {"missing"}
     assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/escaped-absolute.png").exists()
     capsys.readouterr()
+    met("hostile", len(found["broken"]))
 
 
 @pytest.mark.parametrize("name", ["bomb.png", "pickle.png", "pipe.png"])
@@ -71,6 +75,7 @@ def test_the_image_of_a_question_is_bounded_alike(
     hostile.images(tmp_path / "images", sentinel)
     code = main(["ask", str(tmp_path), str(tmp_path / "images" / name), "what is it?"])
     assert code == 2 and f"{name} cannot be used" in capsys.readouterr().err and not sentinel.exists()
+    met("hostile", 1)
 
 
 def test_an_image_in_a_table_is_bounded_alike(tmp_path: Path, sentinel: Path) -> None:
@@ -82,6 +87,7 @@ def test_an_image_in_a_table_is_bounded_alike(tmp_path: Path, sentinel: Path) ->
         with pytest.raises(ValueError, match="no image of a known format"):
             kept.keep_base64(base64.b64encode(content).decode())
     assert [path.name for path in tmp_path.iterdir()] == [name]
+    met("hostile", 4)
 
 
 # -- weights, checkpoints -------------------------------------------------------------------------------------------
@@ -104,6 +110,7 @@ def test_pickles_are_refused_wherever_weights_may_lie(tmp_path: Path, sentinel: 
             with pytest.raises(ModelError, match=r"other than tensors|damaged"):
                 opened()
     assert not sentinel.exists()
+    met("hostile", 8)
 
 
 @pytest.mark.parametrize("what", sorted(hostile.SAFETENSORS))
@@ -113,6 +120,7 @@ def test_safetensors_that_lie_about_themselves_are_refused(what: str, tmp_path: 
     (tmp_path / "a.safetensors").write_bytes(hostile.SAFETENSORS[what])
     with pytest.raises(ModelError, match="damaged or not a safetensors file"):
         read_safetensors(tmp_path / "a.safetensors")
+    met("hostile", 1)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +143,7 @@ def test_an_adapter_cannot_ask_for_another_method(fields: dict[str, object], tmp
     with pytest.raises(ModelError, match=str(next(iter(fields)))):
         load_adapter(None, tmp_path)  # type: ignore[arg-type]
     assert "antigravity" not in sys.modules
+    met("hostile", 1)
 
 
 def test_the_state_of_the_generators_is_json_and_nothing_else(tmp_path: Path, sentinel: Path) -> None:
@@ -164,6 +173,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_record_in_json_is_bounded(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_record(text)
+    met("hostile", 1)
     assert parse_record('{"a": [' + "[1], " * 500 + "[1]]}")["a"][500] == [1], "many brackets are not deep ones"
 
 
@@ -175,11 +185,18 @@ def test_a_record_in_json_is_bounded(text: str, says: str) -> None:
         ("!!python/object/apply:os.system [id]", "could not determine a constructor"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("a: [", "YAML"),
+        ("a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)), "to 100,000 values"),
+        ("a: &a0 [x]\n" + "".join(f"b{n}: &a{n + 1} [*a{n}]\n" for n in range(80)), "nested deeper than 64"),
+        ("&a [*a]", "refers to itself"),
+        ("!!timestamp x", "does not fit"),
+        ("!!int ''", "does not fit"),
+        ("!!bool x", "does not fit"),
     ],
 )
 def test_a_record_in_yaml_is_bounded(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse_yaml(text)
+    met("hostile", 1)
 
 
 def test_a_pipe_or_too_many_bytes_are_no_record(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mgm_exp.command import main
 from mgm_exp.compose import compose_tree, session
 from mgm_exp.errors import ConfigError
+from tests.fault_table import met
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
@@ -75,6 +76,7 @@ def test_a_preset_cannot(what: str, presets: tuple[Any, Path], monkeypatch: pyte
         compose_tree(hydra, [f"experiment='{sorted(HOSTILE).index(what)}'"])
     assert what == "an object" or isinstance(caught.value, ConfigError)
     assert SECRET not in str(caught.value) and not sentinel.exists()
+    met("hostile settings", 1)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,7 @@ def test_a_preset_cannot(what: str, presets: tuple[Any, Path], monkeypatch: pyte
 def test_an_override_cannot_either(override: str, compose: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError):
         compose(override)
+    met("hostile settings", 1)
 
 
 def test_showing_a_configuration_searches_nowhere_else(sentinel: Path, capsys: pytest.CaptureFixture[str]) -> None:

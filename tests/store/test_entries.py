@@ -31,6 +31,7 @@ from mgm_exp.store import (
     verify,
 )
 from mgm_exp.store.work import adopt_work
+from tests.fault_table import met
 
 from .crash_points import crash_points, names_below
 from .real_processes import Child
@@ -246,6 +247,7 @@ def test_what_was_sealed_when_its_maker_died_is_published_without_making_it_agai
             assert is_right(output.path), point
             outcomes.add((output.reused, published))
     assert outcomes == {(False, False), (True, True)}
+    met("kill: python", point.number - 1)
 
 
 def test_killed_at_any_change_to_the_disk_an_entry_is_whole_or_absent(store: Store) -> None:
@@ -265,6 +267,7 @@ def test_killed_at_any_change_to_the_disk_an_entry_is_whole_or_absent(store: Sto
         store.gc(older_than_s=3600)
         assert sorted(path.name for path in (store.root / "align").iterdir()) == [KEY], point
     assert points > 40
+    met("kill: python", points - 1)
 
 
 def test_killed_at_any_change_to_the_disk_a_collection_leaves_whole_entries_or_none(store: Store) -> None:
@@ -284,6 +287,7 @@ def test_killed_at_any_change_to_the_disk_a_collection_leaves_whole_entries_or_n
         store.gc(["key-1"], older_than_s=0.0)
         assert sorted(path.name for path in (store.root / "align").iterdir()) == ["key-1"], point
     assert points > 15
+    met("kill: python", points - 1)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -20,6 +20,7 @@ from mgm_exp.store import (
     write_atomic,
     write_json_atomic,
 )
+from tests.fault_table import met
 
 from .crash_points import crash_points, names_below
 
@@ -55,6 +56,7 @@ def test_killed_anywhere_a_write_leaves_the_old_content_or_the_new(tmp_path: Pat
         assert content != "old" or "committed" not in point.said, point
         assert path.name == "f"
     assert points >= 5
+    met("kill: python", points - 1)
     write_atomic(path, "last")
     assert path.read_text() == "last"
 
@@ -76,6 +78,7 @@ def test_a_full_disk_is_one_error_that_names_the_path_and_leaves_no_half_file(
     monkeypatch.undo()
     assert names_below(tmp_path) == ["result.json"]
     assert path.read_text() == "old"
+    met("full", 1)
 
 
 def test_another_failure_to_write_keeps_its_own_name_and_the_old_content(
@@ -140,6 +143,7 @@ def test_a_real_full_file_system_keeps_the_old_file(small_disk: Path) -> None:
         write_atomic(path, b"x" * 4_000_000)
     assert path.read_text() == "old"
     assert names_below(small_disk) == ["state.json"]
+    met("full", 1)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -13,6 +13,7 @@ import pytest
 
 from mgm_exp.errors import LeaseLost, UserError
 from mgm_exp.store import Lease, LeaseHeld, claims, hold_shared, processes, read_json
+from tests.fault_table import met
 
 from .crash_points import crash_points, names_below, wait_until
 from .real_processes import Child
@@ -481,6 +482,7 @@ def test_killed_at_any_change_to_the_disk_a_lease_can_be_taken_again(path: Path)
             tokens.clear()
         assert tokens == sorted(set(tokens)), "tokens only grow"
     assert points > 12
+    met("kill: python", points - 1)
 
 
 def test_the_claim_on_disk_names_its_holder(path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mgm_exp.errors import DiskFullError
 from mgm_exp.store import MARK, newest_whole, prune, publish_folder, read_json, seal, sealed, verify, write_atomic
+from tests.fault_table import met
 
 from .crash_points import Point, crash_points, names_below
 
@@ -82,6 +83,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: str) -> None
     for full in (True, False):
         faults = verify(folder, full=full)
         assert faults and any(name in fault and expected in fault for fault in faults), faults
+    met("damage", 1)
 
 
 @pytest.mark.parametrize("damage", sorted(set(DAMAGES) - {"deleted"}))
@@ -90,6 +92,7 @@ def test_a_damaged_mark_is_named(tmp_path: Path, damage: str) -> None:
     DAMAGES[damage][0](folder / MARK)
     faults = verify(folder)
     assert faults and faults[0].startswith(MARK), faults
+    met("damage", 1)
 
 
 def test_a_missing_mark_means_never_completed(tmp_path: Path) -> None:
@@ -116,6 +119,7 @@ def test_any_single_flipped_bit_is_found(tmp_path: Path, bit: int, name: str) ->
     (folder / name).write_bytes(before)
     assert faults and faults[0].startswith(name), faults
     assert verify(folder) == []
+    met("damage", 1)
 
 
 def test_a_hostile_mark_leads_nowhere(tmp_path: Path) -> None:
@@ -266,6 +270,7 @@ def test_killed_at_any_change_to_the_disk_no_committed_checkpoint_is_lost(tmp_pa
             assert names_below(parent)[0] == "step-000007" and verify(parent / "step-000008") == []
             assert len(list(parent.iterdir())) == 2
     assert points > 100, points
+    met("kill: python", points - 1)
 
 
 def test_killed_while_a_step_is_saved_again_the_old_one_or_the_new_is_there(tmp_path: Path) -> None:
@@ -285,6 +290,7 @@ def test_killed_while_a_step_is_saved_again_the_old_one_or_the_new_is_there(tmp_
         publish_folder(parent / "step-000005.tmp", parent / "step-000005")
         assert version_of(parent / "step-000005") == 3 and len(list(parent.iterdir())) == 1, point
     assert versions == {1, 2}
+    met("kill: python", point.number - 1)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])
@@ -319,6 +325,7 @@ def test_a_disk_that_fills_up_at_any_write_keeps_the_last_checkpoint(
             break
     assert number > 4
     assert newest_whole(tmp_path)[0] == tmp_path / "step-000004"
+    met("full", number - 1)
 
 
 def test_everything_is_on_the_disk_before_the_name_that_promises_it(

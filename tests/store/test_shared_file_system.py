@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mgm_exp.store import verify
+from tests.fault_table import met
 from tests.shared_mounts import Host, two_hosts, why_not
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -146,3 +147,4 @@ def test_a_host_with_a_wrong_clock_takes_over_from_nobody_and_drops_nothing_that
         assert end(hosts[1].start(COLLECT)) == "[]"  # nor what was just used
         os.utime(tmp_path / "server" / "store" / "stage" / "k", (0, 0))
         assert end(hosts[1].start(COLLECT)) == "['entry']"
+    met("other clock", 1)

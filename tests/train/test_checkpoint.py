@@ -17,6 +17,7 @@ from mgm_exp.store import verify
 from mgm_exp.train.checkpoint import Progress, Saver, load_newest
 from mgm_exp.train.engine import Snapshot
 from mgm_exp.train.ranks import Ranks
+from tests.fault_table import met
 
 from .test_engine import batch_of, engine_of, train, weights
 
@@ -72,6 +73,7 @@ def test_a_damaged_one_is_named_and_passed_over(tmp_path: Path, file: str, damag
     assert len(passed_over) == 1
     assert "step-000002" in passed_over[0]
     assert file in passed_over[0]
+    met("damage", 1)
 
 
 def test_one_that_was_never_finished_is_not_taken(tmp_path: Path) -> None:
@@ -146,6 +148,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_last_good_one_and_nothing_hal
         saver.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert verify(tmp_path / "step-000001") == []
+    met("full", 1)
 
 
 # -- in the background -------------------------------------------------------------------------------------------------

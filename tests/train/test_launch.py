@@ -24,6 +24,7 @@ from mgm_exp.train import TrainJob, run_stage
 from mgm_exp.train.launch import threads_each
 from mgm_exp.train.launch_folder import LaunchFolder
 from mgm_exp.train.metrics_file import read_rows
+from tests.fault_table import met
 
 from .conftest import experiment, full, job_in, lora, write_records
 from .killed import train_until_killed
@@ -180,6 +181,7 @@ def test_all_processes_skip_a_step_that_is_not_finite_on_one(
     losses = [row["loss"] for row in rows if "event" not in row]
     assert losses
     assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-5)
+    met("not finite", len(skipped))
 
 
 @pytest.mark.parametrize("zero", [0, 3])
@@ -193,6 +195,7 @@ def test_all_processes_roll_back_together(trained_together: tuple[Path, dict[str
     assert len(losses) == 20
     assert max(losses) < 100
     assert losses == pytest.approx([row["loss"] for row in plain if "event" not in row], rel=1e-4)
+    met("spike", 1)
 
 
 def assert_close_weights(job: TrainJob, reference: TrainJob) -> None:
@@ -271,6 +274,8 @@ def test_killed_and_stopped_deepspeed_runs_end_as_undisturbed_ones(
     assert_no_worker_is_left(zero2)
     assert len(run_stage(zero2).resumed_from) == 2
     assert_as_undisturbed(zero2, trained_together[1]["undisturbed-zero2"])
+    met("kill: process", 1)
+    met("signal", 1)
 
 
 def test_a_killed_process_is_replaced_and_the_stage_ends_as_an_undisturbed_one(
@@ -289,6 +294,7 @@ def test_a_killed_process_is_replaced_and_the_stage_ends_as_an_undisturbed_one(
     (again,) = [line for line in said if "begins again" in line]
     assert re.search(r"Process 0 of 2 .* was killed by SIGKILL.*\(restart 1 of 1\)", again)
     assert_as_undisturbed(job, trained_together[1]["undisturbed-zero3"])
+    met("kill: process", 1)
 
 
 def test_a_process_that_hangs_on_another_machine_is_named(tmp_path: Path) -> None:
@@ -306,6 +312,7 @@ def test_a_process_that_hangs_on_another_machine_is_named(tmp_path: Path) -> Non
         assert words in str(caught.value)
     waiting = LaunchFolder.newest(job.work).log(0, "err").read_text()
     assert "most recent call first" in waiting and "loop.py" in waiting, "where the other one waits"
+    met("hang", 1)
 
 
 def test_processes_that_read_different_rows_are_named(trained_together: tuple[Path, dict[str, TrainJob]]) -> None:
@@ -339,6 +346,8 @@ def test_any_process_may_be_killed_with_any_engine(tmp_path: Path, zero: int, vi
     assert len(run_stage(job).resumed_from) >= 2
     assert steps_of(job) == steps_of(undisturbed)
     assert weights_of(job) == weights_of(undisturbed)
+    met("kill: process", 2)
+    met("signal", 1)
 
 
 def test_the_error_of_a_worker_is_shown_with_its_process_and_its_kind(tmp_path: Path) -> None:

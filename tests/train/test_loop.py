@@ -18,6 +18,7 @@ from mgm_exp.config import LossNorm
 from mgm_exp.errors import Interrupted, TrainingFailed
 from mgm_exp.train import StageSummary, TrainJob, run_stage
 from mgm_exp.train.metrics_file import read_rows
+from tests.fault_table import met
 
 from .conftest import MGM, full, job_in, lora
 from .killed import train_until_killed
@@ -221,6 +222,7 @@ def test_resume_continues_bit_exact_after_kill(
     assert losses(job) == losses(undisturbed)
     assert output_bytes(job) == output_bytes(undisturbed)
     assert not list(job.checkpoints.glob("*.tmp"))
+    met("kill: training", 1)
 
 
 @pytest.mark.slow
@@ -230,19 +232,21 @@ def test_resume_continues_bit_exact_after_many_random_kills(
 ) -> None:
     draw = random.Random(seed)
     job = make_job(name="killed", adapter=lora(dropout=0.1), **DROPOUT)
-    done = 0
+    done = kills = 0
     while done < 6:
         step = draw.randint(done + 1, 6)
         moment = draw.choice(["row written", "all files written", "checkpoint published"])
         if moment != "row written":
             step += step % 2
         train_until_killed(job, moment, step)
+        kills += 1
         done = step if moment == "checkpoint published" else (step - 1) // 2 * 2
         if draw.random() < 0.3:
             break
     run_stage(job)
     assert losses(job) == losses(undisturbed)
     assert output_bytes(job) == output_bytes(undisturbed)
+    met("kill: training", kills)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -256,6 +260,7 @@ def test_a_signal_finishes_the_step_saves_and_the_same_call_continues(
     assert run_stage(job).resumed_from == [3]
     assert losses(job) == losses(undisturbed)
     assert events(job) == [("resumed", 3)]
+    met("signal", 1)
 
 
 def test_a_request_to_stop_before_the_first_step_leaves_nothing_behind(make_job: MakeJob) -> None:
@@ -280,6 +285,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_continues(make_
     assert ("damaged_checkpoint", 4) in events(job)
     assert losses(job) == expected
     assert output_bytes(job) == files
+    met("damage", 1)
 
 
 def test_a_finished_stage_is_not_trained_again(make_job: MakeJob) -> None:
@@ -312,6 +318,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_samples(make_jo
     if before.exists():
         assert before.read_bytes() == after.read_bytes()
     assert read_rows(job.metrics) == rows
+    met("not finite", len(bad))
 
 
 def test_three_such_steps_in_a_row_end_the_stage_with_advice(make_job: MakeJob) -> None:
@@ -323,6 +330,7 @@ def test_three_such_steps_in_a_row_end_the_stage_with_advice(make_job: MakeJob) 
     ):
         run_stage(job)
     assert [row["step"] for row in read_rows(job.metrics)] == [1, 2, 3]
+    met("not finite", 3)
 
 
 def test_a_batch_with_nothing_to_learn_is_skipped_and_named(make_job: MakeJob) -> None:

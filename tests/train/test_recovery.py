@@ -15,6 +15,7 @@ from mgm_exp.config import GuardAction, GuardsConfig
 from mgm_exp.errors import LossNotFinite, OutOfMemory, TrainingFailed
 from mgm_exp.train import TrainJob, run_stage
 from mgm_exp.train.metrics_file import read_rows
+from tests.fault_table import met
 
 from .conftest import job_in, lora
 from .poison import loud
@@ -87,6 +88,7 @@ def test_a_spike_is_named_and_changes_nothing_by_itself(clean: TrainJob, make_jo
     assert losses(job)[:17] == losses(clean)[:17]
     assert summary.guards["found"] == {"spike": 1}
     assert summary.skipped_steps == 0
+    met("spike", 1)
 
 
 def test_a_skipped_spike_leaves_the_weights_alone(make_job: MakeJob, victim: list[str]) -> None:
@@ -98,6 +100,7 @@ def test_a_skipped_spike_leaves_the_weights_alone(make_job: MakeJob, victim: lis
     before, after = (job.checkpoints / f"step-{n:06d}" / "trainable.safetensors" for n in (17, 18))
     assert before.read_bytes() == after.read_bytes()
     assert (summary.steps, summary.skipped_steps, summary.guards["actions"]) == (22, 1, 1)
+    met("spike", 1)
 
 
 def test_a_lowered_rate_stays_lowered(clean: TrainJob, make_job: MakeJob, victim: list[str]) -> None:
@@ -107,6 +110,7 @@ def test_a_lowered_rate_stays_lowered(clean: TrainJob, make_job: MakeJob, victim
     rates = [{row["step"]: row["lr"] for row in read_rows(j.metrics) if "event" not in row} for j in (clean, job)]
     assert [rates[1][n] / rates[0][n] for n in (17, 18, 19, 21)] == [1.0, 1.0, 0.25, 0.25]
     assert trouble_rows(job)[0]["action"] == "lower_lr"
+    met("spike", 1)
 
 
 def test_stop_ends_the_stage_with_the_samples_and_keeps_the_last_good_state(
@@ -117,6 +121,7 @@ def test_stop_ends_the_stage_with_the_samples_and_keeps_the_last_good_state(
         run_stage(job)
     assert sorted(path.name for path in job.checkpoints.iterdir())[-1] == "step-000015"
     assert trouble_rows(job)[0]["action"] == "stop"
+    met("spike", 1)
 
 
 ROLLBACK = guards(on_spike=GuardAction.rollback)
@@ -144,6 +149,7 @@ def test_a_roll_back_leaves_out_the_batches_since_the_checkpoint(
     assert not [row for row in rows if row["loss"] > 100]
     state = json.loads((rolled_back.checkpoints / "step-000022" / "state.json").read_text())
     assert state["progress"]["guards"]["batches_skipped"] == 3
+    met("spike", 1)
 
 
 class Killed(BaseException):
@@ -178,6 +184,7 @@ def test_a_roll_back_that_is_killed_happens_again_to_the_last_bit(
     assert losses(job) == losses(rolled_back)
     assert output_bytes(job) == output_bytes(rolled_back)
     assert [row["event"] for row in trouble_rows(job)] == ["rollback"]
+    met("spike", 1)
 
 
 def test_a_roll_back_without_a_checkpoint_that_old_says_so(make_job: MakeJob, clean: TrainJob) -> None:
@@ -207,6 +214,7 @@ def test_a_checkpoint_is_never_overwritten_by_a_poisoned_state(
     with pytest.raises(LossNotFinite, match=r"not finite after step 3.*last good checkpoint stays"):
         run_stage(job, on_row=poison)
     assert sorted(path.name for path in job.checkpoints.iterdir())[-1] == "step-000002"
+    met("poisoned state", 1)
 
 
 # -- memory ends -------------------------------------------------------------------------------------------------------
@@ -243,6 +251,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_until_it_does(
     assert [line.split("micro-batches of ")[2].split()[0] for line in said if "It goes on" in line] == ["2", "1"]
     assert json.loads((job.work / "micro_batch.json").read_text())["micro_batch_size"] == 1
     assert "CUDA out of memory" in (job.work / "out_of_memory-0.txt").read_text()
+    met("memory", 2)
 
 
 def test_memory_that_ends_without_leave_to_shrink_is_an_error_with_advice(
@@ -263,6 +272,7 @@ def test_memory_that_ends_without_leave_to_shrink_is_an_error_with_advice(
     assert done == [1]
     assert [path.name for path in job.checkpoints.iterdir()] == ["step-000001"], "nothing is lost"
     assert explain(caught.value)["cause"] == "the GPU's memory is full"
+    met("memory", 1)
 
 
 # -- read late, as on a GPU --------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from mgm_exp import page
 from mgm_exp.compare.html.view import Cells, View
 from mgm_exp.compare.runs import Run
 from mgm_exp.page import Column, Html
+from mgm_exp.store import parse_record, read_text
 
 # Events that are no trouble.
 _CALM = ("validation", "resumed", "gradient_statistics")
@@ -54,15 +54,15 @@ def trouble(view: View) -> Html | None:
 def _events(run: Run) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
     """Event rows by stage and kind; a line cut off by a kill is left out."""
     try:
-        text = (run.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = read_text(run.path / "metrics.jsonl", errors="replace")
+    except (OSError, ValueError):
         return {}
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in text.splitlines():
         if '"event"' not in line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_record(line)
         except ValueError:
             continue
         if isinstance(row, dict) and "event" in row and row["event"] not in _CALM:

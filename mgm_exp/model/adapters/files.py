@@ -61,7 +61,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     stated = read_json(folder / ADAPTER_CONFIG)
     asked = [field for field in _FOREIGN_FIELDS if stated.get(field)]
     if stated.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        asked.append("init_lora_weights")  # a method that changes the base too
+        asked.append(f"init_lora_weights={stated['init_lora_weights']}")  # a method that changes the base too
     if asked:
         raise ModelError(
             f"{folder / ADAPTER_CONFIG} sets {', '.join(asked)}, which none of the kinds here does.",

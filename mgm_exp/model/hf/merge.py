@@ -14,7 +14,7 @@ from mgm_exp.errors import ModelError
 from mgm_exp.model.folders import read_json
 from mgm_exp.model.hf.loading import build_hf, is_hf_folder, without_bars
 from mgm_exp.model.hf.saving import copy_companions, load_hf_adapter
-from mgm_exp.store import file_sha256, write_atomic, write_json_atomic
+from mgm_exp.store import file_sha256, read_yaml, write_atomic, write_json_atomic
 
 FAMILY = "hf"
 
@@ -126,8 +126,8 @@ def merge_hf(
 
 def _section(run: Path) -> dict[str, Any]:
     try:
-        return dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"])
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        return dict(read_yaml(run / "config.yaml")["model"])
+    except (OSError, KeyError, TypeError, ValueError):
         return {}
 
 
