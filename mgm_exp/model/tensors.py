@@ -157,8 +157,11 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
             is_zip = opened.read(4) == b"PK\x03\x04"  # torch's form since 1.6: mapped, not read as a whole
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
+        # Of torch's words only the object's name: the rest says how to load the file all the same
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = f"holds objects other than tensors and was refused: {named[1]}" if named else "is no file of tensors"
         raise ModelError(
-            f"{file} holds objects other than tensors and was refused: {str(error).splitlines()[0]}",
+            f"{file} {why}.",
             advice="Use the file of the official release, or convert it to safetensors where it was made.",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -97,7 +97,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         nargs="+",
         metavar="RUN|KEY=VALUE",
         help="run folders, or the folder of a checkpoint (MGM, or a model of transformers) or of an adapter; and where "
-        "files are and how questions are asked, such as eval.textvqa.questions=FILE, eval.max_questions=100, device=cpu; of a checkpoint also "
+        "files are and how questions are asked, such as eval.textvqa.questions=FILE, eval.max_questions=100, "
+        "device=cpu; of a checkpoint also "
         "model=mgm_2b, train.precision=bf16",
     )
     parser.add_argument(

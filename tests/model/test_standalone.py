@@ -21,6 +21,7 @@ from mgm_exp.model import apply_adapter, load_model, load_processor, save_adapte
 from mgm_exp.model.adapters import load_adapter
 from mgm_exp.model.merged_tensors import MergedTensors
 from mgm_exp.model.standalone import merge_run, source_of_run
+from mgm_exp.model.tensors import read_pickled
 
 
 def logits(model, batch) -> torch.Tensor:
@@ -212,6 +213,17 @@ def test_an_old_adapter_on_a_plain_gemma_finds_the_towers_that_its_config_names(
 class _Payload:
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("owned",))
+
+
+def test_a_refusal_does_not_say_how_to_load_a_pickle_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "adapter_model.bin"
+    torch.save({"weight": _Payload()}, file)
+    with pytest.raises(ModelError, match=r"other than tensors and was refused: \w+\.mkdir") as refused:
+        read_pickled(file)
+    file.write_text("garbage")
+    with pytest.raises(ModelError, match="is no file of tensors") as damaged:
+        read_pickled(file)
+    assert not any("weights_only" in str(error.value) for error in (refused, damaged))
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "non_lora_trainables.bin"])
