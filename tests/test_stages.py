@@ -77,6 +77,7 @@ AFFECTS: dict[str, set[str]] = {
     "model.attn_implementation": NOTHING,
     "model.hidden_activation": TRAINED | {"evaluate"},
     "model.gradient_checkpointing": TRAINED,
+    "model.mining": TRAINED | {"features", "evaluate"},
     "model.family": TRAINED | {"curate", "evaluate"},
     "model.train_connector": NOTHING,  # of MGM; see below for other models
     "data.name": NOTHING,

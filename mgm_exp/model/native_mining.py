@@ -98,7 +98,8 @@ def _statistics(
     channels = sum(patch.shape[-1] for patch in patches)
     mean = _added(_raised(w, patch.sum(-1)) for w, patch in zip(weights, patches, strict=True)) / channels
     shift = mean.detach().mean(-1, keepdim=True)  # (B, n², 1)
-    patches = [patch - shift[..., None] for patch in patches]
+    # In place where nobody differentiates: patches are the largest tensors here
+    patches = [p - shift[..., None] if p.requires_grad else p.sub_(shift[..., None]) for p in patches]
     mean = mean - shift
     squares = _added(_squares(w, patch) for w, patch in zip(weights, patches, strict=True)) / channels
     return ((squares - mean.square()).clamp(min=0) + eps).rsqrt(), mean, patches
