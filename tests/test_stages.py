@@ -78,7 +78,7 @@ AFFECTS: dict[str, set[str]] = {
     "model.hidden_activation": TRAINED | {"evaluate"},
     "model.gradient_checkpointing": TRAINED,
     "model.mining": TRAINED | {"features", "evaluate"},
-    "model.family": TRAINED | {"curate", "evaluate"},
+    "model.family": TRAINED | {"curate", "features", "evaluate"},
     "model.train_connector": NOTHING,  # of MGM; see below for other models
     "data.name": NOTHING,
     "data.path": NOTHING,

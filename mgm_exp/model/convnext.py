@@ -126,8 +126,10 @@ class ConvNeXtTower(nn.Module):
 
 
 def join_stages(maps: Sequence[Tensor]) -> Tensor:
-    """All stages at the size of the first, concatenated over channels: (B, D_i, H_i, W_i) -> (B, sum(D_i), H_0, W_0)."""
+    """All stages at the size of the first, over channels: (B, D_i, H_i, W_i) -> (B, sum(D_i), H_0, W_0)."""
     first, *rest = maps
     size = first.shape[-2:]
-    upsampled = [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False).to(first.dtype) for m in rest]
+    upsampled = [
+        F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False).to(first.dtype) for m in rest
+    ]
     return torch.cat([first, *upsampled], dim=1)

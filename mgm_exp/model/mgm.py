@@ -178,7 +178,9 @@ class MGMModel(PreTrainedModel):
         if has_global:
             low = low[len(crops) :]
             whole = (
-                self._mine_and_project(low, high, grid) if is_native else self._mine_and_project(low, shrunk(high, grid))
+                self._mine_and_project(low, high, grid)
+                if is_native
+                else self._mine_and_project(low, shrunk(high, grid))
             )
             tokens = torch.cat([whole, tokens], dim=1)
         return tokens

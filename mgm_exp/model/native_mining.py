@@ -87,9 +87,7 @@ def _raised(weight: Tensor | None, values: Tensor) -> Tensor:
     return values if weight is None else torch.einsum("nkm,bnm->bnk", weight, values)
 
 
-def _statistics(
-    patches: list[Tensor], weights: list[Tensor | None], eps: float
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _statistics(patches: list[Tensor], weights: list[Tensor | None], eps: float) -> tuple[Tensor, Tensor, list[Tensor]]:
     """1 / standard deviation and mean over all stages' channels (B, n², k²), and the patches they belong to.
 
     Patches come back less a number for each region, about its mean: the normalisation does not see it, and the variance

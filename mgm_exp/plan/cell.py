@@ -181,7 +181,9 @@ def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePla
     learnt = max(1.0, (length - sizes.visual_tokens) / 2)
     if name == "features":
         tokens = 0.0
-        flops = None if steps is None else steps * (flops_of_towers(sizes) + flops_of_mining(sizes, work.mines_natively))
+        flops = (
+            None if steps is None else steps * (flops_of_towers(sizes) + flops_of_mining(sizes, work.mines_natively))
+        )
         return StagePlan(name, parameters, work, moments(sizes, parameters, work), 0, tokens, flops)
     samples = None if steps is None else steps * section.global_batch_size
     return StagePlan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -85,3 +84,50 @@ def test_native_mining_is_the_official_one_whatever_the_shapes(
 ) -> None:
     edge = side * region * shrink
     assert_equal(Mining(seed, batch, side, edge, widths[: edge.bit_length()], scale), shrink)
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_four_stages_of_regions_of_eight_pixels_equal_the_official_form(shrink: int) -> None:
+    """As in MGM-2B: 8, 6, 4 and 3 native pixels a side below a region; and the whole image beside crops."""
+    assert_equal(Mining(7, 2, 3, 24 * shrink, [3, 4, 5, 6]), shrink)
+
+
+def test_half_precision_around_it_does_not_make_it_less_exact_than_the_official_form() -> None:
+    mining = Mining(3, 2, 4, 32, [16, 24, 32, 48])
+    exact = mining.official()
+    for dtype in (torch.float32, torch.bfloat16):
+        mining.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            ours, official = ((form().double() - exact).abs().mean() for form in (mining.native, mining.official))
+        assert ours <= official, "trained in autocast, or all in bf16 as under ZeRO"
+
+
+def test_scores_that_are_not_finite_are_counted_and_replaced() -> None:
+    mining, faults = Mining(0, 1, 2, 4, [3, 2]), torch.zeros(2, dtype=torch.int64)
+    clean = mining.native(faults=faults)
+    assert faults.tolist() == [0, 0] and torch.equal(clean, mining.native())
+    mining.low.data[0, 0, 0] = float("nan")
+    broken = mining.native(faults=faults)
+    assert faults.tolist() == [4, 0], "one patch asks its four pixels"
+    assert broken.isfinite().all() and torch.equal(broken[0, 1:], clean[0, 1:])
+
+
+def test_the_same_gradients_when_computed_again_in_the_backward_pass() -> None:
+    mining = Mining(1, 1, 2, 8, [3, 2])
+    again = torch.utils.checkpoint.checkpoint(mining.native, use_reentrant=False)
+    found, wanted = mining.gradients(again), mining.gradients(mining.native())
+    assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+
+
+def test_maps_that_cannot_be_cut_into_regions_are_refused() -> None:
+    with pytest.raises(ModelError, match="8 x 8 cannot be cut into 3 x 3 regions"):
+        Mining(0, 1, 3, 8, [2, 2]).native()
+
+
+def test_frozen_stages_take_no_part_in_the_graph_and_are_left_as_they_are() -> None:
+    mining = Mining(5, 1, 2, 16, [3, 4, 2])
+    mining.stages.requires_grad_(False)
+    before = [stage.clone() for stage in mining.stages]
+    wanted = mining.gradients(mining.official())
+    found = mining.gradients(mining.native())
+    assert found.keys() == wanted.keys() and all(torch.equal(a, b) for a, b in zip(before, mining.stages, strict=True))
