@@ -3,8 +3,8 @@
 One image of 768 pixels: 576 patches of width 1,024, ConvNeXt stages of 192 to 1,536 channels at 192 to 24 pixels a
 side, random; towers are frozen, the three projections are trained, fp32. The peer is `mgm_exp.model.mining.mine`, the
 official code's operations, which the tests compare with its golden data, on the joined map, which has to be joined
-first. CPU time of the process, one thread, alternated repeats; memory is PyTorch's own count of live tensors, of another
-run.
+first. CPU time of the process, one thread, alternated repeats; memory is PyTorch's own count of live tensors, of
+another run.
 """
 
 from __future__ import annotations

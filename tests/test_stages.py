@@ -325,6 +325,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 OTHER = {
+    "model.mining": "reference",
     "adapter.init": "pissa",
     "adapter.kind": "full",
     "adapter.target_modules": ["q_proj"],

@@ -35,7 +35,7 @@ class ModelConfig:
     # Recomputes activations in the backward pass: about a third more compute for several GB less memory.
     gradient_checkpointing: bool = False
     # How patch info mining is computed; the results differ in rounding. native: no joined map, no keys and values of
-    # all its pixels: a fiftieth of the operations, a tenth of the memory. reference: operation by operation as official.
+    # all its pixels: a fiftieth of the operations, a tenth of the memory. reference: the official operations.
     mining: Mining = Mining.native
     # mgm: Mini-Gemini. hf: any image-text-to-text model of transformers (model=hf), which has no align stage.
     family: ModelFamily = ModelFamily.mgm

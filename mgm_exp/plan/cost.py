@@ -81,7 +81,8 @@ def flops_of_mining(sizes: Architecture, natively: bool = True) -> float:
     """Queries, keys, values, attention over regions, and the projector.
 
     Officially keys and values are made of every position of the map: ``4 P D' D``. Natively of every patch: ``4 T D'
-    D``, and each position takes part in the scores and in the sum of what was found, ``4 P D'``; statistics are left out.
+    D``, and each position takes part in the scores and in the sum of what was found: ``4 P D'``. Statistics are left
+    out.
     """
     width, tokens = sizes.clip_width, sizes.visual_tokens
     if natively:
