@@ -85,7 +85,7 @@ def _part(side: int, width: int, widths: tuple[int, ...]) -> tuple[Any, Any, Any
     with torch.no_grad():
         for parameter in projections.parameters():
             if parameter.dim() == 1:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+                parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.1)
     return low, stages, projections
 
 

@@ -55,10 +55,11 @@ def mine_native(
         raise does_not_divide(height, width, side)
     wide = torch.promote_types(low.dtype, torch.float32)
     asked = query(low)
+    norm: Any = aux[0]
     with torch.autocast(low.device.type, enabled=False):
         patches, weights = _patches(stages, side, shrink, wide)
-        rho, offsets, patches = _statistics(patches, weights, aux[0].eps)
-        ask = aux[0](aux[1](asked.to(wide), backwards=True), only="scale")  # (B, n², C')
+        rho, offsets, patches = _statistics(patches, weights, norm.eps)
+        ask = norm(aux[1](asked.to(wide), backwards=True), only="scale")  # (B, n², C')
         ask = ask / asked.shape[-1] ** 0.5
         parts = ask.split([patch.shape[-1] for patch in patches], -1)
         dots = [
