@@ -27,6 +27,7 @@ BENCHMARKS = (
     "data_validation",
     "data_memory",
     "plan_memory",
+    "model_mining",
     "merge_memory",
     "sweep_overhead",
     "sweep_pruning",

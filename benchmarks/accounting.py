@@ -125,6 +125,7 @@ def _model(config: Any, adapter: Any, work: Any) -> Any:
 
     config._attn_implementation = "sdpa"
     model = meta_model(config)
+    model.model.mines_natively = work.mines_natively
     if work.checkpointing:
         model.enable_gradient_checkpointing()
     if work.stage == "features":

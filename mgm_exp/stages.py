@@ -16,6 +16,7 @@ from mgm_exp.config import (
     CaptionPolicy,
     ExperimentConfig,
     GuardAction,
+    Mining,
     ModelFamily,
     adapter_key,
     plain,
@@ -191,6 +192,7 @@ def features_payload(config: ExperimentConfig, sources: Sources, align: str | No
         "device": sources.device,
         "attention": sources.attention,
         **_kernels(config),
+        **_mining(config),
     }
 
 
@@ -241,6 +243,8 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
         "attention": sources.attention,
         "device": sources.device,
         **_of_family(config),
+        # Always: answers in fp32 came from a form of their own before there was a choice
+        **({"mining": config.model.mining.value} if config.model.family is ModelFamily.mgm else {}),
     }
 
 
@@ -258,9 +262,16 @@ def _run(config: ExperimentConfig, sources: Sources) -> Payload:
             "attention": sources.attention,
             "gradient_checkpointing": config.model.gradient_checkpointing,
             **_kernels(config),
+            **_mining(config),
         },
         **_of_family(config),
     }
+
+
+def _mining(config: ExperimentConfig) -> Payload:
+    """How mining is computed decides its last bits; the official form came first and keeps its keys."""
+    is_native = config.model.family is ModelFamily.mgm and config.model.mining is Mining.native
+    return {"mining": Mining.native.value} if is_native else {}
 
 
 def _kernels(config: ExperimentConfig) -> Payload:

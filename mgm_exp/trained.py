@@ -22,7 +22,7 @@ from mgm_exp.store import cached_tree_fingerprint, fingerprint, read_yaml
 _WHERE = r"device|paths\.(root|store|mirror)|data\.max_megapixels|model\.(vision_tower|vision_tower_aux)"
 _OF_RUNS = re.compile(rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model\.(path|attn_implementation)")
 _OF_CHECKPOINTS = re.compile(
-    rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model|model\.(attn_implementation|hidden_activation|image_\w+)"
+    rf"eval\.(?!benchmarks$|name$).+|{_WHERE}|model|model\.(attn_implementation|hidden_activation|mining|image_\w+)"
     r"|train\.(precision|max_length)|data\.demo_\w+"
 )
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}

@@ -77,7 +77,8 @@ AFFECTS: dict[str, set[str]] = {
     "model.attn_implementation": NOTHING,
     "model.hidden_activation": TRAINED | {"evaluate"},
     "model.gradient_checkpointing": TRAINED,
-    "model.family": TRAINED | {"curate", "evaluate"},
+    "model.mining": TRAINED | {"features", "evaluate"},
+    "model.family": TRAINED | {"curate", "features", "evaluate"},
     "model.train_connector": NOTHING,  # of MGM; see below for other models
     "data.name": NOTHING,
     "data.path": NOTHING,
@@ -324,6 +325,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 OTHER = {
+    "model.mining": "reference",
     "adapter.init": "pissa",
     "adapter.kind": "full",
     "adapter.target_modules": ["q_proj"],

@@ -14,6 +14,14 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class Mining(Enum):
+    """``native``: from the tower's stages as they are. ``reference``: the official form, on the joined map. Equal in
+    real arithmetic."""
+
+    native = "native"
+    reference = "reference"
+
+
 class ModelFamily(Enum):
     """``mgm``: Mini-Gemini, in two stages. ``hf``: an image-text-to-text model of transformers, instruct stage only."""
 

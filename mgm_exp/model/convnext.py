@@ -115,12 +115,21 @@ class ConvNeXtTower(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(self, images_aux: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, sum(dims), S/4, S/4); later stages are upsampled in fp32 (bilinear)."""
+    def forward(self, images_aux: Tensor, joined: bool = True) -> Tensor | list[Tensor]:
+        """(B, 3, S, S) -> (B, sum(dims), S/4, S/4): later stages are upsampled in fp32 (bilinear).
+
+        Not joined: the stages' own maps, as of `stages`.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            first, *rest = self.stages(images_aux)
-            size = first.shape[-2:]
-            upsampled = [
-                F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False).to(first.dtype) for m in rest
-            ]
-            return torch.cat([first, *upsampled], dim=1)
+            maps = self.stages(images_aux)
+            return join_stages(maps) if joined else maps
+
+
+def join_stages(maps: Sequence[Tensor]) -> Tensor:
+    """All stages at the size of the first, over channels: (B, D_i, H_i, W_i) -> (B, sum(D_i), H_0, W_0)."""
+    first, *rest = maps
+    size = first.shape[-2:]
+    upsampled = [
+        F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False).to(first.dtype) for m in rest
+    ]
+    return torch.cat([first, *upsampled], dim=1)

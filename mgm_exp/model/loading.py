@@ -165,6 +165,8 @@ def build_model(
     model, report = _load(source, device=device, dtype=dtype, asked_attention=source.attn_implementation, seed=seed)
     if section.get("gradient_checkpointing"):
         model.enable_gradient_checkpointing()
+    form = section.get("mining", "native")
+    model.model.mines_natively = getattr(form, "value", form) == "native"
     return model, report
 
 

@@ -42,11 +42,8 @@ from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower
 from mgm_exp.model.head import LanguageHead
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.merge import plan_merge
-from mgm_exp.model.mining import mine
-
-
-class ConnectorLinear(nn.Linear):
-    """A linear layer of the connector: starts from torch's own initialisation, as in the official code."""
+from mgm_exp.model.mining import ConnectorLinear, mine, projection, shrunk
+from mgm_exp.model.native_mining import mine_native
 
 
 class MGMModel(PreTrainedModel):
@@ -88,9 +85,10 @@ class MGMModel(PreTrainedModel):
             nn.GELU(),
             ConnectorLinear(config.hidden_size, config.hidden_size),
         )
-        self.vlm_uni_query_projector = nn.Sequential(nn.LayerNorm(width), ConnectorLinear(width, width))
-        self.vlm_uni_aux_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
-        self.vlm_uni_val_projector = nn.Sequential(nn.LayerNorm(width_aux), ConnectorLinear(width_aux, width))
+        self.vlm_uni_query_projector = projection(width, width)
+        self.vlm_uni_aux_projector = projection(width_aux, width)
+        self.vlm_uni_val_projector = projection(width_aux, width)
+        self.mines_natively = True  # False: the official form, on the joined map
         # (2,) where whoever trains lets mining count its scores that are NaN and infinite; see `mine`
         self.mining_faults: Tensor | None = None
         self.post_init()
@@ -106,19 +104,33 @@ class MGMModel(PreTrainedModel):
         if isinstance(module, ConvNeXtBlock):
             init.constant_(module.gamma, module.layer_scale_init)
 
-    def mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
-        """Visual tokens: projector(low + mined detail). (B, n², C), (B, C', H, W) -> (B, n², hidden)."""
+    def mine_and_project(self, low: Tensor, high: Tensor | Sequence[Tensor], shrink: int = 1) -> Tensor:
+        """Visual tokens: projector(low + mined detail).
+
+        Args:
+            low: (B, n², C).
+            high: the joined map (B, C', H, W): mined in the official form; or the stages' own maps: natively.
+            shrink: natively, the map is taken to be smaller by this factor.
+
+        Returns:
+            (B, n², hidden).
+        """
         first: Any = self.mm_projector[0]
-        low, high = low.to(first.weight.dtype), high.to(first.weight.dtype)
+        dtype = first.weight.dtype
+        low = low.to(dtype)
         connector = self.vlm_uni_query_projector, self.vlm_uni_aux_projector, self.vlm_uni_val_projector
-        mined = mine(low, high, *connector, self.mining_faults if self.training else None)
+        faults = self.mining_faults if self.training else None
+        if isinstance(high, Tensor):
+            mined = mine(low, high.to(dtype), *connector, faults)
+        else:
+            mined = mine_native(low, high, *connector, shrink=shrink, faults=faults)
         return self.mm_projector(low + mined)
 
-    def _mine_and_project(self, low: Tensor, high: Tensor) -> Tensor:
-        # The aux and value inputs (B, 576, 64, 2880) dominate activation memory: recompute them like the layers
+    def _mine_and_project(self, low: Tensor, high: Tensor | Sequence[Tensor], shrink: int = 1) -> Tensor:
+        # The aux and value inputs (B, 576, 64, 2880), and native patches, are large: recompute them like the layers
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self.mine_and_project, low, high)
-        return self.mine_and_project(low, high)
+            return self._gradient_checkpointing_func(self.mine_and_project, low, high, shrink)
+        return self.mine_and_project(low, high, shrink)
 
     def encode_images(self, images: Tensor | Sequence[Tensor], images_aux: Tensor | Sequence[Tensor]) -> Tensor:
         """Projected visual tokens, before the factor that the LLM's embeddings have (Gemma's sqrt(hidden)).
@@ -142,24 +154,50 @@ class MGMModel(PreTrainedModel):
                 f"images {tuple(images.shape)} and images_aux {tuple(images_aux.shape)} do not fit image_grid={grid}, "
                 f"image_global={has_global}: expected (B, {view_axis}3, h, w) and (B, 3, H, W)."
             )
+        is_native = self.mines_natively
         if grid <= 1:
-            return self._mine_and_project(self.vision_tower(images), self.vision_tower_aux(images_aux))
+            return self._mine_and_project(
+                self.vision_tower(images), self.vision_tower_aux(images_aux, joined=not is_native)
+            )
 
         batch = len(images)
         crops = images[:, : grid * grid].flatten(0, 1)
         views = torch.cat([crops, images[:, -1]]) if has_global else crops
         low = self.vision_tower(views)  # (B g² [+ B], n², C)
-        high = self.vision_tower_aux(images_aux)  # (B, C', H, W)
-        channels, height, width = high.shape[1:]
-        blocks = high.reshape(batch, channels, grid, height // grid, grid, width // grid)
-        blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B g², C', H/g, W/g)
-        tokens = self._mine_and_project(low[: len(crops)], blocks)  # (B g², n², hidden)
-        tokens = tokens.reshape(batch, -1, tokens.shape[-1])
+        high = self.vision_tower_aux(images_aux, joined=not is_native)  # (B, C', H, W)
+        if is_native:
+            # Upsampled stages do not end at the border of a crop: the crops are mined as one image
+            whole_low = _put_together(low[: len(crops)], batch, grid)  # (B, (g n)², C)
+            tokens = _taken_apart(self._mine_and_project(whole_low, high), grid)  # (B, g² n², hidden)
+        else:
+            channels, height, width = high.shape[1:]
+            blocks = high.reshape(batch, channels, grid, height // grid, grid, width // grid)
+            blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B g², C', H/g, W/g)
+            tokens = self._mine_and_project(low[: len(crops)], blocks)  # (B g², n², hidden)
+            tokens = tokens.reshape(batch, -1, tokens.shape[-1])
         if has_global:
-            high = F.interpolate(high.float(), scale_factor=1 / grid, mode="bilinear", align_corners=False)
-            whole = self._mine_and_project(low[len(crops) :], high.to(blocks.dtype))
+            low = low[len(crops) :]
+            whole = (
+                self._mine_and_project(low, high, grid)
+                if is_native
+                else self._mine_and_project(low, shrunk(high, grid))
+            )
             tokens = torch.cat([whole, tokens], dim=1)
         return tokens
+
+
+def _put_together(low: Tensor, batch: int, grid: int) -> Tensor:
+    """Patches of crops as those of one image: (B g², n², C) -> (B, (g n)², C), row-major."""
+    n = round(low.shape[1] ** 0.5)
+    rows = low.reshape(batch, grid, grid, n, n, -1).permute(0, 1, 3, 2, 4, 5)
+    return rows.reshape(batch, (grid * n) ** 2, -1)
+
+
+def _taken_apart(tokens: Tensor, grid: int) -> Tensor:
+    """The reverse, crop by crop: (B, (g n)², D) -> (B, g² n², D)."""
+    n = round(tokens.shape[1] ** 0.5) // grid
+    rows = tokens.reshape(len(tokens), grid, n, grid, n, -1).permute(0, 1, 3, 2, 4, 5)
+    return rows.reshape(len(tokens), grid * grid * n * n, -1)
 
 
 class MGMGemmaModel(MGMModel, GemmaModel):

@@ -1,17 +1,51 @@
 """Patch info mining: each low-resolution patch asks the high-resolution pixels below it for detail.
 
 Li et al., "Mini-Gemini" (arXiv 2403.18814), section 3.2; official code mgm/model/mgm_arch.py `unified_resampler`.
+This is the official form: keys and values of every pixel of the joined map. `mgm_exp.model.native_mining` computes the
+same from the tower's stages as they are.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgm_exp.errors import ModelError
+
+
+class ConnectorLinear(nn.Linear):
+    """A linear layer of the connector: starts from torch's own initialisation, as in the official code.
+
+    What native mining needs of its weights is computed inside calls of the module, so that sharded training gathers
+    them.
+    """
+
+    def forward(self, x: Tensor, backwards: bool = False) -> Tensor:
+        """`x @ W.T + b`; backwards (..., outputs) -> (..., inputs): `x @ W`, computed in the dtype of `x`.
+
+        The bias has no part in `x @ W`; it gets a gradient of zero, so that no trained parameter is left without one.
+        """
+        if not backwards:
+            return super().forward(x)
+        return x @ self.weight.to(x.dtype) + 0 * self.bias.to(x.dtype).sum()
+
+
+class ConnectorNorm(nn.LayerNorm):
+    """LayerNorm of the connector, whose normalisation and affine part can be had apart."""
+
+    def forward(self, x: Tensor, only: str | None = None) -> Tensor:
+        """The usual; `only="affine"`: of values that are normal already; `only="scale"`: without the bias, which gets
+        a gradient of zero. Both in the dtype of `x`."""
+        if only is None:
+            return super().forward(x)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return x * weight + (bias if only == "affine" else 0 * bias)
+
+
+def projection(width_in: int, width: int) -> nn.Sequential:
+    """LayerNorm and Linear, as of query, aux (keys) and val."""
+    return nn.Sequential(ConnectorNorm(width_in), ConnectorLinear(width_in, width))
 
 
 def regions(high: Tensor, side: int) -> Tensor:
@@ -22,13 +56,18 @@ def regions(high: Tensor, side: int) -> Tensor:
     """
     batch, channels, height, width = high.shape
     if height % side or width % side:
-        raise ModelError(
-            f"A high-resolution map of {height} x {width} cannot be cut into {side} x {side} regions: "
-            f"image_size_aux / 4 must be a multiple of the CLIP tower's {side} patches a side."
-        )
+        raise does_not_divide(height, width, side)
     h, w = height // side, width // side
     high = high.permute(0, 2, 3, 1).reshape(batch, side, h, side, w, channels)
     return high.permute(0, 1, 3, 2, 4, 5).reshape(batch, side * side, h * w, channels)
+
+
+def does_not_divide(height: int, width: int, side: int) -> ModelError:
+    """The error of a map that cannot be cut into side x side regions."""
+    return ModelError(
+        f"A high-resolution map of {height} x {width} cannot be cut into {side} x {side} regions: "
+        f"image_size_aux / 4 must be a multiple of the CLIP tower's {side} patches a side."
+    )
 
 
 def mine(
@@ -50,31 +89,21 @@ def mine(
     """
     side = round(low.shape[1] ** 0.5)
     high = regions(high, side)  # (B, n², k², C')
-    if torch.is_inference_mode_enabled() and high.dtype == torch.float32:
-        return _mine_without_keys(low, high, query, aux, val)
     q = query(low)[:, :, None]  # (B, n², 1, C)
     k = aux(high)  # (B, n², k², C)
     v = val(high)
     scores = q @ (k.transpose(-1, -2) / (q.shape[-1] ** 0.5))
+    return (counted(scores, faults).softmax(-1) @ v).mean(2)
+
+
+def counted(scores: Tensor, faults: Tensor | None) -> Tensor:
+    """`scores` without NaN and infinities, their numbers added to `faults` (see `mine`)."""
     if faults is not None:
         faults += torch.stack([scores.detach().isnan().sum(), scores.detach().isinf().sum()])
-    attention = torch.nan_to_num(scores)
-    return (attention.softmax(-1) @ v).mean(2)
+    return torch.nan_to_num(scores)
 
 
-def _mine_without_keys(low: Tensor, high: Tensor, query: nn.Module, aux: nn.Module, val: nn.Module) -> Tensor:
-    """The same sums in another order, for answers: keys and values of all pixels are never made.
-
-    Every region has one query, so that it can go through the keys' layer instead of all pixels of the region, and the
-    attention's weights add up to one, so that the values' layer can follow them. Both layers begin with the same
-    normalisation. What is the same for all pixels of a region does not change the softmax and is left out. Differs in
-    the last digits (3e-7 relative); in half precision it would be the less exact form.
-    """
-    layers: tuple[Any, ...] = (*aux.children(), *val.children())
-    norm_aux, linear_aux, norm_val, linear_val = layers
-    normal = F.layer_norm(high, norm_aux.normalized_shape, eps=norm_aux.eps)  # (B, n², k², C')
-    asked = query(low) @ (linear_aux.weight * norm_aux.weight)  # (B, n², C')
-    scores = torch.nan_to_num(normal @ asked[..., None] / linear_aux.out_features**0.5)  # (B, n², k², 1)
-    found = (scores.softmax(2).transpose(2, 3) @ normal)[:, :, 0]  # (B, n², C')
-    mined: Tensor = linear_val(found * norm_val.weight + norm_val.bias)
-    return mined
+def shrunk(high: Tensor, factor: int) -> Tensor:
+    """The map of the whole image beside crops: (B, C', H, W) -> (B, C', H / factor, W / factor), bilinear in fp32."""
+    small = F.interpolate(high.float(), scale_factor=1 / factor, mode="bilinear", align_corners=False)
+    return small.to(high.dtype)

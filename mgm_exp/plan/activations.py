@@ -57,6 +57,7 @@ class Work:
         pixel_bytes: Of one sample's images.
         adapter: What a kind of adapter needs beside inputs of its targets; None: nothing.
         tower, tower_aux: Whether part of the low- and of the high-resolution tower is trained.
+        mines_natively: ``model.mining``: from the stages' own maps, not from the joined one.
     """
 
     stage: str
@@ -84,6 +85,7 @@ class Work:
     adapter: AdapterWork | None = None
     tower: bool = False
     tower_aux: bool = False
+    mines_natively: bool = True
 
     @property
     def tokens(self) -> int:
@@ -142,8 +144,8 @@ class Head:
 def towers(sizes: Architecture, work: Work) -> float:
     """Largest while the frozen towers run, without gradient: the ConvNeXt map is joined at the end.
 
-    The stages' own maps, the same at the first one's size (made in fp32) and the joined map; autocast keeps all of
-    them in fp32, because the norms do.
+    The stages' own maps, and for mining in the official form the same at the first one's size (made in fp32) and the
+    joined map; autocast keeps all of them in fp32, because the norms do.
     """
     area, widths = sizes.map_side**2, sizes.map_widths
     f = 4 if work.autocast else work.bytes
@@ -153,6 +155,8 @@ def towers(sizes: Architecture, work: Work) -> float:
     raising = f * (native + wide) + (4 * area * widths[-1] if f < 4 else 0)
     # A block of the first stage: its input, the convolution's output, the norm's, the MLP's before and after GELU.
     block = area * widths[0] * (26 if work.autocast else 12 * f)
+    if work.mines_natively:
+        return work.batch * max(f * native, block)
     return work.batch * max(joining, raising, block)
 
 
@@ -186,6 +190,8 @@ def connector(sizes: Architecture, work: Work) -> Connector:
     """
     if not work.encodes_images:
         return Connector(0.0, 0.0, 0.0)
+    if work.mines_natively:
+        return _native_connector(sizes, work)
     m = float(work.batch * sizes.positions * sizes.map_width)
     k = float(work.batch * sizes.positions * sizes.clip_width)
     tokens = float(work.batch * sizes.visual_tokens)
@@ -211,6 +217,61 @@ def connector(sizes: Architecture, work: Work) -> Connector:
     # Crops and the whole image are mined, and made again, one after the other: the crops' map is the larger one.
     share = sizes.map_side**2 / sizes.positions if sizes.positions else 0.0
     return Connector(saved, forward, (kept + going_back) * share + s * small)
+
+
+def _native_connector(sizes: Architecture, work: Work) -> Connector:
+    """Mining from the stages' own maps, in fp32: their pixels below each region, which overlap at its borders.
+
+    ``p`` such pixels' channels are kept for the backward pass where mining is trained, and the bilinear weights of a
+    region (``k^2 x m^2`` for each stage, once for all samples). With gradient checkpointing the maps are kept instead.
+    """
+    s, high = work.bytes, 4 if work.autocast else work.bytes
+    views = [(sizes.grid, 1)] + ([(1, sizes.grid)] if sizes.grid > 1 and sizes.has_global else [])
+    seen = [_patches(sizes, grid, shrink) for grid, shrink in views]
+    tokens = float(work.batch * sizes.visual_tokens)
+    # Of every token: patches, query and output, the projector's own; the keys' image of the query, in fp32, a few times
+    small = tokens * (s * (sizes.clip_width * 6 + sizes.hidden * 4) + 4 * 4 * sizes.map_width)
+    copies = 4.0 * sizes.clip_width * sizes.map_width if s == 2 and not work.autocast else 0.0
+    patches = [4.0 * (work.batch * one.elements + one.weights) for one in seen]
+    largest = max(4.0 * work.batch * one.largest for one in seen)
+    if not (work.trains_connector or work.tower or work.tower_aux):
+        return Connector(0.0, _maps(sizes, work) * high + max(patches) + largest + copies + small, 0.0)
+    kept = sum(patches) + copies + small
+    forward = _maps(sizes, work) * high + kept + largest
+    if not work.checkpointing:
+        return Connector(kept, forward, copies)
+    saved = _maps(sizes, work) * high + tokens * sizes.clip_width * high
+    return Connector(saved, forward, max(patches) + largest + copies + small)
+
+
+def _maps(sizes: Architecture, work: Work) -> float:
+    """Elements of the stages' own maps."""
+    area = float(work.batch * sizes.map_side**2)
+    return sum(area * width / 4**stage for stage, width in enumerate(sizes.map_widths))
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """Of one sample: elements of the native pixels below all regions, of the widest stage's, of bilinear weights."""
+
+    elements: float
+    largest: float
+    weights: float
+
+
+def _patches(sizes: Architecture, grid: int, shrink: int) -> _Patches:
+    """As ``mgm_exp.model.native_mining`` cuts them: one pixel more on either side below the first stage."""
+    n = round(sizes.clip_tokens**0.5) * grid
+    side = max(1, sizes.map_side // shrink // n)  # k
+    found, weights = [], 0.0
+    for stage, width in enumerate(sizes.map_widths):
+        native = min(sizes.map_side >> stage, max(1, side * shrink >> stage) + (2 if stage else 0))
+        if native**2 >= side**2:
+            native = side
+        elif stage:
+            weights += float(n * n * side**2 * native**2)
+        found.append(float(n * n * native**2 * width))
+    return _Patches(sum(found), max(found), weights)
 
 
 def layers(sizes: Architecture, work: Work) -> Layers:

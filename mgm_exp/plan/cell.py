@@ -13,6 +13,7 @@ from mgm_exp.config import (
     Attention,
     Device,
     ExperimentConfig,
+    Mining,
     ModelFamily,
     Offload,
     Precision,
@@ -180,7 +181,9 @@ def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePla
     learnt = max(1.0, (length - sizes.visual_tokens) / 2)
     if name == "features":
         tokens = 0.0
-        flops = None if steps is None else steps * (flops_of_towers(sizes) + flops_of_mining(sizes))
+        flops = (
+            None if steps is None else steps * (flops_of_towers(sizes) + flops_of_mining(sizes, work.mines_natively))
+        )
         return StagePlan(name, parameters, work, moments(sizes, parameters, work), 0, tokens, flops)
     samples = None if steps is None else steps * section.global_batch_size
     return StagePlan(
@@ -231,6 +234,7 @@ def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters:
         adapter=_adapter_work(config, sizes, own, parameters.lora) if stage == "instruct" else None,
         tower=stage == "instruct" and train.optimize_vision_tower,
         tower_aux=stage == "instruct" and train.optimize_vision_tower_aux,
+        mines_natively=config.model.mining is Mining.native,
     )
 
 

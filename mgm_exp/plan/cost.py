@@ -48,7 +48,7 @@ def flops_of_sample(sizes: Architecture, parameters: Parameters, work: Work, tok
     blocks = 2 * tokens * linear + 4 * tokens**2 * sizes.heads * sizes.head_dim * sizes.layers
     head = 2 * learnt * sizes.hidden * sizes.vocabulary
     vision = flops_of_towers(sizes) if work.encodes_images else 0.0
-    mining = flops_of_mining(sizes) if work.encodes_images else 0.0
+    mining = flops_of_mining(sizes, work.mines_natively) if work.encodes_images else 0.0
     trains = 1 if work.trains_llm else 0
     reaches = 1 if parameters.trainable else 0
     total = vision + mining * (1 + work.trains_connector * (1 + again))
@@ -77,12 +77,19 @@ def flops_of_towers(sizes: Architecture) -> float:
     return clip * sizes.views + convnext
 
 
-def flops_of_mining(sizes: Architecture) -> float:
-    """Keys and values of every position of the map (``4 P D' D``), queries, attention over regions, the projector."""
+def flops_of_mining(sizes: Architecture, natively: bool = True) -> float:
+    """Queries, keys, values, attention over regions, and the projector.
+
+    Officially keys and values are made of every position of the map: ``4 P D' D``. Natively of every patch: ``4 T D'
+    D``, and each position takes part in the scores and in the sum of what was found: ``4 P D'``. Statistics are left
+    out.
+    """
     width, tokens = sizes.clip_width, sizes.visual_tokens
-    keys = 4.0 * sizes.positions * sizes.map_width * width
-    rest = 2 * tokens * width**2 + 4 * sizes.positions * width
-    return keys + rest + 2 * tokens * (width * sizes.hidden + sizes.hidden**2)
+    if natively:
+        rest = 4.0 * (tokens * width + sizes.positions) * sizes.map_width
+    else:
+        rest = 4.0 * sizes.positions * (sizes.map_width + 1) * width
+    return rest + 2 * tokens * (width**2 + width * sizes.hidden + sizes.hidden**2)
 
 
 def disk_of(config: ExperimentConfig, parameters: Parameters, sizes: Architecture, images: int | None) -> float:

@@ -67,6 +67,8 @@ def test_visual_tokens_equal_the_official_ones(configured, named_case) -> None:
     _, t, _ = named_case
     with torch.no_grad():
         close(configured.model.encode_images(t["images"], t["images_aux"]), t["projected_features"])
+        configured.model.mines_natively = False
+        close(configured.model.encode_images(t["images"], t["images_aux"]), t["projected_features"])
 
 
 def test_towers_equal_the_official_ones(still_model: MGMForConditionalGeneration, case: Case) -> None:

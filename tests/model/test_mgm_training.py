@@ -86,7 +86,7 @@ def test_gradient_checkpointing_changes_no_gradient(golden, batch, lora, stage: 
 def test_gradient_checkpointing_recomputes(model, batch) -> None:
     calls = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append("mlp"))
-    model.model.vlm_uni_aux_projector.register_forward_pre_hook(lambda *_: calls.append("mining"))
+    model.model.vlm_uni_aux_projector[1].register_forward_pre_hook(lambda *_: calls.append("mining"))
     model.enable_gradient_checkpointing()
     model.train()
     model.loss(batch).backward()

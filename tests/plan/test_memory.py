@@ -172,7 +172,9 @@ def test_what_saves_memory_is_predicted_to_save_it() -> None:
     assert needs(checkpointing=False, length=2048) > needs(length=2048)
     assert needs(batch=8) > needs(batch=4) > needs(batch=1)
     assert needs(checkpointing=False, has_dropout=True) > needs(checkpointing=False)
-    assert needs(trains_connector=False, encodes_images=False) < needs(trains_connector=False) < needs()
+    official = {"mines_natively": False}
+    assert needs(trains_connector=False, encodes_images=False) < needs(trains_connector=False, **official)
+    assert needs(trains_connector=False, **official) < needs(**official) and needs() < needs(**official)
     assert needs(checkpointing=False, is_eager=True, length=2048) > needs(checkpointing=False, length=2048)
     whole = layers(sizes, base(trains_llm=False, checkpointing=False, length=700)).saved
     assert whole > 50 * layers(sizes, base(trains_llm=False, length=700)).saved / 18
