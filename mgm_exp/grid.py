@@ -132,7 +132,10 @@ def parse_grid(arguments: Sequence[str], params: Mapping[str, str], config_loade
             )
         if NOT_SWEPT.fullmatch(key.lstrip("+")):
             raise ConfigError(f"{override.input_line}: {key} says where or how the sweep runs and has one value.")
-        values = tuple(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
+        try:
+            values = tuple(dict.fromkeys(str(value) for value in override.sweep_string_iterator()))
+        except TypeError as error:  # Hydra's: glob([23]) is a list of numbers, which match nothing
+            raise ConfigError(f"{override.input_line}: a pattern is text, such as glob(lora_*).") from error
         if not values:
             raise ConfigError(f"{override.input_line} has no value.", advice="Check the pattern; `--help` lists all.")
         swept[key] = Axis(key, values)

@@ -69,6 +69,8 @@ def test_a_pattern_stands_for_the_choices_that_match(_hydra: Any) -> None:
     assert [cell.params for cell in grid.cells()] == [{"tracker": "default"}, {"tracker": "disabled"}]
     with pytest.raises(ConfigError, match="has no value"):
         parse_grid(["adapter=glob(nothing*)"], {}, _hydra.config_loader)
+    with pytest.raises(ConfigError, match="a pattern is text"):
+        parse_grid(["zero=glob([23])"], {}, _hydra.config_loader)
 
 
 def test_a_value_given_twice_is_one_cell() -> None:
