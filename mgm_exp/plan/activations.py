@@ -262,7 +262,7 @@ class _Patches:
 def _patches(sizes: Architecture, grid: int, shrink: int) -> _Patches:
     """As ``mgm_exp.model.native_mining`` cuts them: one pixel more on either side below the first stage."""
     n = round(sizes.clip_tokens**0.5) * grid
-    side = max(1, sizes.map_side // shrink // n)  # k
+    side = max(1, sizes.map_side // shrink // max(1, n))  # k
     found, weights = [], 0.0
     for stage, width in enumerate(sizes.map_widths):
         native = min(sizes.map_side >> stage, max(1, side * shrink >> stage) + (2 if stage else 0))

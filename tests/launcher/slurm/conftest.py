@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,15 @@ class Cluster:
         subprocess.run([TESTCLUSTER / "down", self.folder, "--purge"], check=True, env=self.environment, timeout=120)
 
     def kill_controller(self) -> None:
-        """kill -9 of slurmctld, as when its machine goes away."""
+        """kill -9 of slurmctld, as when its machine goes away.
+
+        It keeps its state some seconds late. Killed before that, it would give the last job's number out again, which
+        slurmd refuses to run.
+        """
+        submitted = max(self.call("squeue", "--noheader", "--states=all", "--format=%V").split(), default="")
+        last = datetime.fromisoformat(submitted).timestamp() if submitted else 0.0
+        kept, latest = self.folder / "state" / "job_state", time.monotonic() + 8  # it waits for 5 s at most
+        wait_until(lambda: kept.stat().st_mtime > last + 1 or time.monotonic() > latest, "jobs are kept")
         process = int((self.folder / "run" / "slurmctld.pid").read_text())
         os.kill(process, signal.SIGKILL)
         wait_until(
