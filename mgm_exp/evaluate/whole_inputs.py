@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mgm_exp.errors import UserError
 from mgm_exp.evaluate.answerer import MgmAnswerer
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ class WholeAnswerer:
         return [picture for (picture,) in pixels]
 
     def answer(self, prompts: Sequence[Any], seen: Sequence[Any], max_new_tokens: int) -> list[str]:
+        if any(picture is None for picture in seen):
+            raise UserError(
+                "A question without an image was asked of a model of transformers.",
+                advice="Ask it about images only; questions without one can be asked of MGM.",
+            )
         return answers_of(self.model, self.processor, [prompt.text for prompt in prompts], seen, max_new_tokens)
 
 

@@ -85,8 +85,12 @@ class MGMConfig(_Base):
 
     @property
     def backbone(self) -> Backbone:
-        """The kind of its language model."""
-        raise NotImplementedError
+        """The kind of its language model.
+
+        Raises:
+            TypeError: this class alone, which has none.
+        """
+        raise TypeError("MGMConfig is what the families share: take MGMGemmaConfig or MGMLlamaConfig.")
 
     @property
     def activation(self) -> str:

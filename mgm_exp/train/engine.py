@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 Batch = Mapping[str, Any]
-# State of what an adapter does around updates.
 # Of the name of what an adapter keeps between its updates, among the optimizer's states.
 _AROUND = "around"
 COMPUTE_DTYPE = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}

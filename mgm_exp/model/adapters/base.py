@@ -151,8 +151,8 @@ class Adapter(ABC):
 
     @classmethod
     def merged(cls, weight: Tensor, parts: Mapping[str, Tensor], merge: MergedWeights) -> Tensor:
-        """A weight (fp32) with the adapter in it."""
-        raise NotImplementedError
+        """A weight (fp32) with the adapter in it; asked of kinds whose `merged_weights` names changed weights."""
+        raise ModelError(f"A {cls.kind.value} adapter cannot be added to a weight.")
 
 
 def inject(model: nn.Module, config: Any) -> None:

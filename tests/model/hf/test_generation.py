@@ -43,3 +43,19 @@ def test_a_folder_that_samples_answers_greedily(
     assert model.generation_config.repetition_penalty in (None, 1.0)
     first, second = (answers_of(model, processor_of("qwen2_vl"), ["What is it?"], [picture()], 8) for _ in range(2))
     assert first == second
+
+
+def test_the_generator_answers_about_images_in_the_order_of_its_questions(folder_of: Callable[[str], Path]) -> None:
+    from mgm_exp.errors import UserError
+    from mgm_exp.evaluate import Generator
+
+    model, _ = build_hf({"path": str(folder_of("llava"))}, device="cpu", dtype=None)
+    processor = open_processor(folder_of("llava"))
+    processor.decode = lambda ids: str(ids.tolist())
+    questions = ["What colour is the blue door, said the man?", "What is it?"]
+    images = [picture(), picture(40, 80, (20, 200, 30))]
+    generator = Generator(model, processor, batch_size=1)
+    alone = [answers_of(model, processor, [q], [i], 4)[0] for q, i in zip(questions, images, strict=True)]
+    assert generator.answers(questions, images, max_new_tokens=4) == alone
+    with pytest.raises(UserError, match="without an image"):
+        generator.answers(questions, [images[0], None], max_new_tokens=4)
