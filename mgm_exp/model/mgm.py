@@ -385,7 +385,15 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             batch: `input_ids`, `attention_mask`, `labels` (B, T), and `images` + `images_aux` or `visual_tokens`.
             normalizer: number to divide by; None: the supervised tokens of this batch (at least 1).
         """
-        inputs_embeds, attention_mask, labels = self.merge(
+        inputs_embeds, attention_mask, labels = self.merged(batch)
+        hidden = self.model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        return self.loss_of(hidden, labels, normalizer)
+
+    def merged(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """`merge` of a training batch; see `loss`."""
+        return self.merge(
             batch["input_ids"],
             batch.get("attention_mask"),
             batch["labels"],
@@ -393,9 +401,9 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             images_aux=batch.get("images_aux"),
             visual_tokens=batch.get("visual_tokens"),
         )
-        hidden = self.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+
+    def loss_of(self, hidden: Tensor, labels: Tensor, normalizer: float | None = None) -> Tensor:
+        """The loss, from hidden states (B, L, D) and merged labels (B, L); see `loss`."""
         target = labels[:, 1:].flatten()
         kept = (target != IGNORE_INDEX).nonzero().squeeze(1)
         total = self.lm_head(hidden[:, :-1].flatten(0, 1)[kept], target[kept])

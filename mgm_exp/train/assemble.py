@@ -130,8 +130,13 @@ def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch
     return CountedBatch(batch, supervised, tokens, len(batch["input_ids"]), images)
 
 
-def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
+def assemble(
+    job: TrainJob, ranks: Ranks, say: Callable[[str], None], build: Callable[..., tuple[Any, dict[str, Any]]] | None = None
+) -> Stage:
     """Everything a stage needs, on this process.
+
+    Args:
+        build: Makes the base; None: :func:`build_base`.
 
     Raises:
         UserError: The model or the data cannot be used.
@@ -142,7 +147,7 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     config = job.experiment()
     settings = stage_settings(config, job.stage)
     family = family_of(config.model)
-    model, load_report = build_base(config, settings, ranks)
+    model, load_report = (build or build_base)(config, settings, ranks)
     ranks.marks.works()
     trainable = make_trainable(model, job.stage, config, settings)
     put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
