@@ -131,7 +131,10 @@ def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch
 
 
 def assemble(
-    job: TrainJob, ranks: Ranks, say: Callable[[str], None], build: Callable[..., tuple[Any, dict[str, Any]]] | None = None
+    job: TrainJob,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    build: Callable[..., tuple[Any, dict[str, Any]]] | None = None,
 ) -> Stage:
     """Everything a stage needs, on this process.
 

@@ -47,7 +47,9 @@ class Body:
         self._body: nn.Module = model.model
         self._rows.at_end = model.config.tokenizer_padding_side == "left"
 
-    def take(self, trials: Sequence[int], passes: Sequence[Pass], states: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def take(
+        self, trials: Sequence[int], passes: Sequence[Pass], states: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Forward and backward.
 
         Args:

@@ -7,7 +7,8 @@ of the trials alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,10 +35,13 @@ class Trial:
     Args:
         job: Its instruct stage.
         listener: Hears of it.
+        around: Opened whenever it goes on: what it prints goes where it belongs.
     """
 
-    def __init__(self, job: TrainJob, listener: Listener) -> None:
-        self.job, self.listener = job, listener
+    def __init__(
+        self, job: TrainJob, listener: Listener, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        self.job, self.listener, self._around = job, listener, around
         self.stage: Stage | None = None
         self.due: Pass | None = None
         self.summary: StageSummary | None = None
@@ -82,7 +86,7 @@ class Trial:
     def _go_on(self, to_next: Callable[[], Pass]) -> None:
         self.due = None
         try:
-            with self.generators.in_place():
+            with self._around(), self.generators.in_place():
                 self.due = to_next()
         except StopIteration as end:
             self.summary = end.value
@@ -111,8 +115,7 @@ class Pack:
     def train(self, trials: Sequence[Trial], stop: StopRequest) -> None:
         """Trains them to their ends; each one then has a summary or an error."""
         base = SharedBase()
-        with ExitStack() as stack:
-            stack.enter_context(determinism(trials[0].job.experiment().train.deterministic))
+        with determinism(trials[0].job.experiment().train.deterministic):
             for trial in trials:
                 trial.begin(base, stop)
             ready = [trial for trial in trials if trial.due is not None]
