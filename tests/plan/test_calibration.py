@@ -110,11 +110,7 @@ def test_a_probe_is_kept_and_belongs_to_its_machine_precision_and_threads(tmp_pa
     assert probe.flops_per_s > 1e6
     probe.save(tmp_path)
     assert read_probe(tmp_path, MACHINE, "fp32", probe.threads) == probe
-    for machine, precision, threads in (
-        (MACHINE, "bf16", probe.threads),
-        ("Card Y", "fp32", probe.threads),
-        (MACHINE, "fp32", 99),
-    ):
-        assert read_probe(tmp_path, machine, precision, threads) is None
+    for other in ((MACHINE, "bf16", probe.threads), ("Card Y", "fp32", probe.threads), (MACHINE, "fp32", 99)):
+        assert read_probe(tmp_path, *other) is None
     (tmp_path / "machine.json").write_text("{", encoding="utf-8")
     assert read_probe(tmp_path, MACHINE, "fp32", probe.threads) is None
