@@ -118,8 +118,8 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         raise UserError(f"{folder / 'config.yaml'} cannot be read as a run's configuration: {error}") from error
     if was_packed and why_alone(config) is None:
         raise UserError(
-            f"{path} was trained in a pack (launch.pack=true): its last bits depend on the trials beside it, and a replay "
-            "computes it alone.",
+            f"{path} was trained in a pack (launch.pack=true): its last bits depend on the trials beside it, and a "
+            "replay computes it alone.",
             advice="Runs of other launchers can be replayed; a packed one equals them within rounding.",
         )
     try:

@@ -112,8 +112,10 @@ def main(arguments: Sequence[str]) -> int:
     def tell(number: int, code: int) -> None:
         os.write(descriptor, json.dumps({"number": number, "exit_code": code}).encode() + b"\n")
 
+    output = sys.stdout
+
     def say(line: str) -> None:
-        print(line, flush=True)
+        print(line, file=output, flush=True)  # not into the log of the run that is told just then
 
     return run_orders(orders, tell, say, arguments[1] if len(arguments) > 1 else None)
 

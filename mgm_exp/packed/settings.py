@@ -19,8 +19,8 @@ class PackedConfig:
     """See the module."""
 
     _target_: str = TARGET
-    # Trials of one pack. More share start and base, and keep a GPU busy with small micro-batches; each takes 16 bytes of
-    # memory a trained parameter, and its turn in evaluation. null: as sweep.slots says, else 8. Passes are taken
+    # Trials of one pack. More share start and base, and keep a GPU busy with small micro-batches; each takes 16 bytes
+    # of memory a trained parameter, and its turn in evaluation. null: as sweep.slots says, else 8. Passes are taken
     # together by as many trials as the predicted memory allows.
     trials: int | None = None
     # Packs at the same time, a process each. null: one for each GPU; without GPUs one.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # What the process of a pack prints about all its trials, in the folder of the first one.
 OUTPUT = "pack.txt"
 _OWN_PROGRAM = [sys.executable, "-m", "mgm_exp"]
+_PROCESS = (sys.executable, "-m", "mgm_exp.packed.process")
 
 
 @dataclass
@@ -72,13 +73,21 @@ class PackedSlots(Slots):
         places: The GPUs of each pack, as CUDA_VISIBLE_DEVICES names them; an empty list where there are none.
         program: The command line that runs one experiment of this package.
         trials: Of one pack.
+        process: The command line of a pack's process.
     """
 
-    def __init__(self, places: Sequence[Sequence[str]], program: Sequence[str], trials: int) -> None:
+    def __init__(
+        self,
+        places: Sequence[Sequence[str]],
+        program: Sequence[str],
+        trials: int,
+        process: Sequence[str] = _PROCESS,
+    ) -> None:
         if list(program[:3]) != _OWN_PROGRAM:
             raise ConfigError("hydra/launcher=packed runs experiments of this package only.")
         self._config_dir = list(program[4:5]) if list(program[3:4]) == ["--config-dir"] else []
         self.size, self._trials, self._places = trials * len(places), trials, places
+        self._process = list(process)
         self._waiting = _Queue()
         self._packs: dict[int, _Pack] = {}  # by place
 
@@ -138,7 +147,7 @@ class PackedSlots(Slots):
         with open(output, "ab") as file:
             # As in ChildProcesses: from the main thread, in a session of its own
             process = subprocess.Popen(
-                [sys.executable, "-m", "mgm_exp.packed.process", str(write_end), *self._config_dir],
+                [*self._process, str(write_end), *self._config_dir],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Several trials that train together over one base: the adapters' products are batched, all else stays each trial's own.
+"""Several trials that train together over one base: the adapters' products are batched, all else is each trial's own.
 
 Each trial is trained by the same loop as alone (:mod:`mgm_exp.train.loop`): its own data order, steps, clipping,
 optimizer, schedule, guards, checkpoints, validation points and rows. Only its passes through the LLM are taken

@@ -1,4 +1,4 @@
-"""One base for several trials: each has modules, a configuration and a connector of its own, and shares what is frozen."""
+"""One base for several trials: each has modules, configuration and connector of its own, and shares what is frozen."""
 
 from __future__ import annotations
 
