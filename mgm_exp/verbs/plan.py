@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, UserError
+from mgm_exp.verbs.this_machine import ThisMachine
 
 if TYPE_CHECKING:
     from mgm_exp.config import ExperimentConfig
@@ -26,26 +27,35 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="as for a run; a,b makes several cells")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON, too")
     parser.add_argument("--explain", action="store_true", help="every moment of each stage, and what is counted")
+    parser.add_argument(
+        "--calibration", action="store_true", help="finished runs of this machine: predicted and measured, side by side"
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="measure this machine for 20 seconds first (kept in paths.root)"
+    )
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # as it is typed for a sweep
     options = parser.parse_intermixed_args(arguments)
     from mgm_exp.plan import plan_cell
 
     plans, refused = [], []
+    machine = ThisMachine(measures=options.probe)
     for overrides, config in cells_of(options.overrides):
         if isinstance(config, ConfigError):
             refused.append({"overrides": overrides, "error": str(config)})
         else:
-            plans.append(plan_cell(config, overrides))
+            plans.append(plan_cell(config, overrides, measured=machine.measured(config)))
     show(plans, explain=options.explain)
     for cell in refused:
         print(f"cannot run: {' '.join(cell['overrides'])}: {cell['error']}")
+    if options.calibration:
+        machine.show()
     if options.json is not None:
         from mgm_exp.store import write_json_atomic
 
         if not options.json.parent.is_dir():
             raise UserError(f"--json {options.json}: its folder does not exist.")
         cells = [plan.to_json() for plan in plans]
-        write_json_atomic(options.json, {"schema_version": 1, "cells": cells, "refused": refused})
+        write_json_atomic(options.json, {"schema_version": 1, "cells": cells, "refused": refused, **machine.to_json()})
         print(f"written: {options.json}")
     if any(plan.verdict == "does not fit" for plan in plans):
         return EXIT_DOES_NOT_FIT
