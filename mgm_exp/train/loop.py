@@ -33,7 +33,7 @@ from mgm_exp.train.stop import StopRequest
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
 from mgm_exp.train.vitals import Vitals, gradient_statistics
 
-Assemble = Callable[[TrainJob, Ranks, Callable[[str], None]], Stage]
+Assemble = Callable[..., Stage]  # as assemble
 
 
 def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> StageSummary:
@@ -78,7 +78,7 @@ class _Run:
         self.job, self.ranks, self.listener, self.stop = job, ranks, listener, stop
         self.memory = PeakMemory(ranks.device)
         self.metrics = MetricsFile(job.metrics)
-        self.stage = stage = make(job, ranks, listener.say)
+        self.stage = stage = make(job, ranks, listener.say, listener.on_progress, stop.is_requested)
         self.progress = self._resumed()
         config = stage.config.train
         self.guards = Guards(config.guards, self.progress.guards)

@@ -54,8 +54,8 @@ class Trial:
     def begin(self, base: SharedBase, stop: StopRequest) -> None:
         """Puts it together, and goes on to its first pass."""
 
-        def make(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
-            self.stage = stage = assemble(job, ranks, say, base.build)
+        def make(*given: Any) -> Stage:
+            self.stage = stage = assemble(*given, build=base.build)
             stage.engine.name = stage.belongs_to["engine"] = ENGINE
             return stage
 
