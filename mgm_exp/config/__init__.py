@@ -18,10 +18,12 @@ from mgm_exp.config.choices import (
     CaptionPolicy,
     CaptionPrecision,
     Card,
+    Compile,
     Device,
     Direction,
     GroupBy,
     GuardAction,
+    LossKernel,
     LossNorm,
     Machines,
     Mining,
@@ -76,6 +78,7 @@ from mgm_exp.config.evaluate import (
     TextVqaConfig,
     VqaConfig,
 )
+from mgm_exp.config.execution_faults import AUTO, loss_kernel_of
 from mgm_exp.config.experiment import (
     ExperimentConfig,
     from_plain,
@@ -120,6 +123,7 @@ from mgm_exp.config.train import (
 )
 
 __all__ = [
+    "AUTO",
     "BENCHMARKS",
     "BOTTLENECK_PLACES",
     "CORPUS_SCORES",
@@ -148,6 +152,7 @@ __all__ = [
     "CaptionsConfig",
     "Card",
     "CheckpointConfig",
+    "Compile",
     "CorruptionKind",
     "CustomConfig",
     "DataConfig",
@@ -166,6 +171,7 @@ __all__ = [
     "JudgeConfig",
     "LaunchConfig",
     "LimitsConfig",
+    "LossKernel",
     "LossNorm",
     "Machines",
     "MathVistaConfig",
@@ -209,6 +215,7 @@ __all__ = [
     "ZeroConfig",
     "adapter_key",
     "from_plain",
+    "loss_kernel_of",
     "plain",
     "trains_towers",
     "typed",

@@ -10,6 +10,7 @@ from typing import Any
 
 _HOMES = {
     "CellPlan": "cell",
+    "fitted": "cell",
     "plan_cell": "cell",
     "predicted_hours": "cell",
     "predicted_memory_gib": "cell",
