@@ -38,6 +38,11 @@ class Execution:
     compiles: bool = False
     offloads: bool = False
 
+    def in_words(self) -> str:
+        """What is not as usual; empty where all is."""
+        names = {name: value for name, value in vars(self).items() if value != getattr(Execution, name)}
+        return ", ".join(f"{name}={str(value).lower()}" for name, value in names.items())
+
     def keeping_activations(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Around a forward pass: where what the backward pass needs is kept."""
         if not self.offloads:

@@ -166,7 +166,11 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     ranks.marks.works()
     module = family.loss_module(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    run_as(model, execution_of(config, job.stage, ranks))
+    execution = execution_of(config, job.stage, ranks)
+    run_as(model, execution)
+    if words := execution.in_words():
+        load_report = {**load_report, "execution": words}
+        say(f"{job.stage}: {words}")
     around = shared_ranks(model, job.stage, config, plan.n_steps)
     engine = make_engine(module, trainable, config, settings, ranks, around)
     ranks.marks.works()
