@@ -64,9 +64,11 @@ def varlen_forward(
         from torch.nn.attention.varlen import varlen_attn
 
         assert max_length_q is not None
-        rows = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+        q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
         out = varlen_attn(
-            *rows,
+            q,
+            k,
+            v,
             cu_seq_lens_q,
             cu_seq_lens_q,
             max_length_q,
