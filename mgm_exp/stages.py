@@ -27,6 +27,7 @@ from mgm_exp.config import (
 )
 from mgm_exp.data.recipe import bounds_of, operators_of
 from mgm_exp.store import fingerprint, stage_key
+from mgm_exp.train.pack.compatible import why_alone
 
 # Bumped by hand when the code of a stage changes what it writes.
 STAGE_VERSION = {
@@ -226,7 +227,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
             section.pop(key)
     if not trains_towers(config.train):
         section.pop("vision_tower_lr")
-    return {
+    payload = {
         "align": align,
         "curate": curate,
         "adapter": adapter_key(config.adapter),
@@ -234,6 +235,9 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
         **({"train_connector": config.model.train_connector} if is_hf else {}),
         **_run(config, sources, "instruct"),
     }
+    if config.launch.pack and why_alone(config) is None:
+        payload["engine"]["pack"] = True  # equal within rounding to a run by itself, not bit for bit
+    return payload
 
 
 def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | None, benchmark: str) -> Payload:

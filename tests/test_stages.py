@@ -251,6 +251,7 @@ AFFECTS: dict[str, set[str]] = {
     "launch.max_restarts": NOTHING,
     "launch.timeout_s": NOTHING,
     "launch.wait": NOTHING,
+    "launch.pack": {"instruct"},
     "paths.root": NOTHING,
     "paths.store": NOTHING,
     "paths.mirror": NOTHING,

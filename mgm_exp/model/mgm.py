@@ -415,7 +415,19 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             normalizer: number to divide by; None: the supervised tokens of this batch (at least 1).
         """
         given: dict[str, Any]
-        inputs_embeds, attention_mask, labels = self.merge(
+        inputs_embeds, attention_mask, labels = self.merged(batch)
+        if self.execution.padding_free:
+            row = in_one_row(inputs_embeds, attention_mask, labels)
+            given, labels = row.arguments(self.config._attn_implementation), row.labels
+        else:
+            given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        with self.execution.keeping_activations(self):
+            hidden = self.model(**given, use_cache=False).last_hidden_state
+        return self.loss_of(hidden, labels, normalizer)
+
+    def merged(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """`merge` of a training batch; see `loss`."""
+        return self.merge(
             batch["input_ids"],
             batch.get("attention_mask"),
             batch["labels"],
@@ -424,13 +436,9 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             visual_tokens=batch.get("visual_tokens"),
             seen=batch.get("seen"),
         )
-        if self.execution.padding_free:
-            row = in_one_row(inputs_embeds, attention_mask, labels)
-            given, labels = row.arguments(self.config._attn_implementation), row.labels
-        else:
-            given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        with self.execution.keeping_activations(self):
-            hidden = self.model(**given, use_cache=False).last_hidden_state
+
+    def loss_of(self, hidden: Tensor, labels: Tensor, normalizer: float | None = None) -> Tensor:
+        """The loss, from hidden states (B, L, D) and merged labels (B, L); see `loss`."""
         target = labels[:, 1:].flatten()
         kept = (target != IGNORE_INDEX).nonzero().squeeze(1)
         total = self.lm_head(hidden[:, :-1].flatten(0, 1)[kept], target[kept])

@@ -147,6 +147,7 @@ def assemble(
     say: Callable[[str], None],
     on_progress: Callable[[str, int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
+    build: Callable[..., tuple[Any, dict[str, Any]]] | None = None,
 ) -> Stage:
     """Everything a stage needs, on this process.
 
@@ -154,6 +155,7 @@ def assemble(
         say: Takes a sentence for the reader.
         on_progress: Called with (what, images done, images in all) while features are made.
         is_stopped: Asked while features are made.
+        build: Makes the base; None: :func:`build_base`.
 
     Raises:
         UserError: The model or the data cannot be used.
@@ -168,7 +170,7 @@ def assemble(
     config = job.experiment()
     settings = stage_settings(config, job.stage)
     family = family_of(config.model)
-    model, load_report = build_base(config, settings, ranks)
+    model, load_report = (build or build_base)(config, settings, ranks)
     ranks.marks.works()
     trainable = make_trainable(model, job.stage, config, settings)
     put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
