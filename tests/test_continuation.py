@@ -94,33 +94,22 @@ def test_another_split_is_offered_and_taken_over(begun: tuple[Path, Path], capsy
     assert stages_of(newest(folder))["instruct"] == (keys[1], True), "the same command finds what it made"
 
 
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        (["train.lr=0.5"], r"instruct stage differs in section\.lr"),
-        (["train.loss_norm=official"], "depends on how a batch is split"),
-        (["data.max_samples=8"], "other rows"),
-        (["train.checkpoint.continue_from=/nowhere"], "is not a run's folder"),
-    ],
-)
-def test_anything_else_that_differs_is_refused_by_name(
-    begun: tuple[Path, Path], changed: list[str], words: str
-) -> None:
+def test_anything_else_that_differs_is_refused_by_name(begun: tuple[Path, Path], subtests: pytest.Subtests) -> None:
     folder, origin = begun
-    taken = f"train.checkpoint.continue_from={origin}"
-    with pytest.raises((ConfigError, UserError), match=words):
-        run([*settings_in(folder), "train.micro_batch_size=2", taken, *changed])
-
-
-def test_a_run_that_is_at_work_is_left_alone(begun: tuple[Path, Path]) -> None:
-    folder, origin = begun
+    taken = [*settings_in(folder), "train.micro_batch_size=2", f"train.checkpoint.continue_from={origin}"]
+    for changed, words in {
+        "train.lr=0.5": r"instruct stage differs in section\.lr",
+        "train.loss_norm=official": "depends on how a batch is split",
+        "data.max_samples=8": "other rows",
+        "train.checkpoint.continue_from=/nowhere": "is not a run's folder",
+    }.items():
+        with subtests.test(changed), pytest.raises((ConfigError, UserError), match=words):
+            run([*taken, changed])
     lease = Lease(origin / LEASE)
     lease.acquire(wait=False)
-    try:
-        with pytest.raises(UserError, match="is being written"):
-            run([*settings_in(folder), "train.micro_batch_size=2", f"train.checkpoint.continue_from={origin}"])
-    finally:
-        lease.release()
+    with subtests.test("a run that is at work"), pytest.raises(UserError, match="is being written"):
+        run(taken)
+    lease.release()
 
 
 def test_a_run_whose_store_is_gone_goes_on_from_what_its_folder_kept(begun: tuple[Path, Path], tmp_path: Path) -> None:
