@@ -55,7 +55,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "kill: sweep": Fault(
         "killed in a search's bookkeeping",
-        "the end at changes by Python, SIGKILL at up to 20 system calls of each kind by SQLite and the journal (strace)",
+        "the end at changes by Python; SIGKILL at up to 20 system calls of each kind, SQLite and journal (strace)",
         "the step under way; no finished trial is repeated, no number used twice",
         _CELL,
     ),
