@@ -49,7 +49,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "kill: training": Fault(
         "killed in a training stage",
-        "SIGKILL at up to 20 disk-changing system calls of each kind (strace), and at named moments of a save",
+        "SIGKILL at each disk-changing system call of two steps (strace), and at named moments of a save",
         "steps since the last checkpoint; the end is bit-equal",
         _SAVE,
     ),

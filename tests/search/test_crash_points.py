@@ -134,7 +134,7 @@ def test_killed_at_system_calls_it_ends_as_if_undisturbed(
                 check(folder, before, run(folder, storage=storage_of(storage)), undisturbed, (storage, point))
                 met_at += 1
             print(f"{storage}: {call}: {met_at} of {number}")
-            assert met_at >= min(number, wanted // 2), (call, number)
+            assert met_at >= min(number, wanted) // 2, (call, number)
             met("kill: sweep", met_at)
 
 
