@@ -279,6 +279,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.rerun": NOTHING,
     **dict.fromkeys("plan.device plan.rows plan.align_rows plan.text_tokens plan.longest_text".split(), NOTHING),
     "plan.mfu": NOTHING,
+    "plan.refuse": NOTHING,
     "plan.price": NOTHING,
     "seed": TRAINED,
     "name": NOTHING,
