@@ -51,17 +51,22 @@ class Begun:
         """What belongs to the key of the stage that begins with it."""
         return {"step": self.step, "checkpoint": file_sha256(self.checkpoint / MARK), "split": self.split}
 
-    def put_into(self, work: Path) -> None:
-        """Where the stage looks for a checkpoint, unless it has begun: the checkpoint, and the rows until there."""
+    def put_into(self, work: Path) -> Path:
+        """Where the stage looks for a checkpoint, unless it has begun: the checkpoint, and the rows until there.
+
+        Returns:
+            The newest checkpoint there.
+        """
         place = work / "checkpoints"
-        if place.is_dir() and any(place.iterdir()):
-            return
+        if place.is_dir() and (there := sorted(place.glob("step-*[0-9]"))):
+            return there[-1]
         from mgm_exp.train.metrics_file import read_rows
 
         mine = [row for row in read_rows(self.rows) if row.get("stage") == self.stage]
         write_atomic(work / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in mine))
         place.mkdir(parents=True, exist_ok=True)
         link_tree(self.checkpoint, place / self.checkpoint.name)
+        return place / self.checkpoint.name
 
 
 @dataclass

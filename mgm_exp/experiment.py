@@ -341,7 +341,7 @@ class Experiment:
         """What a stage finds in its work folder at its beginning: nothing, or what it goes on from."""
         begun = self.origin.begun.get(stage) if self.origin else None
         if begun is not None:
-            begun.put_into(work)
+            self._keep_checkpoint(stage, begun.put_into(work))
             self.recorder.say(f"{stage}: goes on from {begun.checkpoint}")
 
     def _stage_started(self, stage: str, total: int, rows: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from recorded_run import overrides_for, write_data
 
+from mgm_exp.cli import main
 from mgm_exp.command import run
 from mgm_exp.errors import ConfigError, Interrupted, UserError
 from mgm_exp.folders import LEASE
@@ -92,6 +93,10 @@ def test_another_split_is_offered_and_taken_over(begun: tuple[Path, Path], capsy
 
     run([*other, f"train.checkpoint.continue_from={origin}"])
     assert stages_of(newest(folder))["instruct"] == (keys[1], True), "the same command finds what it made"
+    capsys.readouterr()
+    assert main(["replay", str(continued), "--stage", "instruct", "--from", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "went on from another run after step 2" in said and "settings changed" not in said
 
 
 def test_anything_else_that_differs_is_refused_by_name(begun: tuple[Path, Path], subtests: pytest.Subtests) -> None:
@@ -155,3 +160,4 @@ def test_other_processes_and_engines_go_on_up_to_rounding(
             assert mine[:2] == pytest.approx(theirs[:2], rel=1e-4) and mine[2] == theirs[2]
     manifest = json.loads((continued / "manifest.json").read_text())
     assert list(manifest["continued_from"]["stages"]) == [stage]
+    assert main(["replay", str(continued), "--stage", "instruct", "--from", "3"]) == 0
