@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,19 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Company:
+    """What a run leaves to those whom it shares its process with.
+
+    Args:
+        train_stage: Trains a stage, called as :func:`mgm_exp.train.run_stage`.
+        before_waiting: Called with a stage's name before the run waits for another process that makes it; may raise.
+    """
+
+    train_stage: Callable[..., Any]
+    before_waiting: Callable[[str], None]
+
+
 def run_experiment(
     config: ExperimentConfig,
     run_dir: Path,
@@ -50,6 +64,7 @@ def run_experiment(
     command: list[str],
     overrides: list[str],
     sweep: str | None = None,
+    company: Company | None = None,
 ) -> dict[str, Any]:
     """Runs one experiment in its folder and records it, whatever happens.
 
@@ -59,6 +74,7 @@ def run_experiment(
         command: The command line, for the manifest.
         overrides: What the command line changes, for the tracker's tags.
         sweep: Name of the sweep that this run belongs to.
+        company: Whom it shares its process with; None: nobody.
 
     Returns:
         The content of ``result.json``.
@@ -73,7 +89,7 @@ def run_experiment(
     lease.acquire(wait=False)
     try:
         with stop_on_signals():
-            return Experiment(config, run_dir, command, overrides, sweep).run()
+            return Experiment(config, run_dir, command, overrides, sweep, company).run()
     finally:
         lease.release()
 
@@ -82,9 +98,16 @@ class Experiment:
     """One run: its configuration, its folder, and what became of its stages."""
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: Path, command: list[str], overrides: list[str], sweep: str | None
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        command: list[str],
+        overrides: list[str],
+        sweep: str | None,
+        company: Company | None = None,
     ) -> None:
         self.config = config
+        self._company = company
         self.run_dir = run_dir
         self.store = open_store(config.paths)
         self.started = time.time()
@@ -251,12 +274,18 @@ class Experiment:
         """Takes the stage from the store, or makes it; says which, and notes it in the manifest."""
         name = label or stage
         self.recorder.stage(name)
+
+        def on_wait(why: str) -> None:
+            self.recorder.say(f"{name}: waiting, {why}")
+            if self._company is not None:
+                self._company.before_waiting(stage)
+
         output = self.store.produce(
             stage,
             stages.key_of(stage, payload),
             make,
             inputs=payload,
-            on_wait=lambda why: self.recorder.say(f"{name}: waiting, {why}"),
+            on_wait=on_wait,
         )
         self.manifest["stages"].append(
             {"name": name, "key": output.key, "reused": output.reused, "seconds": round(output.seconds, 3)}
@@ -308,12 +337,13 @@ class Experiment:
 
         def make(work: Path) -> dict[str, Any]:
             self._begin(stage, work)
-            summary = train.run_stage(
+            summary = (self._company.train_stage if self._company else train.run_stage)(
                 job(work),
                 on_start=lambda total, rows: self._stage_started(stage, total, rows),
                 on_row=self.recorder.row,
                 on_checkpoint=lambda folder: self._keep_checkpoint(stage, folder),
                 say=self.recorder.say,
+                on_progress=self.recorder.progress,
                 on_validation=self._validated if stage == "instruct" else None,
             )
             return summary.to_dict()

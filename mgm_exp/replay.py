@@ -40,6 +40,7 @@ from mgm_exp.replay_findings import (
     steps_of,
 )
 from mgm_exp.store import StageOutput, Store, file_sha256, read_yaml, verify
+from mgm_exp.train.pack.compatible import why_alone
 from mgm_exp.trained import paths_of, refuse_places
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         for key, value in given.items():
             OmegaConf.update(tree, key, value)
         # A run's folder may be another's, and commands for other machines stand in its configuration.
+        was_packed = bool(OmegaConf.select(tree, "launch.pack"))
         OmegaConf.update(tree, "launch", plain(LaunchConfig(machines=Machines.here, max_restarts=0)))
         refuse_places(tree, {"eval.judge.url": None})  # nothing is scored
         config = checked(tree, overrides)
@@ -121,6 +123,12 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         if isinstance(error, OmegaConfBaseException):
             raise explained(error, overrides) from error
         raise UserError(f"{folder / 'config.yaml'} cannot be read as a run's configuration: {error}") from error
+    if was_packed and why_alone(config) is None:
+        raise UserError(
+            f"{path} was trained in a pack (launch.pack=true): its last bits depend on the trials beside it, and a "
+            "replay computes it alone.",
+            advice="Runs of other launchers can be replayed; a packed one equals them within rounding.",
+        )
     try:
         rows = read_rows(folder / "metrics.jsonl")
     except (OSError, ValueError) as error:
