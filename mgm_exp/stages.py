@@ -82,7 +82,8 @@ def config_hash(config: ExperimentConfig) -> str:
     values = plain(config)
     for key in ("name", "paths", "tracker", "sweep", "plan", "launch", "trial"):
         values.pop(key, None)
-    values["train"].pop("checkpoint", None)
+    if continued := (values["train"].pop("checkpoint", None) or {}).get("continue_from"):
+        values["continued_from"] = continued
     if not config.train.deterministic:
         values["train"].pop("deterministic")
     values["eval"].pop("image_cache_gib", None)

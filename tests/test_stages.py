@@ -222,6 +222,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.checkpoint.keep": NOTHING,
     "train.checkpoint.keep_best": NOTHING,
     "train.checkpoint.background": NOTHING,
+    "train.checkpoint.continue_from": NOTHING,  # but the checkpoint that is found there
     "eval.name": NOTHING,
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},

@@ -54,6 +54,9 @@ class CheckpointConfig:
     keep_best: int = 1
     # Training goes on while a checkpoint is written, from a copy in host memory. false: it waits, and needs no copy.
     background: bool = True
+    # Folder of a run of the same settings but for devices, zero or micro-batch sizes, whose unfinished stage is gone on
+    # from: equal to it up to rounding, so the stage has a key of its own. null: a stage begins at its beginning.
+    continue_from: str | None = None
 
 
 @dataclass
