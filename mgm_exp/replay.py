@@ -78,6 +78,13 @@ class Recorded:
         return str(keys[-1]) if keys and keys[-1] else None
 
     @property
+    def begun(self) -> dict[str, dict[str, Any]]:
+        """The stages that went on from another run's, and from what."""
+        taken = self.manifest.get("continued_from")
+        found = taken.get("stages") if isinstance(taken, dict) else None
+        return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the run computed with."""
         device = self.manifest.get("device")
@@ -189,6 +196,12 @@ class Replay:
         first: Difference | None = None
         with _threads(self.threads) as note:
             notes += note
+            notes += [
+                f"note: {stage} went on from another run after step {facts.get('step')}, with another split "
+                f"({facts.get('split')}); the steps before may differ in their last bits, --from begins later"
+                for stage, facts in self.recorded.begun.items()
+                if stage in wanted
+            ]
             found = check(self.config)
             prepared = self._prepare(found)
             for stage in wanted:
@@ -262,6 +275,14 @@ class Replay:
         self.say(f"{stage}: {why}; it is made again in the scratch folder")
         return self._made.produce(stage, key, make, inputs=payload)
 
+    def _taken_over(self, stage: str) -> StageOutput | None:
+        """What another run had finished, with other processes, where the run went on from that one."""
+        key = self.recorded.key_of(stage)
+        if "continued_from" not in self.recorded.manifest or stage in self.recorded.begun or key is None:
+            return None
+        entry = self._there.entry(stage, key)
+        return StageOutput(entry.path, key, True, entry.seconds, entry.meta, stage, entry.inputs) if entry else None
+
     def _prepare(self, found: Preflight) -> Prepared:
         return Preparation(self.config, found, self._produce, self.tell, lambda _: None).run()
 
@@ -273,7 +294,9 @@ class Replay:
         aligned: StageOutput | None = None
         if self.config.train.align.max_steps != 0:
             payload = stages.align_payload(self.config, found.sources, prepared.curated.key)
-            aligned = self._produce("align", payload, lambda work: self._train_whole("align", prepared, work))
+            aligned = self._taken_over("align")
+            if aligned is None:
+                aligned = self._produce("align", payload, lambda work: self._train_whole("align", prepared, work))
         connector = aligned.path / "connector.safetensors" if aligned else None
         align_key = aligned.key if aligned else None
         features: StageOutput | None = None
@@ -299,14 +322,17 @@ class Replay:
             payload = stages.align_payload(self.config, found.sources, curated)
         else:
             payload = stages.instruct_payload(self.config, found.sources, align_key, curated)
+        if stage in self.recorded.begun:
+            payload = {**payload, "continued": self.recorded.begun[stage]}
         return stage, stages.key_of(stage, payload), payload
 
     def _job(self, stage: str, inputs: tuple[Path | None, Path | None], prepared: Prepared) -> TrainJob:
+        from mgm_exp.plan import fitted
         from mgm_exp.train import TrainJob
 
         return TrainJob(
             stage=stage,
-            config=plain(self.config),
+            config=plain(fitted(self.config, stage)),
             records=prepared.curated.path / f"{stage}.jsonl",
             image_root=prepared.origins[stage].image_root,
             connector=inputs[0],
