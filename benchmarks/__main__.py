@@ -27,6 +27,8 @@ from mgm_exp.store import read_json, write_atomic, write_json_atomic
 BENCHMARKS = (
     "start_up",
     "sweep_trainer",
+    "ablation_grid",
+    "train_loop",
     "data_text_statistics",
     "data_recaptioning",
     "data_validation",
