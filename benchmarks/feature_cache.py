@@ -121,7 +121,7 @@ def _training(work: Path, overrides: list[str], say: Callable[[str], None]) -> I
     from mgm_exp.train.assemble import assemble
     from mgm_exp.train.job import TrainJob
     from mgm_exp.train.ranks import Ranks
-    from mgm_exp.train.step import take_step
+    from mgm_exp.train.step import alone, take_step
 
     job = TrainJob(
         stage="instruct",
@@ -137,7 +137,8 @@ def _training(work: Path, overrides: list[str], say: Callable[[str], None]) -> I
 
     def steps() -> Iterator[float]:
         for number, micro_batches in enumerate(stage.steps_from(0)):
-            yield take_step(stage.engine, stage.settings, ranks, micro_batches, number, 1.0).outcome().loss
+            launched = alone(take_step(stage.engine, stage.settings, ranks, micro_batches, number, 1.0))
+            yield launched.outcome().loss
 
     return steps()
 
