@@ -160,7 +160,9 @@ def run_line(folder: Path, what: str = "", objective: str | None = None, job: st
 def _known(error: dict[str, Any]) -> str:
     """What the doctor made of it when the run ended, if anything."""
     found = error.get("doctor")
-    return f" [doctor: {found['title']}; mgm-exp doctor shows why]" if isinstance(found, dict) and "title" in found else ""
+    return (
+        f" [doctor: {found['title']}; mgm-exp doctor shows why]" if isinstance(found, dict) and "title" in found else ""
+    )
 
 
 def _title(folder: Path) -> str:

@@ -96,7 +96,11 @@ def case_of_run(folder: Path, *, quick: bool = False, error: Mapping[str, Any] |
         for part in (
             flat("config", config, "config.yaml"),
             flat("result", {key: value for key, value in result.items() if key != "error"}, ERROR),
-            flat("manifest", {key: manifest.get(key) for key in ("packages", "device", "python", "model", "data")}, "manifest.json"),
+            flat(
+                "manifest",
+                {key: manifest.get(key) for key in ("packages", "device", "python", "model", "data")},
+                "manifest.json",
+            ),
             flat("trainable", manifest.get("trainable") or {}, "manifest.json"),
             _error_facts(result.get("error")),
             _data_facts(reader.mapping("data.json")),
@@ -236,7 +240,11 @@ def _quarantine_facts(rows: list[Row]) -> Iterator[Fact]:
     seen: Counter[str] = Counter()
     for row in rows:
         named = row.values.get("sample_ids")
-        seen.update({json.dumps(name) if not isinstance(name, str) else name for name in named} if isinstance(named, list) else ())
+        seen.update(
+            {json.dumps(name) if not isinstance(name, str) else name for name in named}
+            if isinstance(named, list)
+            else ()
+        )
     if seen:
         name, times = seen.most_common(1)[0]
         told = f"sample {name[:80]} is in {times} of {len(rows)} batches that were in trouble"

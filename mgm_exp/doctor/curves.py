@@ -6,6 +6,7 @@ norms are compared on a log scale, in robust standard deviations.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,9 @@ def _events(rows: Sequence[Row], stage: str, source: str) -> Iterator[Fact]:
     for event, count in counts.items():
         first = next(row for row in rows if row.values.get("event") == event)
         detail = str(first.values.get("detail") or "")[:200]
-        told = f"{stage}: event {event}{f' {count} times, first' if count > 1 else ''} at step {first.values.get('step')}"
+        told = (
+            f"{stage}: event {event}{f' {count} times, first' if count > 1 else ''} at step {first.values.get('step')}"
+        )
         yield Fact(f"events.{event}", count, f"{source}:{first.line}", told + (f": {detail}" if detail else ""))
 
 
@@ -101,7 +104,9 @@ def _level(good: Sequence[Row], stage: str, source: str) -> Iterator[Fact]:
     losses = [float(row.values["loss"]) for row in good]
     first, last = median(losses[:5]), median(losses[-SMOOTHED:])
     place = f"{source}:{good[-1].line}"
-    yield Fact("curves.loss_first", losses[0], f"{source}:{good[0].line}", f"{stage}: the first loss is {losses[0]:.4g}")
+    yield Fact(
+        "curves.loss_first", losses[0], f"{source}:{good[0].line}", f"{stage}: the first loss is {losses[0]:.4g}"
+    )
     yield Fact("curves.loss_last", last, place, f"{stage}: the last losses are about {last:.4g}")
     zeros = sum(loss < 1e-6 for loss in losses)
     told = f"{stage}: the loss is 0 in {zeros} of {len(losses)} steps"
@@ -121,7 +126,9 @@ def _level(good: Sequence[Row], stage: str, source: str) -> Iterator[Fact]:
         flat = begin > 0 and (begin - end) / begin < FLAT and last < begin * DIVERGED_FACTOR
         told = f"{stage}: the loss went from {begin:.4g} to {end:.4g} in {len(losses)} steps"
         yield Fact("curves.flat", flat, place, told)
-    yield Fact("curves.loss_ratio", last / first if first > 0 else 1.0, place, f"{stage}: loss {first:.4g} -> {last:.4g}")
+    yield Fact(
+        "curves.loss_ratio", last / first if first > 0 else 1.0, place, f"{stage}: loss {first:.4g} -> {last:.4g}"
+    )
 
 
 def _spikes(good: Sequence[Row], stage: str, source: str) -> Iterator[Fact]:
@@ -208,6 +215,11 @@ def _validation(rows: Sequence[Row], stage: str, source: str) -> Iterator[Fact]:
         f"to {float(points[-1].values['value']):.4f}"
     )
     yield Fact("curves.validation_drop", drop, f"{source}:{points[-1].line}", told)
+    # The scores are of a sample of questions; fewer than two standard errors are no fall
+    asked = points[-1].values.get("questions")
+    level = min(1.0, max(0.0, float(best.values["value"])))
+    error = math.sqrt(level * (1 - level) / asked) if isinstance(asked, int) and asked > 0 else 0.0
+    yield Fact("curves.validation_drop_errors", drop / max(error, 1e-3), f"{source}:{points[-1].line}", told)
     widest = drop == 0 and len({float(row.values["value"]) for row in points}) == 1
     told = f"{stage}: all {len(points)} validation scores are {float(points[-1].values['value']):.4f}"
     yield Fact("curves.validation_same", widest, f"{source}:{points[-1].line}", told)

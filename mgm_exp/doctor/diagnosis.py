@@ -145,6 +145,8 @@ class _Texts:
     def matches(self, patterns: Iterable[Pattern]) -> list[Line]:
         """Lines that fit one of them, those of the error first, of logs the last ones first."""
         hopeful = [pattern for pattern in patterns if pattern.may_be_in(self.lower)]
+        if not hopeful:
+            return []
         found: list[Line] = []
         for line, lower in (*self.error, *reversed(self.logs)):
             if any(pattern.may_be_in(lower) and pattern.fits(line.text) for pattern in hopeful):

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import fmean, median
 from typing import Any
 
+from mgm_exp.doctor.case import METRICS_BYTES, read_log_bytes
 from mgm_exp.doctor.curves import Row, stages_of
-from mgm_exp.doctor.robust import is_finite, log_of, noise, sigma
+from mgm_exp.doctor.robust import is_finite, log_of, noise
 from mgm_exp.errors import UserError
 from mgm_exp.store import parse_record, read_record, read_yaml
-from mgm_exp.doctor.case import METRICS_BYTES, read_log_bytes
 
 # Steps whose mean difference is judged, and by how many of its standard errors it must differ.
 WINDOW, SIGNIFICANT = 16, 5.0
@@ -94,7 +94,11 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"schema_version": 1, "has_parted": self.has_parted, **asdict(self)}
+        found = asdict(self)
+        for parting in found["partings"]:
+            if not math.isfinite(parting["difference"]):
+                parting["difference"] = None  # finite in one of them only
+        return {"schema_version": 1, "has_parted": self.has_parted, **found}
 
     def in_words(self) -> str:
         """A few lines for the terminal."""
@@ -167,7 +171,7 @@ def parting_of(stage: str, first: Sequence[Row], second: Sequence[Row]) -> Parti
     candidates = [c for quantity in ("loss", "grad_norm") if (c := _significant(pairs, quantity, batches_at))]
     if not candidates:
         level = _noise_of(pairs, "loss", batches_at)
-        return _with(found, noise=level, quantity="loss")
+        return replace(found, noise=level, quantity="loss")
     # The loss is what counts; a gradient that parted before it is how it began
     loss = next((c for c in candidates if c[0] == "loss"), None)
     quantity, step, level, difference = loss or candidates[0]
@@ -176,7 +180,7 @@ def parting_of(stage: str, first: Sequence[Row], second: Sequence[Row]) -> Parti
     events = [*_events_near(first, stage, step, "A"), *_events_near(second, stage, step, "B")]
     if ahead is not None and loss is not None:
         events.insert(0, f"the gradient norm parted before, at step {ahead[1]}")
-    return _with(
+    return replace(
         found,
         parts_at=step,
         quantity=quantity,
@@ -186,12 +190,6 @@ def parting_of(stage: str, first: Sequence[Row], second: Sequence[Row]) -> Parti
         sample_ids=tuple(dict.fromkeys([*_samples(first, stage, step), *_samples(second, stage, step)]))[:16],
         events=tuple(events[:8]),
     )
-
-
-def _with(parting: Parting, **changes: Any) -> Parting:
-    from dataclasses import replace
-
-    return replace(parting, **changes)
 
 
 Pair = tuple[int, Mapping[str, Any], Mapping[str, Any]]
@@ -254,16 +252,33 @@ def _significant(pairs: Sequence[Pair], key: str, batches_at: int | None) -> tup
         if one_sided is not None and series[place][0] > one_sided:
             break
         window = differences[place : place + width]
+        level_there = fmean(window)
+        if abs(level_there) <= limit or abs(median(window)) <= limit / 2:
+            continue
         rest = differences[place : place + 2 * width]
-        steady = sum((value > 0) == (mean(window) > 0) for value in rest) >= 0.75 * len(rest)
-        if abs(mean(window)) > limit and abs(median(window)) > limit / 2 and steady:
-            begin = next(i for i, value in enumerate(window) if abs(value) > min(limit, abs(mean(window)) / 2))
-            return key, series[place + begin][0], level, mean(window[begin:])
+        if sum((value > 0) == (level_there > 0) for value in rest) >= 0.75 * len(rest):
+            begin = _change_in(differences, place, width)
+            return key, series[begin][0], level, fmean(differences[begin : begin + width])
     return None if one_sided is None else (key, one_sided, level, math.inf)
 
 
+def _change_in(differences: Sequence[float], place: int, width: int) -> int:
+    """Where around a window the differences leave zero for another level: the least squares of both parts."""
+    low, high = max(0, place - width), min(len(differences), place + 2 * width)
+
+    def squares(begin: int) -> float:
+        after = differences[begin:high]
+        level = fmean(after)
+        return sum(value**2 for value in differences[low:begin]) + sum((value - level) ** 2 for value in after)
+
+    return min(range(low, high - width // 2), key=squares)
+
+
 def _last(pairs: Sequence[Pair]) -> tuple[float, float] | None:
-    ends = [[float(row["loss"]) for row in rows if is_finite(row["loss"])] for rows in zip(*(p[1:] for p in pairs[-8:]), strict=True)]
+    ends = [
+        [float(row["loss"]) for row in rows if is_finite(row["loss"])]
+        for rows in zip(*(p[1:] for p in pairs[-8:]), strict=True)
+    ]
     return (median(ends[0]), median(ends[1])) if all(ends) else None
 
 
@@ -271,10 +286,10 @@ def _events_near(rows: Sequence[Row], stage: str, step: int, run: str) -> Iterat
     for row in rows:
         event = row.values.get("event")
         at = row.values.get("step")
-        if row.values.get("stage") == stage and event not in (None, "validation", "gradient_statistics", "resumed"):
-            if isinstance(at, int) and abs(at - step) <= WINDOW:
-                detail = str(row.values.get("detail") or "")[:120]
-                yield f"{run}, step {at}: {event}{f': {detail}' if detail else ''}"
+        is_near = row.values.get("stage") == stage and isinstance(at, int) and abs(at - step) <= WINDOW
+        if is_near and event not in (None, "validation", "gradient_statistics", "resumed"):
+            detail = str(row.values.get("detail") or "")[:120]
+            yield f"{run}, step {at}: {event}{f': {detail}' if detail else ''}"
 
 
 def _samples(rows: Sequence[Row], stage: str, step: int) -> Iterator[str]:
@@ -408,6 +423,3 @@ def _named(stages: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-__all__ = ["Comparison", "Parting", "compare_runs", "parting_of", "sigma"]

@@ -110,7 +110,7 @@ def _text(raw: bytes) -> str:
 def _whole_lines(raw: bytes, *, at_end: bool) -> bytes:
     """Without the line that was cut in two, unless it is all there is."""
     cut = raw.rfind(b"\n") if at_end else raw.find(b"\n")
-    if cut < 0:
+    if cut < 0 or (not at_end and cut == len(raw) - 1):
         return raw
     return raw[: cut + 1] if at_end else raw[cut + 1 :]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 
 _SIGMA_OF_MAD = 1.4826  # Rousseeuw & Croux 1993: makes it the standard deviation of normal noise
@@ -25,7 +26,7 @@ def sigma(values: Sequence[float]) -> float:
 
 def noise(values: Sequence[float]) -> float:
     """The standard deviation of the noise on a slowly changing series, from the differences of neighbours."""
-    steps = [after - before for before, after in zip(values, values[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(values)]
     return sigma(steps) / math.sqrt(2)
 
 

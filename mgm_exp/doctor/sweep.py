@@ -70,7 +70,11 @@ class SweepDiagnosis:
             lines.append(f"note: {self.passed_over} more did not complete and were not looked at")
         for cause, trials in groups.items():
             shown = ", ".join(trials[:MOST_NAMED]) + (", ..." if len(trials) > MOST_NAMED else "")
-            lines += ["", f"== {cause}: {len(trials)} trial(s): {shown}", f"   for example {in_words(self.cases[trials[0]])}"]
+            lines += [
+                "",
+                f"== {cause}: {len(trials)} trial(s): {shown}",
+                f"   for example {in_words(self.cases[trials[0]])}",
+            ]
         return "\n".join(lines)
 
 
@@ -93,11 +97,7 @@ def diagnose_sweep(folder: Path) -> SweepDiagnosis:
         raise UserError(f"{folder / 'sweep.json'} is damaged: {error}.") from error
     wanted = [number for number, status in sorted(entries) if status not in ("completed", "pruned")]
     looked_at = wanted[-MOST_TRIALS:]
-    cases = {
-        name: diagnose(case_of_run(place))
-        for number in looked_at
-        for name, place in _runs(folder, number)
-    }
+    cases = {name: diagnose(case_of_run(place)) for number in looked_at for name, place in _runs(folder, number)}
     return SweepDiagnosis(str(folder), len(entries), cases, len(wanted) - len(looked_at))
 
 

@@ -73,7 +73,7 @@ def _next_layer(diagnosis: Diagnosis) -> Iterator[str]:
         yield "   curves    mgm-exp doctor RUN OTHER_RUN says where two runs part; train.gradient_statistics_every=1"
         yield "             records the gradient of every layer; mgm-exp replay RUN computes the steps again"
     if groups & {"data", "unknown", "evaluation"}:
-        yield "   data      mgm-exp validate PATH names every broken row; mgm-exp explore PATH shows what the data is like"
+        yield "   data      mgm-exp validate PATH names every broken row, mgm-exp explore PATH describes the data"
     if groups & {"memory", "deepspeed", "processes", "versions", "unknown"}:
         yield "   profile   one process, no loaders (devices=1 train.workers=0) with CUDA_LAUNCH_BLOCKING=1, and"
         yield "             NCCL_DEBUG=INFO on several; mgm-exp plan RUN_OVERRIDES --explain says where memory goes"
