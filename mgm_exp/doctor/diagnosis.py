@@ -7,7 +7,7 @@ then curves and data. What to run next, for a profile, is only said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mgm_exp.doctor.case import ERROR, TEXT, Case
@@ -87,6 +87,7 @@ class Diagnosis:
         unexplained: The last words of an error that nothing fits.
         notes: What could not be read.
         observed: Facts that a reader wants to see, such as what is left on the disk.
+        is_run: Whether ``name`` is a run's folder.
     """
 
     name: str
@@ -94,7 +95,8 @@ class Diagnosis:
     findings: tuple[Finding, ...] = ()
     unexplained: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
-    observed: tuple[str, ...] = field(default=())
+    observed: tuple[str, ...] = ()
+    is_run: bool = False
 
     @property
     def is_well(self) -> bool:
@@ -131,6 +133,7 @@ def diagnose(case: Case, known: Sequence[Entry] | None = None) -> Diagnosis:
         unexplained=() if fatal or case.status in _GOOD_ENDS else tuple(_last_words(case)),
         notes=case.notes,
         observed=tuple(_observed(case.facts)),
+        is_run=case.folder is not None,
     )
 
 

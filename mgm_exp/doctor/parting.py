@@ -129,9 +129,8 @@ def compare_runs(first: Path, second: Path) -> Comparison:
             "and different stages are not compared."
         )
     partings = tuple(parting_of(stage, *rows) for stage in common)
-    configs, data = [_mapping(f, "config.yaml") for f in (first, second)], [_data(f) for f in (first, second)]
-    settings = tuple(_settings(*configs))
-    found_data = tuple(_data_differences(*data))
+    settings = tuple(_settings(_mapping(first, "config.yaml"), _mapping(second, "config.yaml")))
+    found_data = tuple(_data_differences(_data(first), _data(second)))
     return Comparison(
         runs=(str(first), str(second)),
         partings=partings,
@@ -343,19 +342,24 @@ def _data(folder: Path) -> dict[str, Any]:
 
 
 def _data_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    prints = [part.get("fingerprint") or part["manifest"].get("fingerprint") for part in (a, b)]
+    prints = [part.get("fingerprint") or _part(part, "manifest").get("fingerprint") for part in (a, b)]
     if prints[0] != prints[1]:
         yield f"fingerprint {_short(prints[0])} -> {_short(prints[1])}: other rows, or other images"
     for stage in ("align", "instruct"):
-        ours, theirs = (part.get(stage) if isinstance(part.get(stage), Mapping) else {} for part in (a, b))
+        ours, theirs = _part(a, stage), _part(b, stage)
         for key in ("rows", "kept", "dropped"):
             if ours.get(key) != theirs.get(key):
                 yield f"{stage}: {key} {_short(ours.get(key))} -> {_short(theirs.get(key))}"
-        texts = [part.get("text") if isinstance(part.get("text"), Mapping) else {} for part in (ours, theirs)]
+        our_text, their_text = _part(ours, "text"), _part(theirs, "text")
         for key in ("words_mean", "words_median", "characters_mean"):
-            old, new = texts[0].get(key), texts[1].get(key)
+            old, new = our_text.get(key), their_text.get(key)
             if is_finite(old) and is_finite(new) and old != new:
                 yield f"{stage}: {key} {old:.2f} -> {new:.2f}"
+
+
+def _part(whole: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = whole.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 # -- words and files --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,8 @@ from mgm_exp.doctor.entries import GROUPS, Entry
 WIDTH = 110
 # Causes that are told in full; of others the title.
 MOST_TOLD = 3
+# In the commands of entries: the run that is asked about.
+_RUN = re.compile(r"\bRUN\b")
 
 
 def in_words(diagnosis: Diagnosis) -> str:
@@ -20,7 +23,7 @@ def in_words(diagnosis: Diagnosis) -> str:
     if diagnosis.is_well:
         lines.append("nothing that is known to be wrong was found")
     for number, finding in enumerate(diagnosis.findings[:MOST_TOLD], 1):
-        lines += ["", *_finding(number, finding)]
+        lines += ["", *_finding(number, finding, diagnosis.name if diagnosis.is_run else "RUN")]
     rest = diagnosis.findings[MOST_TOLD:]
     if rest:
         lines += ["", f"also fits: {'; '.join(f'{finding.entry.title} ({finding.entry.id})' for finding in rest)}"]
@@ -32,7 +35,7 @@ def in_words(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def _finding(number: int, finding: Finding) -> Iterator[str]:
+def _finding(number: int, finding: Finding, run: str) -> Iterator[str]:
     entry = finding.entry
     of = f"; follows from {finding.follows_from}" if finding.follows_from else ""
     yield f"{number}. {entry.title}  [{finding.how_sure}, {finding.confidence:.0%}; {entry.id}{of}]"
@@ -45,7 +48,7 @@ def _finding(number: int, finding: Finding) -> Iterator[str]:
     if entry.look:
         yield from _wrapped("look: ", "; ".join(entry.look))
     if entry.run:
-        yield f"   run:  {entry.run}"
+        yield f"   run:  {_RUN.sub(lambda _: run, entry.run)}"
     yield f"   more: {entry.source}"
 
 
@@ -68,10 +71,11 @@ def _wrapped(label: str, text: str) -> list[str]:
 def _next_layer(diagnosis: Diagnosis) -> Iterator[str]:
     """What a colleague would ask for next, where the causes above turn out not to be it."""
     groups = {finding.entry.group for finding in diagnosis.findings} or {"unknown"}
+    run = diagnosis.name if diagnosis.is_run else "RUN"
     yield "if that is not it:"
     if groups & {"numbers", "adapters", "unknown"}:
-        yield "   curves    mgm-exp doctor RUN OTHER_RUN says where two runs part; train.gradient_statistics_every=1"
-        yield "             records the gradient of every layer; mgm-exp replay RUN computes the steps again"
+        yield f"   curves    mgm-exp doctor {run} OTHER_RUN says where two runs part; mgm-exp replay {run}"
+        yield "             computes steps again; train.gradient_statistics_every=1 records gradients of every layer"
     if groups & {"data", "unknown", "evaluation"}:
         yield "   data      mgm-exp validate PATH names every broken row, mgm-exp explore PATH describes the data"
     if groups & {"memory", "deepspeed", "processes", "versions", "unknown"}:

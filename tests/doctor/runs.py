@@ -102,6 +102,10 @@ FAULTY: dict[str, Callable[[], tuple[Rows, dict[str, Any]]]] = {
         rows(90, lambda step: None if step > 84 else falling(step)),
         {"status": "failed"},
     ),
+    "nan-rate-too-high": lambda: (
+        rows(40, lambda step: None if step > 12 else 2.0 + step, lr=lambda step: 0.5),
+        {"status": "failed"},
+    ),
     "diverged-rate-too-high": lambda: (rows(160, lambda step: falling(step) + max(0.0, (step - 80) / 8)), {}),
     "loss-spikes": lambda: (rows(200, _at((70, 101, 140, 171), 6.0)), {}),
     "spikes-of-one-batch": lambda: (rows(240, _at((67, 127, 187), 6.0), batches=60), {}),
