@@ -302,12 +302,17 @@ class Experiment:
     def _job(
         self, stage: str, curated: StageOutput, aligned: StageOutput | None, features: StageOutput | None
     ) -> Callable[[Path], Any]:
+        from mgm_exp.plan import fitted
         from mgm_exp.train import TrainJob
 
         rows = "align" if stage == "align" else "instruct"
+        config = fitted(self.config, stage)
+        if config is not self.config:
+            blocks = config.model.gradient_checkpointing
+            self.recorder.say(f"{stage}: model.gradient_checkpointing=auto: {blocks} blocks of the LLM are recomputed")
         return lambda work: TrainJob(
             stage=stage,
-            config=plain(self.config),
+            config=plain(config),
             records=curated.path / f"{rows}.jsonl",
             image_root=self.origins[rows].image_root,
             connector=aligned.path / "connector.safetensors" if aligned else None,

@@ -37,13 +37,14 @@ def flops_of_sample(sizes: Architecture, parameters: Parameters, work: Work, tok
 
     Blocks ``L (2 T w + 4 T^2 h)`` with w weights in their linear layers and h the width of all heads (attention is not
     halved for its mask): forward, gradient of the input, gradient of weights that are trained. Head ``2 n d V`` at n
-    learnt positions, computed again in the backward pass. LoRA ``6 T p``.
+    learnt positions, computed again in the backward pass where ``train.loss_kernel=torch``. LoRA ``6 T p``.
 
     Args:
         tokens: T: mean length of a merged sequence.
         learnt: Mean number of learnt tokens.
     """
-    again = 1 if work.checkpointing else 0
+    again = work.recomputed(sizes.layers) / sizes.layers
+    remade = 1 if work.loss_kernel == "torch" else 0
     linear = sum(math.prod(shape) for name, shape in sizes.shapes.items() if _is_block_linear(name))
     blocks = 2 * tokens * linear + 4 * tokens**2 * sizes.heads * sizes.head_dim * sizes.layers
     head = 2 * learnt * sizes.hidden * sizes.vocabulary
@@ -52,7 +53,7 @@ def flops_of_sample(sizes: Architecture, parameters: Parameters, work: Work, tok
     trains = 1 if work.trains_llm else 0
     reaches = 1 if parameters.trainable else 0
     total = vision + mining * (1 + work.trains_connector * (1 + again))
-    total += blocks * (1 + again + reaches + trains) + head * (3 + trains)
+    total += blocks * (1 + again + reaches + trains) + head * (2 + remade + trains)
     return total + tokens * parameters.lora * (6 + 2 * again)
 
 

@@ -30,6 +30,7 @@ from mgm_exp.train.rows import facts_of, step_row
 from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
 from mgm_exp.train.step import Launched, Outcome, Passes, alone, take_step
 from mgm_exp.train.stop import StopRequest
+from mgm_exp.train.tf32 import tf32
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
 from mgm_exp.train.vitals import Vitals, gradient_statistics
 
@@ -48,7 +49,11 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
     config = job.experiment()
-    with own_generators(derived_seed(config.seed, job.stage), ranks.device), determinism(config.train.deterministic):
+    with (
+        own_generators(derived_seed(config.seed, job.stage), ranks.device),
+        determinism(config.train.deterministic),
+        tf32(config.train.tf32),
+    ):
         return alone(training(job, ranks, listener, stop))
 
 
