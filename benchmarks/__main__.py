@@ -36,6 +36,7 @@ BENCHMARKS = (
     "plan_memory",
     "model_mining",
     "train_head",
+    "feature_cache",
     "merge_memory",
     "sweep_overhead",
     "sweep_pruning",
