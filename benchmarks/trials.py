@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prototype import Prototype, make_prototype
+from mgm_exp.bootstrap import PARENT
 
 # What the Trainer's trials took when they were last run; see benchmarks/sweep_trainer.py.
 TRAINER = Path(__file__).parent / "peers" / "trainer.json"
@@ -227,12 +228,15 @@ class Bench:
 def cpu_of(command: Sequence[str], log: Path, decide: Callable[[int, float], bool] | None = None) -> float:
     """CPU seconds of a process and all that it waited for; what it asks at its rungs is answered by ``decide``.
 
+    It ends with this process.
+
     Raises:
         RuntimeError: It failed; what it printed last.
     """
     with open(log, "w+", encoding="utf-8") as file:
         pipe = subprocess.PIPE if decide else None
-        process = subprocess.Popen(command, stdout=pipe or file, stdin=pipe, stderr=file, text=True)
+        environment = {**os.environ, PARENT: str(os.getpid())}
+        process = subprocess.Popen(command, stdout=pipe or file, stdin=pipe, stderr=file, text=True, env=environment)
         if decide:
             assert process.stdout is not None and process.stdin is not None
             for line in process.stdout:

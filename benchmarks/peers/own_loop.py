@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mgm_exp.bootstrap import PARENT
+from mgm_exp.store import die_with_parent
+
 
 def main(trial_file: str, result_file: str) -> None:
     """Trains one trial."""
@@ -121,6 +124,7 @@ STEPS = {"torch": _torch, "accelerate": _accelerate, "deepspeed": _deepspeed}
 
 
 if __name__ == "__main__":
+    die_with_parent(parent_pid=int(os.environ[PARENT]))
     main(*sys.argv[1:])
     sys.stdout.flush()
     # DeepSpeed and gloo leave threads behind that may crash at the interpreter's end; everything is written

@@ -8,10 +8,14 @@ The Trainer's own optimizer, schedule and loop; what is trained on is that of :m
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from mgm_exp.bootstrap import PARENT
+from mgm_exp.store import die_with_parent
 
 
 def main(trial_file: str, result_file: str) -> None:
@@ -78,4 +82,5 @@ def main(trial_file: str, result_file: str) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(parent_pid=int(os.environ[PARENT]))
     main(*sys.argv[1:])
