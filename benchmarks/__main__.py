@@ -123,7 +123,7 @@ def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
 def _write(found: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> None:
     """The new rows in place of the same benchmarks' old ones, in the order of the benchmarks."""
     before = read_json(RESULTS) if RESULTS.exists() else {"rows": []}
-    kept = [row for row in before["rows"] if row["benchmark"] not in found]
+    kept = [row for row in before["rows"] if row["benchmark"] in set(BENCHMARKS) - set(found)]
     rows = sorted(
         [*kept, *(row for new in found.values() for row in new)], key=lambda row: BENCHMARKS.index(row["benchmark"])
     )

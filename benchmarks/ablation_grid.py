@@ -75,7 +75,8 @@ def run(work: Path, quick: bool = False) -> list[Row]:
 
 
 def _cell(trial: Mapping[str, Any]) -> tuple[str, str]:
-    return trial["params"]["data"], trial["params"]["adapter"]
+    given = dict(item.split("=", 1) for item in trial["overrides"])
+    return given["data"], given["adapter"]
 
 
 def _same(ours: Path, theirs: Path) -> bool:
