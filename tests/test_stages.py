@@ -250,6 +250,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.seeds": NOTHING,
     "sweep.slots": NOTHING,
     "sweep.isolate": NOTHING,
+    "sweep.pause_after": NOTHING,
     "sweep.retries": NOTHING,
     "sweep.max_failures": NOTHING,
     "sweep.storage": NOTHING,
@@ -263,6 +264,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.pruner.min_step": NOTHING,
     "sweep.pruner.reduction_factor": NOTHING,
     "sweep.pruner.startup": NOTHING,
+    "sweep.pruner.synchronous": NOTHING,
     "sweep.pruner.patience": NOTHING,
     "sweep.pruner.min_delta": NOTHING,
     "sweep.pruner.p_threshold": NOTHING,
@@ -396,7 +398,7 @@ NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
     *("plateau_patience", "gradient_statistics_every"),
-    *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
+    *("rows", "longest_text", "price", "population", "min_step", "pause_after", "hours", "trials"),
 )
 
 
