@@ -312,6 +312,7 @@ class Experiment:
                 on_row=self.recorder.row,
                 on_checkpoint=lambda folder: self._keep_checkpoint(stage, folder),
                 say=self.recorder.say,
+                on_progress=self.recorder.progress,
                 on_validation=self._validated if stage == "instruct" else None,
             )
             return summary.to_dict()

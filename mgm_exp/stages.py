@@ -40,6 +40,9 @@ STAGE_VERSION = {
 
 Payload = dict[str, Any]
 
+# Features and images that are kept have the bits that they are computed with: no output depends on them.
+CACHES = ("feature_cache", "feature_cache_gb", "resized_cache_gb")
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -77,6 +80,8 @@ def config_hash(config: ExperimentConfig) -> str:
     if not config.train.deterministic:
         values["train"].pop("deterministic")
     values["eval"].pop("image_cache_gib", None)
+    for key in CACHES:
+        values["train"].pop(key)
     if config.train.early_stopping.patience is None:  # else the points decide when training ends
         values["train"].pop("validation", None)
         values["train"].pop("early_stopping", None)
@@ -200,7 +205,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     """Stage 2: the adapter, its training settings, seed and engine."""
     section = plain(config.train)
     left_out = ("name", "align", "default_lr", "checkpoint", "workers", "deterministic", "guards")
-    for key in (*left_out, "gradient_statistics_every"):
+    for key in (*left_out, *CACHES, "gradient_statistics_every"):
         section.pop(key)
     section.pop("auto_micro_batch")
     section |= _reactions(config)

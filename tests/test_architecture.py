@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},
-    "plan": {"config", "model"},
+    "plan": {"config", "model", "store"},
     "volcano": {"config", "store", "record"},
     "slurm": {"config", "store", "record", "bootstrap"},
 }

@@ -68,5 +68,8 @@ class PlanConfig:
     longest_text: int | None = None
     # Share of the card's peak speed that training reaches, 0..1.
     mfu: float = 0.4
+    # Refuse what is predicted not to fit: a run on this machine's GPU; with a named device also cells of a sweep,
+    # before they are queued. false: start it nevertheless.
+    refuse: bool = True
     # Money for an hour of one device. null: no cost is shown.
     price: float | None = None

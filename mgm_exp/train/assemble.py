@@ -130,14 +130,28 @@ def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch
     return CountedBatch(batch, supervised, tokens, len(batch["input_ids"]), images)
 
 
-def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
+def assemble(
+    job: TrainJob,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    on_progress: Callable[[str, int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> Stage:
     """Everything a stage needs, on this process.
+
+    Args:
+        say: Takes a sentence for the reader.
+        on_progress: Called with (what, images done, images in all) while features are made.
+        is_stopped: Asked while features are made.
 
     Raises:
         UserError: The model or the data cannot be used.
+        Interrupted: A stop was requested.
     """
+    from mgm_exp.data import ImageTextDataset
     from mgm_exp.model import family_of
     from mgm_exp.train.contract import assert_same_start
+    from mgm_exp.train.feature_pass import use_caches
 
     config = job.experiment()
     settings = stage_settings(config, job.stage)
@@ -152,6 +166,8 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     _refuse_mixed_rows(dataset, settings, config)
     plan = open_plan(dataset, settings, ranks)
     ranks.marks.works()
+    if isinstance(dataset, ImageTextDataset):
+        use_caches(dataset, job, settings, model, ranks, say, on_progress, is_stopped)
     module = family.loss_module(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     around = shared_ranks(model, job.stage, config, plan.n_steps)

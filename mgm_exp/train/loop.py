@@ -65,7 +65,7 @@ class _Run:
         self.job, self.ranks, self.listener, self.stop = job, ranks, listener, stop
         self.memory = PeakMemory(ranks.device)
         self.metrics = MetricsFile(job.metrics)
-        self.stage = stage = assemble(job, ranks, listener.say)
+        self.stage = stage = assemble(job, ranks, listener.say, listener.on_progress, stop.is_requested)
         self.progress = self._resumed()
         config = stage.config.train
         self.guards = Guards(config.guards, self.progress.guards)

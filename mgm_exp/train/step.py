@@ -49,10 +49,13 @@ class CountedBatch:
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The tensors on the device that computes."""
-        return {
-            key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in self.batch.items()
-        }
+        return {key: _on(value, device) for key, value in self.batch.items()}
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {key: _on(part, device) for key, part in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(frozen=True)
