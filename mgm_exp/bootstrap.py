@@ -70,6 +70,7 @@ def register() -> None:
 
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.local import LocalConfig
+    from mgm_exp.packed.settings import PackedConfig
     from mgm_exp.slurm.settings import SlurmConfig
     from mgm_exp.volcano.settings import VolcanoConfig
 
@@ -78,6 +79,7 @@ def register() -> None:
         store.store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="slurm_schema", node=SlurmConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="local_schema", node=LocalConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="packed_schema", node=PackedConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="volcano_schema", node=VolcanoConfig, provider="mgm_exp")
 
 

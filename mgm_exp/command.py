@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Task = Callable[..., dict[str, Any]]
 # Set by this package in a cell's overrides; of no interest to a reader of tags.
-_OWN_KEYS = ("trial", "sweep.name", "launch.machines", "sweep.pause_after")
+_OWN_KEYS = ("trial", "sweep.name", "launch.machines", "launch.pack", "sweep.pause_after")
 
 
 @dataclass(frozen=True)

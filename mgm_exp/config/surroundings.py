@@ -40,6 +40,9 @@ class LaunchConfig:
     # false: with hydra/launcher=slurm the command submits what can run now, and ends; the same command picks the sweep
     # up later.
     wait: bool = True
+    # Whether this run may train in one process with others of its sweep (hydra/launcher=packed sets it). Its last bits
+    # then depend on who is beside it, so that its instruct stage has a key of its own. Nothing where it cannot.
+    pack: bool = False
 
 
 @dataclass

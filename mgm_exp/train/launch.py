@@ -111,12 +111,17 @@ def run_stage(
                     f"{job.stage}: {error.message} It goes on with micro-batches of {size} (train.auto_micro_batch) "
                     "and more of them in a step: the global batch stays as it is."
                 )
-    if stop.reason is not None:  # it came during the last step: the stage is complete, but nobody else has heard of it
-        raise Interrupted(
-            f"The {job.stage} stage was stopped by {stop.reason} after its last step; its state is saved.",
-            advice="The same command continues from there.",
-        )
+    if stop.reason is not None:
+        raise stopped_after_the_end(job, stop.reason)
     return summary
+
+
+def stopped_after_the_end(job: TrainJob, reason: str) -> Interrupted:
+    """A stop that came during the last step: the stage is complete, but nobody else has heard of it."""
+    return Interrupted(
+        f"The {job.stage} stage was stopped by {reason} after its last step; its state is saved.",
+        advice="The same command continues from there.",
+    )
 
 
 def check_machine(config: ExperimentConfig) -> None:

@@ -5,15 +5,18 @@ Numbers that must come out the same for any split of the global batch over proce
 - dropout draws from a generator that is seeded anew for each micro-batch of the stage, whoever computes it.
 
 A step is launched, and its numbers are read later (:meth:`Launched.outcome`): a GPU is not waited for between steps.
+
+Whoever trains says which passes through the model are due (:class:`Pass`), and somebody else takes them: one after
+another (:func:`alone`), or together with those of other trials (:mod:`mgm_exp.train.pack`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,6 +102,7 @@ class Launched:
             connector's gradient (negative: not known), NaN and infinite scores of mining; None: nothing was learnt.
         ids: Samples of this process.
         started: When it was launched (``time.perf_counter``).
+        waited: Seconds that this process waited for its data before.
     """
 
     ranks: Ranks
@@ -111,6 +115,7 @@ class Launched:
     lr: dict[str, float]
     ids: list[str]
     started: float
+    waited: float = 0.0
 
     def outcome(self) -> Outcome:
         """Reads the numbers, and waits for them; called by all processes."""
@@ -142,6 +147,47 @@ class Launched:
         )
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A forward and backward pass that is due; its answer is the detached loss.
+
+    Args:
+        normalizer: What the summed loss is divided by.
+        last: Whether it is the last one of its step.
+    """
+
+    engine: Engine
+    micro: CountedBatch
+    normalizer: float
+    last: bool
+
+    def take(self) -> Tensor:
+        """Takes it, by itself."""
+        batch = self.micro.on(self.engine.ranks.device)
+        return self.engine.accumulate(batch, self.normalizer, last=self.last)
+
+
+T = TypeVar("T")
+# Asks for passes, gets their losses, and gives something in the end.
+Passes = Generator[Pass, Tensor, T]
+
+
+def alone(passes: Passes[T]) -> T:
+    """Takes all passes one after another; an error of one is raised where it was asked for."""
+    try:
+        due = next(passes)
+        while True:
+            try:
+                loss = due.take()
+            except BaseException as error:  # noqa: BLE001 - handed to whoever asked
+                due = passes.throw(error)
+            else:
+                due = passes.send(loss)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
 def take_step(
     engine: Engine,
     settings: StageSettings,
@@ -153,8 +199,8 @@ def take_step(
     limits: Limits | None = None,
     mining: Tensor | None = None,
     before_update: Callable[[], None] | None = None,
-) -> Launched:
-    """Launches one optimizer step over this process's micro-batches of the global batch.
+) -> Passes[Launched]:
+    """Launches one optimizer step over this process's micro-batches of the global batch: asks for their passes.
 
     Args:
         step: Its number, from 0.
@@ -191,7 +237,7 @@ def take_step(
         for j, micro in enumerate(micro_batches):
             seed_generators(settings.seed, step, j * ranks.world_size + ranks.rank)
             normalizer = supervised if settings.loss_norm is LossNorm.tokens else max(micro.supervised, 1) * learning
-            total += engine.accumulate(micro.on(ranks.device), float(normalizer), last=j == len(micro_batches) - 1)
+            total += yield Pass(engine, micro, float(normalizer), last=j == len(micro_batches) - 1)
             ranks.marks.tick()
         if before_update is not None:
             before_update()
