@@ -20,9 +20,6 @@ def why_alone(config: ExperimentConfig) -> str | None:
         f"zero={config.zero.stage}": bool(config.zero.stage),
         "train.auto_micro_batch=true": train.auto_micro_batch,
         "train.padding_free=true": train.padding_free,
-        f"train.compile={train.compile.value}": train.compile is not Compile.none,
-        "train.offload_activations=true": train.offload_activations,
-        "train.padding_free=true": train.padding_free,
         "train.compile=regional": train.compile is not Compile.none,
         "train.offload_activations=true": train.offload_activations,
         "model.gradient_checkpointing=auto counts on the card alone": config.model.gradient_checkpointing == AUTO,
@@ -46,7 +43,6 @@ def likeness(config: ExperimentConfig) -> str:
             "micro_batch_size": train.micro_batch_size,
             "max_length": train.max_length,
             "deterministic": train.deterministic,
-            "tf32": train.tf32,
             "tf32": train.tf32,
         }
     )
