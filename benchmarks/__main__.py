@@ -28,6 +28,7 @@ BENCHMARKS = (
     "data_memory",
     "plan_memory",
     "model_mining",
+    "feature_cache",
     "merge_memory",
     "sweep_overhead",
     "sweep_pruning",

@@ -327,11 +327,12 @@ class Replay:
         return stage, stages.key_of(stage, payload), payload
 
     def _job(self, stage: str, inputs: tuple[Path | None, Path | None], prepared: Prepared) -> TrainJob:
+        from mgm_exp.plan import fitted
         from mgm_exp.train import TrainJob
 
         return TrainJob(
             stage=stage,
-            config=plain(self.config),
+            config=plain(fitted(self.config, stage)),
             records=prepared.curated.path / f"{stage}.jsonl",
             image_root=prepared.origins[stage].image_root,
             connector=inputs[0],

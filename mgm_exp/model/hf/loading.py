@@ -16,6 +16,7 @@ from torch import nn
 
 from mgm_exp.errors import MissingDependencyError, ModelError
 from mgm_exp.model.attention import choose_attention
+from mgm_exp.model.execution import checkpoint_first
 from mgm_exp.model.folders import read_json
 from mgm_exp.model.hf.processor import HfProcessor
 
@@ -130,8 +131,9 @@ def build_hf(
     model = model.to(target)
     model.eval()
     _greedy(model, folder)
-    if section.get("gradient_checkpointing"):
+    if blocks := section.get("gradient_checkpointing"):
         _checkpoint_activations(model)
+        checkpoint_first(model, blocks)
     model.source_folder = str(folder)
     report = {
         "folder": str(folder),
