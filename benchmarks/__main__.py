@@ -45,6 +45,7 @@ BENCHMARKS = (
     "evaluate_adapters",
     "compare_runs",
     "checkpoint_delay",
+    "pack",
     "scale_study",
     "scale_sweep",
     "scale_store",
