@@ -27,6 +27,7 @@ from mgm_exp.store import read_json, write_atomic, write_json_atomic
 BENCHMARKS = (
     "start_up",
     "sweep_trainer",
+    "trainer_rungs",
     "ablation_grid",
     "train_loop",
     "data_text_statistics",

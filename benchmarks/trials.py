@@ -8,7 +8,6 @@ whole process trees, start included.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prototype import Prototype, make_prototype
-from mgm_exp.bootstrap import PARENT
 
 # What the Trainer's trials took when they were last run; see benchmarks/sweep_trainer.py.
 TRAINER = Path(__file__).parent / "peers" / "trainer.json"
@@ -226,17 +224,16 @@ class Bench:
 
 
 def cpu_of(command: Sequence[str], log: Path, decide: Callable[[int, float], bool] | None = None) -> float:
-    """CPU seconds of a process and all that it waited for; what it asks at its rungs is answered by ``decide``.
-
-    It ends with this process.
+    """CPU seconds of a process and all its descendants; what it asks at its rungs is answered by ``decide``.
 
     Raises:
         RuntimeError: It failed; what it printed last.
     """
+    seconds = log.with_suffix(".seconds")
+    counted = [sys.executable, "-m", "benchmarks.peers.counted", str(seconds), *command]
     with open(log, "w+", encoding="utf-8") as file:
         pipe = subprocess.PIPE if decide else None
-        environment = {**os.environ, PARENT: str(os.getpid())}
-        process = subprocess.Popen(command, stdout=pipe or file, stdin=pipe, stderr=file, text=True, env=environment)
+        process = subprocess.Popen(counted, stdout=pipe or file, stdin=pipe, stderr=file, text=True)
         if decide:
             assert process.stdout is not None and process.stdin is not None
             for line in process.stdout:
@@ -244,12 +241,10 @@ def cpu_of(command: Sequence[str], log: Path, decide: Callable[[int, float], boo
                     asked = json.loads(line)
                     process.stdin.write("stop\n" if decide(asked["step"], asked["value"]) else "go on\n")
                     process.stdin.flush()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if process.wait():
             file.seek(0)
             raise RuntimeError(f"{command[1:4]} ended with {process.returncode}:\n{file.read()[-3000:]}")
-    return usage.ru_utime + usage.ru_stime
+    return float(seconds.read_text(encoding="ascii"))
 
 
 def losses_of(run: Path) -> list[float]:
