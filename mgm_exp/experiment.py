@@ -22,6 +22,7 @@ import yaml
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
 from mgm_exp.continuation import Origin, offered
+from mgm_exp.doctor import explained_error
 from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Pruned
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
@@ -445,9 +446,11 @@ class Experiment:
             "train_tokens_per_s": self.trained.get("train_tokens_per_s"),
             "peak_memory_gib": self.trained.get("peak_memory_gib"),
             "trainable_parameters": self.manifest["trainable"]["n_total"] or None,
-            "error": explain(error) if error is not None and status == "failed" else None,
+            "error": None,
         }
-        if status in ("interrupted", "pruned") and isinstance(error, MgmError):
+        if error is not None and status == "failed":
+            result["error"] = explained_error(explain(error), self.run_dir, self.recorder.say)
+        elif status in ("interrupted", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)
