@@ -41,6 +41,7 @@ BENCHMARKS = (
     "merge_memory",
     "sweep_overhead",
     "sweep_pruning",
+    "sweep_rungs",
     "sweep_kills",
     "evaluate_throughput",
     "evaluate_adapters",
@@ -53,7 +54,15 @@ BENCHMARKS = (
     "scale_slurm",
 )
 # Minutes each; `make bench-all` runs them, or their name does.
-LONG = ("data_text_statistics", "data_recaptioning", "sweep_kills", "scale_study", "scale_sweep", "scale_store")
+LONG = (
+    "data_text_statistics",
+    "data_recaptioning",
+    "sweep_rungs",
+    "sweep_kills",
+    "scale_study",
+    "scale_sweep",
+    "scale_store",
+)
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
