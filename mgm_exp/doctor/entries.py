@@ -39,8 +39,8 @@ GROUPS = {
 # fatal: it ends a run. warning: a run goes on or completes with it, and its result is doubtful or slow.
 SEVERITIES = ("fatal", "warning")
 _KEYS = {
-    "title", "group", "severity", "strength", "text", "unless", "signs", "supports", "excludes", "leads_to", "secondary",
-    "cause", "look", "fix", "run", "source",
+    "title", "group", "severity", "strength", "text", "unless", "signs", "supports", "excludes", "leads_to",
+    "secondary", "cause", "look", "fix", "run", "source",
 }  # fmt: skip
 _ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 

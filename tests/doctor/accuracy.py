@@ -56,7 +56,7 @@ def trials(scratch: Path) -> list[Trial]:
     for name, fault, text in texts(EXCERPTS):
         if fault in ends_runs:
             examined = diagnose(case_of_text(amid_others(text)))
-            found.append(Trial("of these, amid other lines", name, fault, examined))
+            found.append(Trial("fatal ones amid other lines", name, fault, examined))
     for kind, table in (("runs", FAULTY), ("runs without a fault", HEALTHY)):
         for name, made in table.items():
             examined = diagnose(case_of_run(build(scratch / kind / name, made())))
