@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from mgm_exp.config import AlignConfig, ExperimentConfig, TrainConfig
+from mgm_exp.config import AlignConfig, ExperimentConfig, FeatureTier, Precision, TrainConfig, trains_towers
 from mgm_exp.plan.activations import Work
 from mgm_exp.plan.architecture import Architecture, Parameters
 
@@ -94,7 +94,8 @@ def flops_of_mining(sizes: Architecture, natively: bool = True) -> float:
 
 
 def disk_of(config: ExperimentConfig, parameters: Parameters, sizes: Architecture, images: int | None) -> float:
-    """Bytes that a run leaves at most: checkpoints (12 bytes a trained parameter each), its result, cached tokens."""
+    """Bytes that a run leaves at most: checkpoints (12 bytes a trained parameter each), its result, what is kept of
+    images (of which stages and trials share a part)."""
     half = 4 if config.train.precision.value == "fp32" else 2
     kept = config.train.checkpoint.keep * 12 * parameters.trainable
     connector = parameters.mining + parameters.projector
@@ -104,4 +105,53 @@ def disk_of(config: ExperimentConfig, parameters: Parameters, sizes: Architectur
         else 4 * (parameters.lora + parameters.trained_llm + parameters.trained_towers + connector)
     )
     cached = (images or 0) * sizes.visual_tokens * sizes.hidden * half if config.train.cache_visual_tokens else 0
-    return float(kept + result + cached)
+    return float(kept + result + cached + _kept_features(config, sizes) + _resized_images(config, sizes))
+
+
+def _kept_features(config: ExperimentConfig, sizes: Architecture) -> float:
+    """``train.feature_cache``: of both stages' images, within its budget."""
+    train = config.train
+    if train.feature_cache is FeatureTier.none:
+        return 0.0
+    limit = math.inf if train.feature_cache_gb is None else train.feature_cache_gb * 1e9
+    total = 0.0
+    for stage in ("align", "instruct") if train.align.max_steps != 0 else ("instruct",):
+        each = [bytes_of_features(config, sizes, tier) for tier in _tiers(config, stage)]
+        images = rows_of(config, stage) or 0
+        # `auto` takes the most that fits whole, else as many as fit of the smallest
+        fitting = [images * size for size in each if images * size <= limit]
+        total += (fitting[0] if fitting else limit) if each else 0.0
+    return min(total, limit)
+
+
+def _resized_images(config: ExperimentConfig, sizes: Architecture) -> float:
+    """``train.resized_cache_gb``: squares of 8 bits."""
+    images = sum(rows_of(config, stage) or 0 for stage in ("align", "instruct"))
+    return min(config.train.resized_cache_gb * 1e9, 3.0 * (4 * sizes.map_side) ** 2 * images)
+
+
+def _tiers(config: ExperimentConfig, stage: str) -> list[str]:
+    """What a stage may keep, the most first."""
+    train = config.train
+    is_frozen = stage == "instruct" and train.freeze_connector
+    if train.feature_cache is FeatureTier.auto:
+        if stage == "instruct" and trains_towers(train):
+            return []
+        return [*(["tokens"] if is_frozen else []), "towers", "clip"]
+    return [] if train.feature_cache is FeatureTier.tokens and not is_frozen else [train.feature_cache.value]
+
+
+def bytes_of_features(config: ExperimentConfig, sizes: Architecture, tier: str) -> int:
+    """Bytes that ``train.feature_cache`` keeps of an image, at most: under autocast some tensors are half as large."""
+    from mgm_exp.model.features import TOKENS, bytes_of_tier
+
+    is_half = config.train.precision is not Precision.fp32
+    itemsize = 2 if is_half and (config.zero.stage or tier == TOKENS) else 4
+    return bytes_of_tier(
+        tier,
+        low=((sizes.clip_tokens - 1) * sizes.views, sizes.clip_width),
+        map_side=sizes.map_side,
+        map_widths=sizes.map_widths,
+        tokens=(sizes.visual_tokens, sizes.hidden),
+        itemsize=itemsize,
+    )

@@ -147,6 +147,7 @@ def assemble(
     say: Callable[[str], None],
     on_progress: Callable[[str, int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
+    *,
     build: Callable[..., tuple[Any, dict[str, Any]]] | None = None,
 ) -> Stage:
     """Everything a stage needs, on this process.

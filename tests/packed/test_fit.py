@@ -40,7 +40,12 @@ def test_what_belongs_to_one_trial_does_not_part_it_from_others(compose: Compose
     assert base == likeness(
         compose("adapter=lora_r16", "adapter.dropout=0.1", "train.lr=1e-2", "seed=5", "train.max_steps=3")
     )
-    for other in ("train.micro_batch_size=1", "train.precision=bf16", "model.attn_implementation=eager", "train.tf32=true"):
+    for other in (
+        "train.micro_batch_size=1",
+        "train.precision=bf16",
+        "model.attn_implementation=eager",
+        "train.tf32=true",
+    ):
         assert base != likeness(compose("adapter=lora_r8", other))
 
 

@@ -168,5 +168,6 @@ class Pack:
             self._say(f"pack: a pass of {len(group)} trials failed ({fault}); each takes it by itself")
             for trial in group:
                 trial.take()
-        for trial, (loss, state) in zip(group, taken, strict=True):
-            trial.taken(loss, state)
+        else:
+            for trial, (loss, state) in zip(group, taken, strict=True):
+                trial.taken(loss, state)
