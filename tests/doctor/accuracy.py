@@ -105,9 +105,9 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def written(page: str, scratch: Path) -> str:
+def written(page: str, found: list[Trial]) -> str:
     """The page with both places rewritten."""
-    page = _between(page, BEGIN, END, table(trials(scratch)))
+    page = _between(page, BEGIN, END, table(found))
     return _between(page, BEGIN_LIST, END_LIST, listing())
 
 
@@ -121,4 +121,4 @@ def _between(page: str, begin: str, end: str, content: str) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), Path(place)), encoding="utf-8")
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), trials(Path(place))), encoding="utf-8")
