@@ -178,7 +178,7 @@ class PackedSlots(Slots):
         os.set_blocking(read_end, False)
         answers = os.fdopen(read_end, "rb", buffering=0)
         by_number = {work.number: work for work in works}
-        return _Pack(process, by_number, len(works), answers, output, oom_kills(), told)
+        return _Pack(process, by_number, len(works), answers, output, oom_kills(), told=told)
 
     def _arguments(self, work: Work) -> list[str]:
         here = [ONE_MACHINE] if len(self._places) > 1 else []
