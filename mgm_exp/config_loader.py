@@ -19,6 +19,14 @@ from omegaconf import DictConfig
 
 # Merged trees that are kept: choices of files, not cells.
 _KEPT = 32
+# What loaders of this process share, where they do: files, and merged trees.
+_SHARED: list[tuple[dict[Any, dict[str, Any]], dict[Any, DictConfig]]] = []
+
+
+def keep_files() -> None:
+    """From now on, all loaders of this process share what they read: a worker composes one run after another."""
+    if not _SHARED:
+        _SHARED.append(({}, {}))
 
 
 class RememberingLoader(ConfigLoaderImpl):
@@ -26,8 +34,9 @@ class RememberingLoader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
-        self._files: dict[Any, dict[str, Any]] = {}
-        self._merged: dict[Any, DictConfig] = {}
+        self._files: dict[Any, dict[str, Any]]
+        self._merged: dict[Any, DictConfig]
+        self._files, self._merged = _SHARED[0] if _SHARED else ({}, {})
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
