@@ -118,7 +118,11 @@ def run_once(
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
             if wanted and os.environ.get(bootstrap.WAIT) == "1":
                 wait_until_free(folder, print)
-            arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
+            arguments = bootstrap.quote_numeric_choices(overrides)
+            if wanted and str(folder) == str(tree.hydra.run.dir):
+                hydra.config_loader.hand_out(arguments, tree)
+            else:
+                arguments.append(f"hydra.run.dir={quoted(str(folder))}")
             try:
                 return _one_job(hydra, arguments, Job(task, tuple(command)))
             except LeaseHeld:

@@ -15,6 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 # Merged trees that are kept: choices of files, not cells.
@@ -36,7 +37,26 @@ class RememberingLoader(ConfigLoaderImpl):
         super().__init__(config_search_path)
         self._files: dict[Any, dict[str, Any]]
         self._merged: dict[Any, DictConfig]
+        self._composed: tuple[list[str], DictConfig] | None = None
         self._files, self._merged = _SHARED[0] if _SHARED else ({}, {})
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As Hydra's; what :meth:`hand_out` was given is not composed again."""
+        composed, self._composed = self._composed, None
+        if composed is not None and composed[0] == overrides and run_mode is RunMode.RUN:
+            return composed[1]
+        return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+
+    def hand_out(self, overrides: list[str], tree: DictConfig) -> None:
+        """A tree that was composed to be checked is the next one that is loaded, to be run, with these overrides."""
+        self._composed = (overrides, tree)
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]

@@ -68,11 +68,17 @@ class _Base:
 _BASES: dict[Hashable, _Base] = {}
 _SAID: list[str] = []
 _KEEPS = [False]
+_HAS_DROPPED = [False]
 
 
 def keep() -> None:
     """From now on, bases stay in this process."""
     _KEEPS[0] = True
+
+
+def stop_keeping() -> None:
+    """Bases that are loaded from now on do not stay."""
+    _KEEPS[0] = False
 
 
 def base_of(key: Hashable, seed: int | None, load: Callable[[], Loaded]) -> tuple[Any, Any]:
@@ -93,7 +99,7 @@ def base_of(key: Hashable, seed: int | None, load: Callable[[], Loaded]) -> tupl
         or _changed(base.loaded.stamps)
         or not _is_intact(key, base)
     ):
-        _BASES.pop(key, None)
+        _drop(key)
         del base
         loaded = load()
         if not _may_stay(loaded.model):
@@ -101,7 +107,7 @@ def base_of(key: Hashable, seed: int | None, load: Callable[[], Loaded]) -> tupl
         base = _Base(loaded, checksum(loaded.model))
         alike = [other for other, kept in _BASES.items() if kept.device == base.device]
         for other in alike[: max(0, len(alike) + 1 - (_KEPT if base.device == "cpu" else 1))]:
-            del _BASES[other]
+            _drop(other)
         _BASES[key] = base
     base.is_used = True
     return _twin(base), base.loaded.report
@@ -121,7 +127,7 @@ def own(parameters: Iterable[nn.Parameter]) -> None:
         mine = [parameter for parameter in wanted if _place(parameter) in kept]
         asked = sum(kept[place].nbytes() for place in {_place(parameter) for parameter in mine})
         if 2 * asked > sum(storage.nbytes() for storage in kept.values()) and len(base.twins) == 1:
-            del _BASES[key]
+            _drop(key)
             continue
         for parameter in mine:
             parameter.data = parameter.data.clone()
@@ -130,18 +136,25 @@ def own(parameters: Iterable[nn.Parameter]) -> None:
 def let_go() -> None:
     """Nothing stays: processes that are started now need the memory."""
     if _BASES:
-        _BASES.clear()
+        for key in list(_BASES):
+            _drop(key)
         torch = sys.modules["torch"]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
 
-def check() -> None:
-    """After a run: a base that it changed is dropped, as is one that it did not use."""
+def check() -> bool:
+    """After a run: a base that it changed is dropped, as is one that it did not use.
+
+    Returns:
+        Whether a base has been dropped since this was last asked.
+    """
     for key, base in list(_BASES.items()):
         if _is_intact(key, base) and not base.is_used:
-            del _BASES[key]
+            _drop(key)
         base.is_used = False
+    has_dropped, _HAS_DROPPED[0] = _HAS_DROPPED[0], False
+    return has_dropped
 
 
 def kept_gib() -> tuple[float, float]:
@@ -185,6 +198,11 @@ def checksum(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def _drop(key: Hashable) -> None:
+    if _BASES.pop(key, None) is not None:
+        _HAS_DROPPED[0] = True
+
+
 def _changed(stamps: Stamps) -> bool:
     """Whether a file is another one now."""
     try:
@@ -196,7 +214,7 @@ def _changed(stamps: Stamps) -> bool:
 def _is_intact(key: Hashable, base: _Base) -> bool:
     if checksum(base.loaded.model) == base.checksum:
         return True
-    _BASES.pop(key, None)
+    _drop(key)
     _SAID.append(
         "a run has written into the base model that stays for later runs; it is read again. Please report this "
         "(hydra/launcher=local keeps nothing between trials)."

@@ -15,11 +15,11 @@ def keep() -> None:
     resident.keep()
 
 
-def check() -> None:
-    """After a run: what is kept is what it was, or it is let go, and that is said."""
+def check() -> bool:
+    """After a run: what is kept is what it was, or it is let go, and that is said. Whether the run let go of any."""
     from mgm_exp.model import resident
 
-    resident.check()
+    return resident.check()
 
 
 def kept_gib() -> tuple[float, float]:

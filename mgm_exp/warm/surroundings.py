@@ -33,6 +33,7 @@ class Surroundings:
         self.signals = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self.recursion = sys.getrecursionlimit()
         self.torch: _Torch | None = None
+        self._is_frozen = False
 
     @contextmanager
     def of_a_run(self, arguments: list[str]) -> Iterator[None]:
@@ -74,8 +75,19 @@ class Surroundings:
             self.torch.restore()
         elif "torch" in sys.modules:
             self.look()
-        gc.unfreeze()
+
+    def tidy(self, *, is_less_kept: bool) -> None:
+        """Collects what the run has left; what the libraries made is looked through once.
+
+        Args:
+            is_less_kept: Whether something that was kept between runs may be let go of now.
+        """
+        if is_less_kept:
+            gc.unfreeze()
         gc.collect()
+        if is_less_kept or not self._is_frozen:
+            gc.freeze()
+            self._is_frozen = True
 
     def look(self) -> None:
         """Takes down the state that torch is born with; loads it."""

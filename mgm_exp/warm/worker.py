@@ -73,7 +73,7 @@ def one_run(run: Run, body: Body, surroundings: Surroundings) -> int:
             traceback.print_exc()
             return EXIT_FAILED
         finally:
-            check()
+            surroundings.tidy(is_less_kept=check())
             _flush()
 
 

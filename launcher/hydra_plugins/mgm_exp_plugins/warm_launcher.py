@@ -10,42 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra.plugins.launcher import Launcher
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
 if TYPE_CHECKING:
-    from hydra.core.utils import JobReturn
-    from hydra.types import HydraContext, TaskFunction
-    from omegaconf import DictConfig
-
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.slots import Slots
 
 
-class MgmWarmLauncher(Launcher):
-    """See the module; the arguments are the keys of :class:`mgm_exp.warm.settings.WarmConfig`."""
+class MgmWarmLauncher(BasicLauncher):
+    """See the module; the arguments are the keys of :class:`mgm_exp.warm.settings.WarmConfig`.
+
+    What it inherits runs a job in this process: for a task that is a function of this process and no program.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self.settings = settings
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Nothing is kept: the sweepers of this package ask for slots, and start trials by their command line."""
 
     def make_slots(self, config: ExperimentConfig, program: Sequence[str]) -> Slots:
         """Places for the trials of a sweep; see :func:`mgm_exp.warm.slots.warm_slots`."""
         from mgm_exp.warm.slots import settings_of, warm_slots
 
         return warm_slots(settings_of(self.settings), config, program)
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Hydra's own way, in which the sweeper waits for a whole batch.
-
-        Raises:
-            ConfigError: always: a sweeper that asks for this cannot pick a sweep up again.
-        """
-        from mgm_exp.errors import ConfigError
-
-        raise ConfigError(
-            "hydra/launcher=warm works with the sweepers of this package.",
-            advice="Take hydra/sweeper=mgm_grid or mgm_optuna.",
-        )
