@@ -72,6 +72,7 @@ def register() -> None:
 
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.local import LocalConfig
+    from mgm_exp.packed.settings import PackedConfig
     from mgm_exp.slurm.settings import SlurmConfig
     from mgm_exp.volcano.settings import VolcanoConfig
     from mgm_exp.warm.settings import WarmConfig
@@ -82,6 +83,7 @@ def register() -> None:
         store.store(group="hydra/launcher", name="slurm_schema", node=SlurmConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="local_schema", node=LocalConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="warm_schema", node=WarmConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="packed_schema", node=PackedConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="volcano_schema", node=VolcanoConfig, provider="mgm_exp")
 
 

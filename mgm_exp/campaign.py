@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgm_exp.capacity import has_named_card, memory_limit_gib
 from mgm_exp.config import ExperimentConfig, PrunerName, Rerun, plain
 from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
 from mgm_exp.folders import read_record, wait_until_free
@@ -103,7 +104,7 @@ class Campaign:
         books.plan = {"n_trials": base.sweep.n_trials, "slots": slots.size}
         self.budget = Budget.of(base.sweep)
         self.clock = Clock(self.folder)
-        self.constraints = [Expression(text, "sweep.constraints") for text in base.sweep.constraints]
+        self.constraints = [Expression(text, "sweep.constraints") for text in constraints_of(base)]
         self.mine: dict[int, Trial] = {}
         self._again: list[Trial] = []
         self._refused_in_a_row = 0
@@ -635,6 +636,14 @@ class Campaign:
                 f"{outcome.reason}",
                 advice="sweep.rerun=failed runs them again once the cause is gone.",
             )
+
+
+def constraints_of(config: ExperimentConfig) -> list[str]:
+    """Those of the search, and that a point fits on the card that ``plan.device`` names."""
+    texts = list(config.sweep.constraints)
+    if has_named_card(config):
+        texts.append(f"predicted_memory_gib <= {memory_limit_gib(config):g}")
+    return texts
 
 
 def _predicted(name: str, config: ExperimentConfig) -> float:

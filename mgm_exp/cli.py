@@ -193,6 +193,12 @@ def _plan(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _suggest(arguments: list[str]) -> int:
+    from mgm_exp.verbs.suggest import run
+
+    return run(arguments)
+
+
 def _curate(arguments: list[str]) -> int:
     from mgm_exp.verbs.curate import run
 
@@ -226,6 +232,7 @@ def _check(arguments: list[str]) -> int:
 VERBS = {
     "run": Verb("run [OVERRIDES]", "one experiment; -m for a sweep (the same as python -m mgm_exp)", _run),
     "plan": Verb("plan [OVERRIDES] [--explain]", "what it will need and cost, and whether it fits", _plan),
+    "suggest": Verb("suggest --memory GB --data N", "settings to begin with, each with its reason", _suggest),
     "launch": Verb(
         "launch [--dry-run] [OVERRIDES]", "a sweep on a cluster; --dry-run shows scripts, manifests", _launch
     ),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Task = Callable[..., dict[str, Any]]
 # Set by this package in a cell's overrides; of no interest to a reader of tags.
-_OWN_KEYS = ("trial", "sweep.name", "launch.machines")
+_OWN_KEYS = ("trial", "sweep.name", "launch.machines", "launch.pack")
 # Launchers that mean nothing to a single run: it is done in this process.
 _FOR_ONE_RUN = ("BasicLauncher", "MgmWarmLauncher")
 

@@ -49,6 +49,12 @@ class ConfigError(UserError):
     """A key, a value or a combination of values that the configuration does not allow."""
 
 
+class DoesNotFit(ConfigError):
+    """What the plan predicts is more than the card has: exit code 3."""
+
+    exit_code = EXIT_DOES_NOT_FIT
+
+
 class DataError(UserError):
     """A dataset, a row or an image that cannot be used."""
 

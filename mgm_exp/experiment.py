@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import yaml
 
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
+from mgm_exp.continuation import Origin, offered
 from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Pruned
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
@@ -42,6 +44,19 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Company:
+    """What a run leaves to those whom it shares its process with.
+
+    Args:
+        train_stage: Trains a stage, called as :func:`mgm_exp.train.run_stage`.
+        before_waiting: Called with a stage's name before the run waits for another process that makes it; may raise.
+    """
+
+    train_stage: Callable[..., Any]
+    before_waiting: Callable[[str], None]
+
+
 def run_experiment(
     config: ExperimentConfig,
     run_dir: Path,
@@ -49,6 +64,7 @@ def run_experiment(
     command: list[str],
     overrides: list[str],
     sweep: str | None = None,
+    company: Company | None = None,
 ) -> dict[str, Any]:
     """Runs one experiment in its folder and records it, whatever happens.
 
@@ -58,6 +74,7 @@ def run_experiment(
         command: The command line, for the manifest.
         overrides: What the command line changes, for the tracker's tags.
         sweep: Name of the sweep that this run belongs to.
+        company: Whom it shares its process with; None: nobody.
 
     Returns:
         The content of ``result.json``.
@@ -72,7 +89,7 @@ def run_experiment(
     lease.acquire(wait=False)
     try:
         with stop_on_signals():
-            return Experiment(config, run_dir, command, overrides, sweep).run()
+            return Experiment(config, run_dir, command, overrides, sweep, company).run()
     finally:
         lease.release()
 
@@ -81,12 +98,21 @@ class Experiment:
     """One run: its configuration, its folder, and what became of its stages."""
 
     def __init__(
-        self, config: ExperimentConfig, run_dir: Path, command: list[str], overrides: list[str], sweep: str | None
+        self,
+        config: ExperimentConfig,
+        run_dir: Path,
+        command: list[str],
+        overrides: list[str],
+        sweep: str | None,
+        company: Company | None = None,
     ) -> None:
         self.config = config
+        self._company = company
         self.run_dir = run_dir
         self.store = open_store(config.paths)
         self.started = time.time()
+        self.sweep = sweep
+        self.origin: Origin | None = None
         self.demo: Path | None = None
         self.origins: dict[str, Any] = {}
         self.trained: dict[str, Any] = {}
@@ -137,6 +163,10 @@ class Experiment:
         """Curate -> align -> instruct -> evaluate; what each one needs is what the one before it left."""
         found = check(self.config)
         self._note_environment(found)
+        self.origin = Origin.of(self.config, self.store)
+        is_new = self.origin is None and self.sweep is None and not (self.run_dir / "checkpoints").is_dir()
+        if is_new and (offer := offered(self.run_dir, self.config)):
+            self.recorder.say(offer)
         curated = self._curate(found)
         aligned = self._align(found, curated)
         tuned = self._instruct(found, curated, aligned)
@@ -168,8 +198,9 @@ class Experiment:
         if self.config.train.align.max_steps == 0:
             self.recorder.say("align: skipped (train.align.max_steps=0); the checkpoint's connector is used as it is")
             return None
-        payload = stages.align_payload(self.config, found.sources, curated.key)
-        return self._train("align", payload, found, curated, None, None)
+        return self._train(
+            "align", lambda config: stages.align_payload(config, found.sources, curated.key), curated, None, None
+        )
 
     def _instruct(self, found: Preflight, curated: StageOutput, aligned: StageOutput | None) -> StageOutput:
         """Stage 2: the adapter (or the whole LLM) learns to answer, on conversations."""
@@ -183,14 +214,19 @@ class Experiment:
                 "instruct: the connector is frozen and visual tokens are computed once "
                 "(train.freeze_connector, train.cache_visual_tokens); the official recipe trains it here too"
             )
-            job = self._job("features", found, curated, aligned, None)
+            job = self._job("features", curated, aligned, None)
             features = self._produce(
                 "features",
                 stages.features_payload(config, found.sources, align_key, curated.key),
                 lambda work: train.encode_images_once(job(work), on_progress=self.recorder.progress),
             )
-        payload = stages.instruct_payload(config, found.sources, align_key, curated.key)
-        tuned = self._train("instruct", payload, found, curated, aligned, features)
+        tuned = self._train(
+            "instruct",
+            lambda config: stages.instruct_payload(config, found.sources, align_key, curated.key),
+            curated,
+            aligned,
+            features,
+        )
         summary = tuned.meta
         self.trained = summary
         self.manifest["trainable"] = summary["trainable"]
@@ -238,12 +274,18 @@ class Experiment:
         """Takes the stage from the store, or makes it; says which, and notes it in the manifest."""
         name = label or stage
         self.recorder.stage(name)
+
+        def on_wait(why: str) -> None:
+            self.recorder.say(f"{name}: waiting, {why}")
+            if self._company is not None:
+                self._company.before_waiting(stage)
+
         output = self.store.produce(
             stage,
             stages.key_of(stage, payload),
             make,
             inputs=payload,
-            on_wait=lambda why: self.recorder.say(f"{name}: waiting, {why}"),
+            on_wait=on_wait,
         )
         self.manifest["stages"].append(
             {"name": name, "key": output.key, "reused": output.reused, "seconds": round(output.seconds, 3)}
@@ -257,12 +299,7 @@ class Experiment:
         return output
 
     def _job(
-        self,
-        stage: str,
-        found: Preflight,
-        curated: StageOutput,
-        aligned: StageOutput | None,
-        features: StageOutput | None,
+        self, stage: str, curated: StageOutput, aligned: StageOutput | None, features: StageOutput | None
     ) -> Callable[[Path], Any]:
         from mgm_exp.train import TrainJob
 
@@ -281,26 +318,32 @@ class Experiment:
     def _train(
         self,
         stage: str,
-        payload: stages.Payload,
-        found: Preflight,
+        payload_under: Callable[[ExperimentConfig], stages.Payload],
         curated: StageOutput,
         aligned: StageOutput | None,
         features: StageOutput | None,
     ) -> StageOutput:
-        """One trained stage: its rows appear in the run's ``metrics.jsonl`` while it runs, or when it is reused."""
+        """One trained stage: its rows appear in the run's ``metrics.jsonl`` while it runs, or when it is reused.
+
+        Args:
+            payload_under: What the stage is made of under a configuration.
+        """
         from mgm_exp import train
 
-        job = self._job(stage, found, curated, aligned, features)
+        job = self._job(stage, curated, aligned, features)
         if stage == "instruct" and self.reporter.was_stopped:
             raise Pruned("The instruct stage was stopped before: other trials do better.")
+        payload = self._payload(stage, payload_under, curated)
 
         def make(work: Path) -> dict[str, Any]:
-            summary = train.run_stage(
+            self._begin(stage, work)
+            summary = (self._company.train_stage if self._company else train.run_stage)(
                 job(work),
                 on_start=lambda total, rows: self._stage_started(stage, total, rows),
                 on_row=self.recorder.row,
                 on_checkpoint=lambda folder: self._keep_checkpoint(stage, folder),
                 say=self.recorder.say,
+                on_progress=self.recorder.progress,
                 on_validation=self._validated if stage == "instruct" else None,
             )
             return summary.to_dict()
@@ -311,6 +354,25 @@ class Experiment:
             self._stage_started(stage, int(output.meta["steps"]), rows)
         self.recorder.stage_finished(stage, output.meta, reused=output.reused)
         return output
+
+    def _payload(
+        self, stage: str, under: Callable[[ExperimentConfig], stages.Payload], curated: StageOutput
+    ) -> stages.Payload:
+        """What a trained stage is made of, and what it goes on from."""
+        if self.origin is None:
+            return under(self.config)
+        payload, is_finished = self.origin.payload_of(stage, under, self.config, curated.key)
+        if is_finished:
+            self.recorder.say(f"{stage}: as {self.origin.folder} has finished it")
+        self.manifest["continued_from"] = self.origin.record()
+        return payload
+
+    def _begin(self, stage: str, work: Path) -> None:
+        """What a stage finds in its work folder at its beginning: nothing, or what it goes on from."""
+        begun = self.origin.begun.get(stage) if self.origin else None
+        if begun is not None:
+            self._keep_checkpoint(stage, begun.put_into(work))
+            self.recorder.say(f"{stage}: goes on from {begun.checkpoint}")
 
     def _stage_started(self, stage: str, total: int, rows: list[dict[str, Any]]) -> None:
         """Hands on what a stage has already: validation points of a stage that was begun or made elsewhere, too."""

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgm_exp.capacity import refuse_what_does_not_fit
 from mgm_exp.config import (
     LEFT_OUT,
     Attention,
@@ -87,6 +88,9 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
             "evaluation uses the generated demo questions (eval.benchmarks=[demo]), which your own data does not "
             "teach; give eval=textvqa and its files for a real score"
         )
+    if not is_data_only:
+        memory = refuse_what_does_not_fit(config, device)
+        notes += [memory] if memory else []
     return Preflight(
         sources=Sources(
             model=_model_fingerprint(config, folder),

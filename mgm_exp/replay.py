@@ -40,6 +40,7 @@ from mgm_exp.replay_findings import (
     steps_of,
 )
 from mgm_exp.store import StageOutput, Store, file_sha256, read_yaml, verify
+from mgm_exp.train.pack.compatible import why_alone
 from mgm_exp.trained import paths_of, refuse_places
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ class Recorded:
         return str(keys[-1]) if keys and keys[-1] else None
 
     @property
+    def begun(self) -> dict[str, dict[str, Any]]:
+        """The stages that went on from another run's, and from what."""
+        taken = self.manifest.get("continued_from")
+        found = taken.get("stages") if isinstance(taken, dict) else None
+        return {k: v for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the run computed with."""
         device = self.manifest.get("device")
@@ -107,6 +115,7 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         for key, value in given.items():
             OmegaConf.update(tree, key, value)
         # A run's folder may be another's, and commands for other machines stand in its configuration.
+        was_packed = bool(OmegaConf.select(tree, "launch.pack"))
         OmegaConf.update(tree, "launch", plain(LaunchConfig(machines=Machines.here, max_restarts=0)))
         refuse_places(tree, {"eval.judge.url": None})  # nothing is scored
         config = checked(tree, overrides)
@@ -114,6 +123,12 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Recorded:
         if isinstance(error, OmegaConfBaseException):
             raise explained(error, overrides) from error
         raise UserError(f"{folder / 'config.yaml'} cannot be read as a run's configuration: {error}") from error
+    if was_packed and why_alone(config) is None:
+        raise UserError(
+            f"{path} was trained in a pack (launch.pack=true): its last bits depend on the trials beside it, and a "
+            "replay computes it alone.",
+            advice="Runs of other launchers can be replayed; a packed one equals them within rounding.",
+        )
     try:
         rows = read_rows(folder / "metrics.jsonl")
     except (OSError, ValueError) as error:
@@ -181,6 +196,12 @@ class Replay:
         first: Difference | None = None
         with _threads(self.threads) as note:
             notes += note
+            notes += [
+                f"note: {stage} went on from another run after step {facts.get('step')}, with another split "
+                f"({facts.get('split')}); the steps before may differ in their last bits, --from begins later"
+                for stage, facts in self.recorded.begun.items()
+                if stage in wanted
+            ]
             found = check(self.config)
             prepared = self._prepare(found)
             for stage in wanted:
@@ -254,6 +275,14 @@ class Replay:
         self.say(f"{stage}: {why}; it is made again in the scratch folder")
         return self._made.produce(stage, key, make, inputs=payload)
 
+    def _taken_over(self, stage: str) -> StageOutput | None:
+        """What another run had finished, with other processes, where the run went on from that one."""
+        key = self.recorded.key_of(stage)
+        if "continued_from" not in self.recorded.manifest or stage in self.recorded.begun or key is None:
+            return None
+        entry = self._there.entry(stage, key)
+        return StageOutput(entry.path, key, True, entry.seconds, entry.meta, stage, entry.inputs) if entry else None
+
     def _prepare(self, found: Preflight) -> Prepared:
         return Preparation(self.config, found, self._produce, self.tell, lambda _: None).run()
 
@@ -265,7 +294,9 @@ class Replay:
         aligned: StageOutput | None = None
         if self.config.train.align.max_steps != 0:
             payload = stages.align_payload(self.config, found.sources, prepared.curated.key)
-            aligned = self._produce("align", payload, lambda work: self._train_whole("align", prepared, work))
+            aligned = self._taken_over("align")
+            if aligned is None:
+                aligned = self._produce("align", payload, lambda work: self._train_whole("align", prepared, work))
         connector = aligned.path / "connector.safetensors" if aligned else None
         align_key = aligned.key if aligned else None
         features: StageOutput | None = None
@@ -291,6 +322,8 @@ class Replay:
             payload = stages.align_payload(self.config, found.sources, curated)
         else:
             payload = stages.instruct_payload(self.config, found.sources, align_key, curated)
+        if stage in self.recorded.begun:
+            payload = {**payload, "continued": self.recorded.begun[stage]}
         return stage, stages.key_of(stage, payload), payload
 
     def _job(self, stage: str, inputs: tuple[Path | None, Path | None], prepared: Prepared) -> TrainJob:

@@ -24,6 +24,7 @@ from mgm_exp.config import (
 )
 from mgm_exp.data.recipe import bounds_of, operators_of
 from mgm_exp.store import fingerprint, stage_key
+from mgm_exp.train.pack.compatible import why_alone
 
 # Bumped by hand when the code of a stage changes what it writes.
 STAGE_VERSION = {
@@ -39,6 +40,9 @@ STAGE_VERSION = {
 }
 
 Payload = dict[str, Any]
+
+# Features and images that are kept have the bits that they are computed with: no output depends on them.
+CACHES = ("feature_cache", "feature_cache_gb", "resized_cache_gb")
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,13 @@ def config_hash(config: ExperimentConfig) -> str:
     values = plain(config)
     for key in ("name", "paths", "tracker", "sweep", "plan", "launch", "trial"):
         values.pop(key, None)
-    values["train"].pop("checkpoint", None)
+    if continued := (values["train"].pop("checkpoint", None) or {}).get("continue_from"):
+        values["continued_from"] = continued
     if not config.train.deterministic:
         values["train"].pop("deterministic")
     values["eval"].pop("image_cache_gib", None)
+    for key in CACHES:
+        values["train"].pop(key)
     if config.train.early_stopping.patience is None:  # else the points decide when training ends
         values["train"].pop("validation", None)
         values["train"].pop("early_stopping", None)
@@ -200,7 +207,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     """Stage 2: the adapter, its training settings, seed and engine."""
     section = plain(config.train)
     left_out = ("name", "align", "default_lr", "checkpoint", "workers", "deterministic", "guards")
-    for key in (*left_out, "gradient_statistics_every"):
+    for key in (*left_out, *CACHES, "gradient_statistics_every"):
         section.pop(key)
     section.pop("auto_micro_batch")
     section |= _reactions(config)
@@ -215,7 +222,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
             section.pop(key)
     if not trains_towers(config.train):
         section.pop("vision_tower_lr")
-    return {
+    payload = {
         "align": align,
         "curate": curate,
         "adapter": adapter_key(config.adapter),
@@ -223,6 +230,9 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
         **({"train_connector": config.model.train_connector} if is_hf else {}),
         **_run(config, sources),
     }
+    if config.launch.pack and why_alone(config) is None:
+        payload["engine"]["pack"] = True  # equal within rounding to a run by itself, not bit for bit
+    return payload
 
 
 def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | None, benchmark: str) -> Payload:

@@ -55,7 +55,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "kill: sweep": Fault(
         "killed in a search's bookkeeping",
-        "the end at changes by Python, SIGKILL at system calls by SQLite and the journal (strace)",
+        "the end at changes by Python; SIGKILL at up to 20 system calls of each kind, SQLite and journal (strace)",
         "the step under way; no finished trial is repeated, no number used twice",
         _CELL,
     ),
@@ -80,7 +80,7 @@ FAULTS: dict[str, Fault] = {
     "hang": Fault(
         "a process of another machine stops answering",
         "SIGSTOP",
-        "the stage ends; the process is named, and where the others wait",
+        "steps since the last checkpoint; named, and where the others wait; replaced, and the end is bit-equal",
         "NVIDIA's resiliency extension restarts inside of the process",
     ),
     "signal": Fault("asked to stop", "SIGTERM, SIGINT", "nothing", "submitit swallows SIGTERM"),
@@ -128,7 +128,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "memory": Fault(
         "memory ends in a step",
-        "torch's OutOfMemoryError above a number of samples",
+        "torch's OutOfMemoryError above a number of samples; on one of several processes, too",
         "nothing: the micro-batch is halved, or the state before the step is saved",
         _SAME,
     ),
@@ -146,7 +146,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "fuzzed": Fault(
         "files that were changed anywhere",
-        "26 readers of foreign files, each with whole files that hypothesis changes",
+        "26 readers of foreign files, each with whole files that hypothesis changes, and atheris where it is installed",
         "nothing: a value, or the reader's own error",
         _SAME,
     ),

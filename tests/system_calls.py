@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -53,16 +54,25 @@ class Traced:
     Args:
         scenario: ``package.module:function``; called with a folder, in the child.
         calls: some of CHANGES; none: nothing is injected.
-        fault: strace's words for it, such as ``signal=SIGKILL`` or ``error=ENOSPC``.
+        fault: strace's words for it, such as ``signal=SIGKILL`` or ``error=ENOSPC``; None: the calls are only seen.
         nth: more than the scenario makes of these calls.
+        log: the calls that are seen are written to ``LOG.<process>``.
     """
 
-    def __init__(self, scenario: str, calls: Sequence[str] = (), fault: str = KILL, nth: int = 60) -> None:
+    def __init__(
+        self,
+        scenario: str,
+        calls: Sequence[str] = (),
+        fault: str | None = KILL,
+        nth: int = 60,
+        log: Path | None = None,
+    ) -> None:
         command = [sys.executable, "-B", "-m", "tests.system_calls", scenario, str(nth)]
         if calls:
             traced = ",".join(f"?{call}" for call in calls)
-            trace = ["-e", f"trace={traced}", "-e", f"inject={traced}:{fault}:when={nth}"]
-            command = ["strace", "-f", "-qq", "-o", os.devnull, *trace, *command]
+            inject = ["-e", f"inject={traced}:{fault}:when={nth}"] if fault else []
+            written = ["-ff", "-o", str(log)] if log else ["-f", "-o", os.devnull]
+            command = ["strace", "-qq", *written, "-e", f"trace={traced}", *inject, *command]
         self.process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -108,6 +118,26 @@ class Traced:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def count_calls(scenario: str, folder: Path, calls: Sequence[str] = CHANGES) -> dict[str, int]:
+    """How many calls of each kind the scenario makes, of those that it makes at all; it is run once in ``folder``."""
+    log = folder.with_name(folder.name + ".calls")
+    with Traced(scenario, calls, fault=None, log=log) as counted:
+        assert counted.run(folder)[0] == 0
+    # One file a process: the one that imported everything has the lowest number, the scenario's own the next
+    files = sorted(log.parent.glob(f"{log.name}.*"), key=lambda path: int(path.suffix[1:]))
+    made = Counter(line.partition("(")[0] for path in files[1:] for line in path.read_text().splitlines())
+    for path in files:
+        path.unlink()
+    return {call: made[call] for call in calls if made[call]}
+
+
+def stride(number: int, default: int) -> int:
+    """Every how many-th of ``number`` calls is killed at, so that there are at most ``default`` points, spread evenly;
+    the environment's CRASH_POINTS asks for another number of them, or for ``all``."""
+    asked = os.environ.get("CRASH_POINTS", str(default))
+    return 1 if asked == "all" else -(-number // int(asked))
 
 
 def say(text: str) -> None:

@@ -30,12 +30,12 @@ ROOMS: dict[str, set[str]] = {
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},
-    "plan": {"config", "model"},
+    "plan": {"config", "model", "store"},
     "volcano": {"config", "store", "record"},
     "slurm": {"config", "store", "record", "bootstrap"},
 }
 # Folders of the package's faces.
-FACES = {"verbs", "warm"}
+FACES = {"packed", "verbs", "warm"}
 # Nouns that belong to every room.
 COMMON = {"errors", "signals"}
 HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "accelerate", "optuna", "submitit", "ray")

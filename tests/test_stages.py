@@ -189,6 +189,8 @@ AFFECTS: dict[str, set[str]] = {
     "train.optimize_vision_tower_aux": {"instruct"},
     "train.vision_tower_lr": NOTHING,  # without a switch nothing of a tower is trained
     "train.cache_visual_tokens": {"instruct"},
+    # Bit-equal to computing: tests/train/test_feature_cache.py
+    **{f"train.{key}": NOTHING for key in stages.CACHES},
     "train.workers": NOTHING,
     "train.deterministic": TRAINED | {"features"},
     "train.auto_micro_batch": TRAINED,
@@ -212,6 +214,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.checkpoint.keep": NOTHING,
     "train.checkpoint.keep_best": NOTHING,
     "train.checkpoint.background": NOTHING,
+    "train.checkpoint.continue_from": NOTHING,  # but the checkpoint that is found there
     "eval.name": NOTHING,
     "eval.benchmarks": NOTHING,
     "eval.max_questions": {"evaluate"},
@@ -241,6 +244,7 @@ AFFECTS: dict[str, set[str]] = {
     "launch.max_restarts": NOTHING,
     "launch.timeout_s": NOTHING,
     "launch.wait": NOTHING,
+    "launch.pack": {"instruct"},
     "paths.root": NOTHING,
     "paths.store": NOTHING,
     "paths.mirror": NOTHING,
@@ -278,6 +282,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.rerun": NOTHING,
     **dict.fromkeys("plan.device plan.rows plan.align_rows plan.text_tokens plan.longest_text".split(), NOTHING),
     "plan.mfu": NOTHING,
+    "plan.refuse": NOTHING,
     "plan.price": NOTHING,
     "seed": TRAINED,
     "name": NOTHING,
@@ -370,6 +375,7 @@ OTHER = {
     "train.loss_norm": "official",
     "train.precision": "bf16",
     "train.cache_visual_tokens": True,
+    "train.feature_cache": "towers",
     "train.warmup_ratio": 0.5,
     "train.align.warmup_ratio": 0.5,
     "train.beta1": 0.5,
@@ -395,7 +401,7 @@ def changed(key: str, value: Any) -> Any:
 NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
-    *("plateau_patience", "gradient_statistics_every"),
+    *("plateau_patience", "gradient_statistics_every", "feature_cache_gb"),
     *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
 )
 

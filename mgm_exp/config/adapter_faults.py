@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mgm_exp.config.as_json import plain
-from mgm_exp.config.choices import AdapterInit, AdapterKind, Device, ModelFamily
+from mgm_exp.config.choices import AdapterInit, AdapterKind, Device, FeatureTier, ModelFamily
 from mgm_exp.config.model import BOTTLENECK_PLACES, LINEAR_LAYERS, READS, AdapterConfig
 from mgm_exp.config.train import trains_towers
 
@@ -135,6 +135,13 @@ def _surroundings(config: ExperimentConfig) -> Iterator[str]:
         yield (
             "train.cache_visual_tokens=true reads what the towers saw once, and train.optimize_vision_tower(_aux)=true "
             "changes the towers; set it to false"
+        )
+    tier = config.train.feature_cache
+    if trains_towers(config.train) and tier not in (FeatureTier.none, FeatureTier.auto):
+        yield (
+            f"train.feature_cache={tier.value} keeps what frozen towers see, and "
+            "train.optimize_vision_tower(_aux)=true changes the towers; set it to none, or to auto: then the align "
+            "stage, which trains no tower, uses it alone"
         )
 
 

@@ -22,6 +22,17 @@ class Mining(Enum):
     reference = "reference"
 
 
+class FeatureTier(Enum):
+    """How much of what frozen towers see is kept: CLIP's features, those of both towers, or the projected tokens.
+    ``auto``: the most that is frozen and fits."""
+
+    none = "none"
+    clip = "clip"
+    towers = "towers"
+    tokens = "tokens"
+    auto = "auto"
+
+
 class ModelFamily(Enum):
     """``mgm``: Mini-Gemini, in two stages. ``hf``: an image-text-to-text model of transformers, instruct stage only."""
 

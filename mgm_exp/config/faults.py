@@ -14,6 +14,7 @@ from mgm_exp.config.choices import (
     CaptionEngine,
     CaptionPolicy,
     Device,
+    FeatureTier,
     GuardAction,
     LossNorm,
     Machines,
@@ -67,6 +68,11 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
         yield (
             "train.cache_visual_tokens=true needs train.freeze_connector=true: cached tokens would go stale while the "
             "projector trains"
+        )
+    if train.feature_cache is FeatureTier.tokens and not train.freeze_connector:
+        yield (
+            "train.feature_cache=tokens needs train.freeze_connector=true: the projector that makes the tokens trains; "
+            "towers and clip end before it"
         )
     if config.zero.stage not in (0, 2, 3):
         yield f"zero.stage={config.zero.stage}; allowed are 0 (zero=none), 2 and 3"
@@ -265,6 +271,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
         "launch.timeout_s": config.launch.timeout_s,
+        "train.feature_cache_gb": train.feature_cache_gb,
     }
     for key, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
@@ -275,6 +282,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.align.max_steps": align.max_steps,
         "train.max_grad_norm": train.max_grad_norm,
         "train.workers": train.workers,
+        "train.resized_cache_gb": train.resized_cache_gb,
         "tracker.table_rows": config.tracker.table_rows,
         "eval.image_cache_gib": config.eval.image_cache_gib,
         "seed": config.seed,

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config.as_json import plain
-from mgm_exp.config.choices import AdapterKind, Aspect, ModelFamily
+from mgm_exp.config.choices import AdapterKind, Aspect, FeatureTier, ModelFamily
 from mgm_exp.config.data import RECIPE_OPERATORS, AugmentConfig, RecipeConfig
 from mgm_exp.config.model import AdapterConfig, ModelConfig
 from mgm_exp.config.train import AlignConfig
@@ -54,6 +54,11 @@ def hf_faults(config: ExperimentConfig) -> Iterator[str]:
         yield (
             "train.cache_visual_tokens=true belongs to MGM; model=hf computes images in every step: give "
             "train.cache_visual_tokens=false, or train=hf"
+        )
+    if train.feature_cache is not FeatureTier.none or train.resized_cache_gb:
+        yield (
+            "train.feature_cache and train.resized_cache_gb keep what MGM's towers and processor make of images; "
+            "model=hf computes images in every step: drop them"
         )
     if train.image_aspect is not Aspect.pad:
         yield (

@@ -40,6 +40,9 @@ class LaunchConfig:
     # false: with hydra/launcher=slurm the command submits what can run now, and ends; the same command picks the sweep
     # up later.
     wait: bool = True
+    # Whether this run may train in one process with others of its sweep (hydra/launcher=packed sets it). Its last bits
+    # then depend on who is beside it, so that its instruct stage has a key of its own. Nothing where it cannot.
+    pack: bool = False
 
 
 @dataclass
@@ -68,5 +71,8 @@ class PlanConfig:
     longest_text: int | None = None
     # Share of the card's peak speed that training reaches, 0..1.
     mfu: float = 0.4
+    # Refuse what is predicted not to fit: a run on this machine's GPU; with a named device also cells of a sweep,
+    # before they are queued. false: start it nevertheless.
+    refuse: bool = True
     # Money for an hour of one device. null: no cost is shown.
     price: float | None = None

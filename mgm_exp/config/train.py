@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from mgm_exp.config.choices import Aspect, GroupBy, GuardAction, LossNorm, Offload, Precision, Reset
+from mgm_exp.config.choices import Aspect, FeatureTier, GroupBy, GuardAction, LossNorm, Offload, Precision, Reset
 
 
 @dataclass
@@ -36,6 +36,9 @@ class CheckpointConfig:
     keep_best: int = 1
     # Training goes on while a checkpoint is written, from a copy in host memory. false: it waits, and needs no copy.
     background: bool = True
+    # Folder of a run of the same settings but for devices, zero or micro-batch sizes, whose unfinished stage is gone on
+    # from: equal to it up to rounding, so the stage has a key of its own. null: a stage begins at its beginning.
+    continue_from: str | None = None
 
 
 @dataclass
@@ -167,6 +170,13 @@ class TrainConfig:
     vision_tower_lr: float = 2e-5
     # With a frozen connector: encode every image once and read the tokens from disk afterwards.
     cache_visual_tokens: bool = False
+    # What frozen towers see of an image, kept in the store for every stage, trial and evaluation: the same bits as
+    # without. clip costs least disk, towers saves most while the connector trains, tokens needs a frozen connector.
+    feature_cache: FeatureTier = FeatureTier.none
+    # Gigabytes of disk for it, over all models; images beyond are computed in every step. null: as the disk allows.
+    feature_cache_gb: float | None = None
+    # Gigabytes of disk for images that are decoded and resized once (8 bits), where towers still run. 0: none.
+    resized_cache_gb: float = 0.0
     # Processes that decode images beside the training process. 0: in the training process.
     workers: int = 0
     # Only kernels that give the same bits every time. On a GPU it makes runs repeatable (mgm-exp replay) and slower; on

@@ -31,7 +31,8 @@ Batch = dict[str, Any]
 """One micro-batch. ``input_ids`` (B, T) long, -200 where the image belongs; ``attention_mask`` (B, T) bool; ``labels``
 (B, T) long, -100 where nothing is learnt; ``images`` (B, 3, h, w), or (B, views, 3, h, w) with an image grid, and
 ``images_aux`` (B, 3, H, W), float32, zeros for text-only samples; instead of both, ``visual_tokens`` (B, N, hidden)
-where they are cached; ``ids``: list of B record ids."""
+where they are cached, or ``seen`` with features of k <= B samples by name, and pixels of the others (see
+:func:`put_together`); ``ids``: list of B record ids."""
 
 GROUPINGS = ("none", "length", "modality_length")
 _PAIRS = {"image": "images", "image_aux": "images_aux", "visual_tokens": "visual_tokens"}
@@ -178,10 +179,35 @@ def collate(examples: Sequence[Mapping[str, Any]], pad_id: int, max_length: int 
         batch["input_ids"][i, : len(row)] = row
         batch["attention_mask"][i, : len(row)] = True
         batch["labels"][i, : len(row)] = row_labels
+    if any("seen" in example for example in examples):
+        return batch | put_together(examples)
     for one, many in _PAIRS.items():
         if one in examples[0]:
             tensors: list[Tensor] = [example[one] for example in examples]
             batch[many] = torch.stack(tensors)
+    return batch
+
+
+def put_together(examples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Samples of which some or all come with features.
+
+    Returns:
+        ``seen``: features by name, of those that have some; where some have none, ``order`` (B,): the place of each
+        sample among those that have, followed by those that have not, whose ``images`` are filled up to B: the size of
+        a batch belongs to the bits. ``images_aux`` likewise, or of all where features are of the low resolution alone.
+    """
+    kept = [example for example in examples if "seen" in example]
+    rest = [example for example in examples if "seen" not in example]
+    seen = {name: torch.stack([example["seen"][name] for example in kept]) for name in kept[0]["seen"]}
+    batch: Batch = {"seen": seen}
+    filled = rest + rest[-1:] * (len(examples) - len(rest)) if rest else []
+    if rest:
+        places = {id(example): place for place, example in enumerate([*kept, *rest])}
+        seen["order"] = torch.tensor([places[id(example)] for example in examples])
+        batch["images"] = torch.stack([example["image"] for example in filled])
+    detailed = examples if "image_aux" in kept[0] else filled
+    if detailed:
+        batch["images_aux"] = torch.stack([example["image_aux"] for example in detailed])
     return batch
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mgm_exp.data.feature_cache import ImageFeatures
 from mgm_exp.data.images import ImageFault, open_image
 from mgm_exp.data.processor import Processor
 from mgm_exp.data.records import Record
@@ -33,6 +34,11 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         aspect: ``pad`` or ``square``: how an image becomes a square.
         max_megapixels: Most pixels of an image.
         visual_tokens: Cached tokens, read in place of images; None: images are decoded.
+
+    Attributes:
+        features: What towers saw of images; those that have some are not decoded (but for the high resolution, where
+            the features are of the low one alone). None: none has any.
+        resized: Images as squares of 8 bits; those that have one are not decoded. None: none has any.
     """
 
     def __init__(
@@ -47,6 +53,8 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         self.records, self.image_root, self.processor = records, Path(image_root), processor
         self.aspect = str(getattr(aspect, "value", aspect))
         self.max_megapixels, self.visual_tokens = max_megapixels, visual_tokens
+        self.features: ImageFeatures | None = None
+        self.resized: ImageFeatures | None = None
         self._tokens: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -75,7 +83,8 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
 
         Returns:
             ``id``; ``input_ids`` and ``labels`` (T,) long; ``image`` and ``image_aux`` as ``Processor.pixels`` gives
-            them, or ``visual_tokens`` (N, hidden); zeros for a text-only record.
+            them, or ``visual_tokens`` (N, hidden), or ``seen`` (features by name; with ``image_aux`` where they are of
+            the low resolution alone); zeros for a text-only record.
 
         Raises:
             DataError: its image cannot be read; record and reason are named.
@@ -98,15 +107,24 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         ids, labels = known
         return torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
 
-    def _pixels(self, record: Record) -> dict[str, Tensor]:
+    def _pixels(self, record: Record) -> dict[str, Any]:
         if self.visual_tokens is not None:
             cached = self.visual_tokens
             return {"visual_tokens": cached.zeros() if record.image is None else cached.get(record.image)}
+        seen = self.features.get(record.image) if self.features is not None else None
+        if seen is not None and set(seen) != {"low"}:
+            return {"seen": seen}
         if record.image is None:
             image, image_aux = self.processor.no_pixels()
         else:
-            image, image_aux = self.processor.pixels(self._open(record, record.image), aspect=self.aspect)
-        return {"image": image, "image_aux": image_aux}
+            square = self.resized.get(record.image) if self.resized is not None else None
+            image_aux = self.processor.detail(
+                self.processor.square(self._open(record, record.image), aspect=self.aspect)
+                if square is None
+                else square["square"]
+            )
+            image = self.processor.low(image_aux) if seen is None else None
+        return {"image": image, "image_aux": image_aux} if seen is None else {"seen": seen, "image_aux": image_aux}
 
     def _open(self, record: Record, image: str) -> Any:
         try:

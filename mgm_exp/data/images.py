@@ -91,7 +91,11 @@ def open_image(root: Path | str, relative: str, max_megapixels: float) -> Image.
     Raises:
         ImageFault: it cannot be used; ``kind`` and ``detail`` say why.
     """
-    content = read_image_file(root, relative)
+    return decode_image(read_image_file(root, relative), max_megapixels)
+
+
+def decode_image(content: bytes, max_megapixels: float) -> Image.Image:
+    """The bytes of an image file as 8-bit RGB; see :func:`open_image`."""
     with _decoding(), _open(content, max_megapixels) as image:
         image.load()
         return _rgb(image)

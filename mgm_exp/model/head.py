@@ -23,10 +23,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
         ctx.save_for_backward(hidden, weight, target)
         ctx.dtype, ctx.rows = dtype, rows
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        wide = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
         w = weight.to(dtype)
         for h, t in zip(hidden.split(rows), target.split(rows), strict=True):
-            total += F.cross_entropy((h.to(dtype) @ w.t()).float(), t, reduction="sum")
+            total += F.cross_entropy((h.to(dtype) @ w.t()).to(wide), t, reduction="sum")
         return total
 
     @staticmethod
@@ -40,7 +41,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), ctx.rows):
             part = slice(start, start + ctx.rows)
             h = hidden[part].to(ctx.dtype)
-            p = (h @ w.t()).float().softmax(-1)
+            p = (h @ w.t()).to(torch.promote_types(ctx.dtype, torch.float32)).softmax(-1)
             p[torch.arange(len(p), device=p.device), target[part]] -= 1
             p = (p * grad).to(ctx.dtype)
             if grad_hidden is not None:

@@ -38,7 +38,8 @@ from mgm_exp.model.configuration import (
     MGMGemmaConfig,
     MGMLlamaConfig,
 )
-from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower
+from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower, join_stages
+from mgm_exp.model.features import tokens_of
 from mgm_exp.model.head import LanguageHead
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.merge import plan_merge
@@ -154,33 +155,48 @@ class MGMModel(PreTrainedModel):
                 f"images {tuple(images.shape)} and images_aux {tuple(images_aux.shape)} do not fit image_grid={grid}, "
                 f"image_global={has_global}: expected (B, {view_axis}3, h, w) and (B, 3, H, W)."
             )
-        is_native = self.mines_natively
-        if grid <= 1:
-            return self._mine_and_project(
-                self.vision_tower(images), self.vision_tower_aux(images_aux, joined=not is_native)
-            )
+        return self.encode_seen(self.see_low(images), self.see_high(images_aux))
 
-        batch = len(images)
-        crops = images[:, : grid * grid].flatten(0, 1)
-        views = torch.cat([crops, images[:, -1]]) if has_global else crops
-        low = self.vision_tower(views)  # (B g² [+ B], n², C)
-        high = self.vision_tower_aux(images_aux, joined=not is_native)  # (B, C', H, W)
-        if is_native:
-            # Upsampled stages do not end at the border of a crop: the crops are mined as one image
-            whole_low = _put_together(low[: len(crops)], batch, grid)  # (B, (g n)², C)
-            tokens = _taken_apart(self._mine_and_project(whole_low, high), grid)  # (B, g² n², hidden)
-        else:
+    def see_low(self, images: Tensor) -> Tensor:
+        """CLIP's features: (B, [views,] 3, h, w) -> (B, [views,] n², C)."""
+        if images.dim() == 4:
+            return self.vision_tower(images)
+        # Crops of all images first, then the global views
+        n_crops = int(self.config.image_grid) ** 2
+        has_global = images.shape[1] > n_crops
+        crops = images[:, :n_crops].flatten(0, 1)
+        seen = self.vision_tower(torch.cat([crops, images[:, -1]]) if has_global else crops)
+        low = seen[: len(crops)].unflatten(0, (len(images), n_crops))
+        return torch.cat([low, seen[len(crops) :, None]], dim=1) if has_global else low
+
+    def see_high(self, images_aux: Tensor) -> Tensor | list[Tensor]:
+        """What mining takes of (B, 3, H, W): the stages' own maps, or the joined one in the official form."""
+        return self.vision_tower_aux(images_aux, joined=not self.mines_natively)
+
+    def encode_seen(self, low: Tensor, high: Tensor | Sequence[Tensor]) -> Tensor:
+        """Projected visual tokens of what `see_low` and `see_high` gave: (B, N, hidden); see `encode_images`."""
+        is_native = self.mines_natively
+        if not is_native and not isinstance(high, Tensor):
+            high = join_stages(high)
+        if low.dim() == 3:
+            return self._mine_and_project(low, high)
+        batch, grid = len(low), int(self.config.image_grid)
+        crops, whole_low = low[:, : grid * grid].flatten(0, 1), low[:, -1].contiguous()
+        if isinstance(high, Tensor):
             channels, height, width = high.shape[1:]
             blocks = high.reshape(batch, channels, grid, height // grid, grid, width // grid)
             blocks = blocks.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)  # (B g², C', H/g, W/g)
-            tokens = self._mine_and_project(low[: len(crops)], blocks)  # (B g², n², hidden)
+            tokens = self._mine_and_project(crops, blocks)  # (B g², n², hidden)
             tokens = tokens.reshape(batch, -1, tokens.shape[-1])
-        if has_global:
-            low = low[len(crops) :]
+        else:
+            # Upsampled stages do not end at the border of a crop: the crops are mined as one image
+            together = _put_together(crops, batch, grid)  # (B, (g n)², C)
+            tokens = _taken_apart(self._mine_and_project(together, high), grid)  # (B, g² n², hidden)
+        if low.shape[1] > grid * grid:
             whole = (
-                self._mine_and_project(low, high, grid)
-                if is_native
-                else self._mine_and_project(low, shrunk(high, grid))
+                self._mine_and_project(whole_low, shrunk(high, grid))
+                if isinstance(high, Tensor)
+                else self._mine_and_project(whole_low, high, grid)
             )
             tokens = torch.cat([whole, tokens], dim=1)
         return tokens
@@ -267,6 +283,7 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         images: Tensor | Sequence[Tensor] | None = None,
         images_aux: Tensor | Sequence[Tensor] | None = None,
         visual_tokens: Tensor | None = None,
+        seen: Mapping[str, Tensor] | None = None,
         padding_side: str | None = None,
         max_length: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -275,7 +292,8 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, labels: (B, T).
             images, images_aux: pixels for `MGMModel.encode_images`; or
-            visual_tokens: (n_images, N, hidden), what `encode_images` returned earlier.
+            visual_tokens: (n_images, N, hidden), what `encode_images` returned earlier; or
+            seen: features of some or all images, and pixels of the others: `mgm_exp.model.features`.
             padding_side, max_length: default to the config's `tokenizer_padding_side`, `tokenizer_model_max_length`.
 
         Returns:
@@ -284,7 +302,9 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             ModelError: images and placeholders do not match.
         """
-        if visual_tokens is None and images is not None:
+        if seen:
+            visual_tokens = tokens_of(self.model, seen, images, images_aux)
+        elif visual_tokens is None and images is not None:
             if images_aux is None:
                 raise ModelError("images were given without images_aux: MGM needs both resolutions of each image.")
             visual_tokens = self.model.encode_images(images, images_aux)
@@ -382,20 +402,30 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         The head runs at supervised positions only. Equal to `forward(...).loss` when `normalizer` is None.
 
         Args:
-            batch: `input_ids`, `attention_mask`, `labels` (B, T), and `images` + `images_aux` or `visual_tokens`.
+            batch: `input_ids`, `attention_mask`, `labels` (B, T), and `images` + `images_aux`, `visual_tokens` or
+                `seen`.
             normalizer: number to divide by; None: the supervised tokens of this batch (at least 1).
         """
-        inputs_embeds, attention_mask, labels = self.merge(
+        inputs_embeds, attention_mask, labels = self.merged(batch)
+        hidden = self.model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        return self.loss_of(hidden, labels, normalizer)
+
+    def merged(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """`merge` of a training batch; see `loss`."""
+        return self.merge(
             batch["input_ids"],
             batch.get("attention_mask"),
             batch["labels"],
             images=batch.get("images"),
             images_aux=batch.get("images_aux"),
             visual_tokens=batch.get("visual_tokens"),
+            seen=batch.get("seen"),
         )
-        hidden = self.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+
+    def loss_of(self, hidden: Tensor, labels: Tensor, normalizer: float | None = None) -> Tensor:
+        """The loss, from hidden states (B, L, D) and merged labels (B, L); see `loss`."""
         target = labels[:, 1:].flatten()
         kept = (target != IGNORE_INDEX).nonzero().squeeze(1)
         total = self.lm_head(hidden[:, :-1].flatten(0, 1)[kept], target[kept])

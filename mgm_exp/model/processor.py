@@ -189,6 +189,11 @@ class MGMProcessor:
             image (3, h, h), or with a grid (views, 3, h, h): crops row by row, global view last; and
             image_aux (3, H, H). float32, normalised.
         """
+        image_aux = self.detail(self.square(image, aspect))
+        return self.low(image_aux), image_aux
+
+    def square(self, image: Image.Image, aspect: str = "pad") -> np.ndarray[Any, Any]:
+        """An image as the high resolution shows it, before it is normalised: (H, H, 3) uint8. See `pixels`."""
         if aspect not in ("pad", "square"):
             raise DataError(f"Image aspect {aspect!r} is not known: allowed are 'pad' and 'square'.")
         s = self.settings
@@ -196,9 +201,12 @@ class MGMProcessor:
         if aspect == "pad":
             image = _pad_to_square(image, tuple(int(m * 255) for m in s.mean))
         image = _resize_shortest(image, s.image_size_aux, s.resample)
-        values = torch.from_numpy(np.asarray(image, dtype=np.uint8).copy()).permute(2, 0, 1).long()
-        image_aux = torch.stack([table[channel] for table, channel in zip(self._table, values, strict=True)])
-        return self._low(image_aux), image_aux
+        return np.asarray(image, dtype=np.uint8).copy()
+
+    def detail(self, square: np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """The high resolution (3, H, H) of what `square` gave, normalised."""
+        values = torch.as_tensor(square).permute(2, 0, 1).long()
+        return torch.stack([table[channel] for table, channel in zip(self._table, values, strict=True)])
 
     def no_pixels(self) -> tuple[Tensor, Tensor]:
         """The zeros that a text-only row carries; shapes as from `pixels`."""
@@ -207,7 +215,8 @@ class MGMProcessor:
         image = torch.zeros(shape if s.image_grid <= 1 else (s.n_views, *shape))
         return image, torch.zeros(3, s.image_size_aux, s.image_size_aux)
 
-    def _low(self, image_aux: Tensor) -> Tensor:
+    def low(self, image_aux: Tensor) -> Tensor:
+        """The low resolution of a high one, as `pixels` gives both."""
         s = self.settings
         g, side = max(s.image_grid, 1), s.image_size
         low = _bilinear(image_aux[None], side * g)

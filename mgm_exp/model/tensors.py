@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +147,13 @@ def _opened(file: Path) -> Any:
         ) from error
 
 
+# torch's unpickler is a stack machine in Python: a changed instruction finds its stack empty, or something else on it.
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, MemoryError, struct.error),
+)
+
+
 def read_pickled(file: Path) -> dict[str, Tensor]:
     """A flat dict of tensors from a `.bin`, by the restricted unpickler.
 
@@ -164,7 +172,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
             f"{file} {why}.",
             advice="Use the file of the official release, or convert it to safetensors where it was made.",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise ModelError(f"{file} is damaged: {error}", advice="Copy the file again.") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "Calibration": "calibration",
+    "calibrate": "calibration",
     "CellPlan": "cell",
+    "Measured": "cell",
     "plan_cell": "cell",
     "predicted_hours": "cell",
     "predicted_memory_gib": "cell",

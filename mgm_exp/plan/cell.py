@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import (
     AdapterConfig,
     AdapterKind,
     Attention,
+    Card,
     Device,
     ExperimentConfig,
     Mining,
@@ -52,6 +53,21 @@ class StagePlan:
     @property
     def peak(self) -> Moment:
         return peak(self.moments)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of the machine at hand from measuring it.
+
+    Args:
+        flops_per_s: Operations a second of one device, by the plan's own count; None: not known.
+        source: Where that is known from, as a part of a sentence.
+        memory_factor: Measured over predicted peak memory; None: not known.
+    """
+
+    flops_per_s: float | None
+    source: str = ""
+    memory_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +126,18 @@ class CellPlan:
         }
 
 
-def plan_cell(config: ExperimentConfig, overrides: Sequence[str] = (), *, with_advice: bool = True) -> CellPlan:
+def plan_cell(
+    config: ExperimentConfig,
+    overrides: Sequence[str] = (),
+    *,
+    with_advice: bool = True,
+    measured: Measured | None = None,
+) -> CellPlan:
     """What a configuration needs, costs, and whether it fits; from the configuration alone.
+
+    Args:
+        with_advice: Say what would make it fit, where it does not.
+        measured: What is known of this machine, for ``plan.device=auto``; None: what its data sheet says.
 
     Raises:
         ModelError: the model's sizes are not known.
@@ -120,11 +146,17 @@ def plan_cell(config: ExperimentConfig, overrides: Sequence[str] = (), *, with_a
     stages = [_stage(config, sizes, name) for name in _stages(config)]
     device = device_of(config.plan.device, is_cpu=config.device is Device.cpu)
     highest = max(stage.peak.total for stage in stages) / GIB
-    found = verdict(highest, device)
     flops = _sum(stage.flops for stage in stages)
     hours = None
-    if flops is not None and device.tflops is not None:
-        hours = flops / (config.devices * device.tflops * 1e12 * config.plan.mfu) / 3600
+    if config.plan.device is not Card.auto or measured is None:
+        measured = Measured(None)
+    if measured.flops_per_s is None and device.tflops is not None:
+        peak_share = f"at {config.plan.mfu:g} of the card's peak (plan.mfu)"
+        measured = replace(measured, flops_per_s=device.tflops * 1e12 * config.plan.mfu, source=peak_share)
+    if flops is not None and measured.flops_per_s is not None:
+        hours = flops / (config.devices * measured.flops_per_s) / 3600
+    # A plan that was too low before is not trusted again; one that was too high keeps its margin
+    found = verdict(highest * max(1.0, measured.memory_factor or 1.0), device)
     price = config.plan.price
     return CellPlan(
         overrides=list(overrides),
@@ -136,7 +168,7 @@ def plan_cell(config: ExperimentConfig, overrides: Sequence[str] = (), *, with_a
         device=device.name,
         verdict=found,
         advice=list(_advice(config, device)) if with_advice and found == "does not fit" else [],
-        notes=list(_notes(config, sizes, stages, device.tflops)),
+        notes=list(_notes(config, sizes, stages, measured)),
     )
 
 
@@ -267,7 +299,7 @@ def _longest(config: ExperimentConfig, sizes: Architecture, max_length: int) -> 
 
 
 def _notes(
-    config: ExperimentConfig, sizes: Architecture, stages: Sequence[StagePlan], tflops: float | None
+    config: ExperimentConfig, sizes: Architecture, stages: Sequence[StagePlan], measured: Measured
 ) -> Iterator[str]:
     if sizes.note:
         yield sizes.note
@@ -284,12 +316,17 @@ def _notes(
         keys = {"align": "plan.align_rows", "instruct": "plan.rows", "features": "plan.rows"}
         given = " and ".join(dict.fromkeys(keys[name] for name in unknown))
         yield f"steps and hours need the number of rows: give {given} (or max_steps)"
-    elif tflops is None:
-        yield "hours need plan.device=CARD: the speed of this machine is not known"
+    elif measured.flops_per_s is None:
+        yield "hours need plan.device=CARD, or --probe: the speed of this machine is not known"
     else:
         yield (
-            f"hours of training at {config.plan.mfu:g} of the card's peak (plan.mfu), with "
+            f"hours of training {measured.source}, with "
             f"{config.plan.text_tokens} tokens of text a sample (plan.text_tokens); no evaluation, no captioning"
+        )
+    if measured.memory_factor is not None:
+        yield (
+            f"finished stages on this card had {measured.memory_factor:.2f} of the memory that was predicted"
+            + ("; the verdict takes that into account" if measured.memory_factor > 1 else "")
         )
 
 

@@ -36,7 +36,7 @@ def collect_environment() -> dict[str, Any]:
         "packages": dict(_packages()),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "device": _device(),
+        "device": this_device(),
     }
 
 
@@ -83,7 +83,8 @@ def _packages() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
-def _device() -> dict[str, Any]:
+def this_device() -> dict[str, Any]:
+    """The GPU, or the CPU where there is none: ``type, name, count, memory_gib, driver, cuda, cpu, cpu_count, ...``."""
     import torch
 
     device: dict[str, Any] = {

@@ -16,7 +16,7 @@ from .files import (
     write_json_atomic,
 )
 from .foreign import parse_record, parse_yaml, read_record, read_text, read_yaml
-from .hash_cache import cached_tree_fingerprint
+from .hash_cache import cached_file_sha256s, cached_tree_fingerprint
 from .keys import file_sha256, fingerprint, stage_key, tree_fingerprint
 from .layout import lease_of
 from .lease import Lease, LeaseHeld
@@ -41,6 +41,7 @@ __all__ = [
     "StageOutput",
     "Store",
     "WorkerHold",
+    "cached_file_sha256s",
     "cached_tree_fingerprint",
     "die_with_parent",
     "disk_full_named",

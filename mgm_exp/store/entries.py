@@ -139,6 +139,18 @@ class Store:
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     _log.warning("%s/%s has no readable record (%s)", stage, key, error)
 
+    def keys(self, stage: str, prefix: str = "") -> list[str]:
+        """Keys of a stage's published entries that begin with ``prefix``, in order; their content is not looked at.
+
+        Raises:
+            ValueError: As ``folder``.
+        """
+        folder = self.folder(stage, prefix or "any").parent
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as listing:
+            return sorted(item.name for item in listing if item.name.startswith(prefix) and is_name(item.name))
+
     def produce(
         self,
         stage: str,

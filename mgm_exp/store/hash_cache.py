@@ -47,6 +47,21 @@ def cached_tree_fingerprint(folders: Sequence[PathLike], cache: PathLike) -> str
     return fingerprint(trees)
 
 
+def cached_file_sha256s(paths: Sequence[Path], cache: PathLike) -> dict[Path, str]:
+    """The SHA-256 of each file, remembered as for :func:`cached_tree_fingerprint`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    cache = Path(cache)
+    known = _read(cache)
+    fresh: dict[str, list[Any]] = {}
+    found = {path: _sha256(path, known, fresh) for path in paths}
+    if fresh:
+        _write(cache, fresh)
+    return found
+
+
 def _sha256(path: Path, known: dict[str, list[Any]], fresh: dict[str, list[Any]]) -> str:
     name = os.path.realpath(path)
     before = _identity(name)

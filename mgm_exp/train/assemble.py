@@ -130,19 +130,35 @@ def count(batch: dict[str, Any], n_visual: int, max_length: int) -> CountedBatch
     return CountedBatch(batch, supervised, tokens, len(batch["input_ids"]), images)
 
 
-def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
+def assemble(
+    job: TrainJob,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    on_progress: Callable[[str, int, int], None] | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
+    build: Callable[..., tuple[Any, dict[str, Any]]] | None = None,
+) -> Stage:
     """Everything a stage needs, on this process.
+
+    Args:
+        say: Takes a sentence for the reader.
+        on_progress: Called with (what, images done, images in all) while features are made.
+        is_stopped: Asked while features are made.
+        build: Makes the base; None: :func:`build_base`.
 
     Raises:
         UserError: The model or the data cannot be used.
+        Interrupted: A stop was requested.
     """
+    from mgm_exp.data import ImageTextDataset
     from mgm_exp.model import family_of
     from mgm_exp.train.contract import assert_same_start
+    from mgm_exp.train.feature_pass import use_caches
 
     config = job.experiment()
     settings = stage_settings(config, job.stage)
     family = family_of(config.model)
-    model, load_report = build_base(config, settings, ranks)
+    model, load_report = (build or build_base)(config, settings, ranks)
     ranks.marks.works()
     trainable = make_trainable(model, job.stage, config, settings)
     put_connector(model, job, config)  # after trained tensors became fp32: an aligned connector keeps every bit
@@ -152,6 +168,8 @@ def assemble(job: TrainJob, ranks: Ranks, say: Callable[[str], None]) -> Stage:
     _refuse_mixed_rows(dataset, settings, config)
     plan = open_plan(dataset, settings, ranks)
     ranks.marks.works()
+    if isinstance(dataset, ImageTextDataset):
+        use_caches(dataset, job, settings, model, ranks, say, on_progress, is_stopped)
     module = family.loss_module(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     around = shared_ranks(model, job.stage, config, plan.n_steps)

@@ -292,10 +292,14 @@ class PlainEngine(Engine):
         with self._exchange(last):
             with torch.autocast(self.ranks.device.type, self.dtype, enabled=self.dtype is not torch.float32):
                 loss = self.module(batch, normalizer)
-            # DistributedDataParallel averages over processes, the step's loss is a sum over them
-            scaled = poisoned_if_not_finite(loss) * self.ranks.world_size
-            self.scaler.scale(scaled).backward()
+            self.to_differentiate(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach().float()
+
+    def to_differentiate(self, loss: Tensor) -> Tensor:
+        """What the backward pass of a micro-batch begins with."""
+        # DistributedDataParallel averages over processes, the step's loss is a sum over them
+        scaled: Tensor = self.scaler.scale(poisoned_if_not_finite(loss) * self.ranks.world_size)
+        return scaled
 
     def _exchange(self, last: bool) -> AbstractContextManager[Any]:
         if last or self.ranks.world_size == 1:

@@ -29,6 +29,56 @@ def own_generators(seed: int, device: torch.device) -> Iterator[None]:
         set_generator_states(before, device)
 
 
+class OwnGenerators:
+    """The global generators of one of several stages that train in one process: each finds them as it left them.
+
+    Args:
+        seed: As for :func:`own_generators`.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        with own_generators(seed, device):
+            self._states = self._taken()
+
+    @property
+    def torch(self) -> torch.Tensor:
+        """The state of torch's generator on the device that computes."""
+        return self._states[-1]
+
+    @torch.setter
+    def torch(self, state: torch.Tensor) -> None:
+        self._states[-1] = state
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """They are the global ones inside; outside, those that were there before."""
+        before = self._taken()
+        self._put(self._states)
+        try:
+            yield
+        finally:
+            self._states = self._taken()
+            self._put(before)
+
+    def _taken(self) -> list[Any]:
+        import numpy as np
+        import torch
+
+        states: list[Any] = [random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else states
+
+    def _put(self, states: list[Any]) -> None:
+        import numpy as np
+        import torch
+
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(states[3], self._device)
+
+
 def generator_states(device: torch.device) -> dict[str, Any]:
     """The states of python's, numpy's and torch's global generators, as plain lists and hexadecimal digits."""
     import numpy as np

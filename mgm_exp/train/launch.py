@@ -60,6 +60,7 @@ def run_stage(
     say: Callable[[str], None] | None = None,
     on_validation: Callable[[int, float], bool] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> StageSummary:
     """Trains one stage to its end, continuing from what is in ``job.work``.
 
@@ -71,6 +72,7 @@ def run_stage(
         say: One line for the reader.
         on_validation: ``(step, score)`` of each validation point; True stops the stage there, its state saved.
         should_stop: Asked once a step; True saves the state and raises Interrupted.
+        on_progress: ``(what, images done, images in all)`` while features are made.
 
     Returns:
         The summary, which also stands in ``out/summary.json``.
@@ -87,6 +89,7 @@ def run_stage(
         "on_checkpoint": on_checkpoint,
         "say": say,
         "on_validation": on_validation,
+        "on_progress": on_progress,
     }
     listener = Listener(**{name: call for name, call in given.items() if call is not None})  # type: ignore[arg-type]
     config = job.experiment()
@@ -108,12 +111,17 @@ def run_stage(
                     f"{job.stage}: {error.message} It goes on with micro-batches of {size} (train.auto_micro_batch) "
                     "and more of them in a step: the global batch stays as it is."
                 )
-    if stop.reason is not None:  # it came during the last step: the stage is complete, but nobody else has heard of it
-        raise Interrupted(
-            f"The {job.stage} stage was stopped by {stop.reason} after its last step; its state is saved.",
-            advice="The same command continues from there.",
-        )
+    if stop.reason is not None:
+        raise stopped_after_the_end(job, stop.reason)
     return summary
+
+
+def stopped_after_the_end(job: TrainJob, reason: str) -> Interrupted:
+    """A stop that came during the last step: the stage is complete, but nobody else has heard of it."""
+    return Interrupted(
+        f"The {job.stage} stage was stopped by {reason} after its last step; its state is saved.",
+        advice="The same command continues from there.",
+    )
 
 
 def check_machine(config: ExperimentConfig) -> None:
@@ -337,6 +345,8 @@ class Follower:
         elif kind == "checkpoint":
             if Path(value).is_dir():  # else pruned meanwhile
                 self._listener.on_checkpoint(Path(value))
+        elif kind == "progress":
+            self._listener.on_progress(*value)
         elif kind == "validation":
             stop = self._listener.on_validation(value["step"], value["value"])
             write_atomic(self._launch.answer(value["step"]), STOP if stop else GO_ON)

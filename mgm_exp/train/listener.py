@@ -25,6 +25,7 @@ class Listener:
         on_row: Each line of ``metrics.jsonl`` as it is written; one with the key ``event`` is not an optimizer step.
         on_checkpoint: The folder of each finished checkpoint.
         say: One line for the reader.
+        on_progress: ``(what, images done, images in all)`` before the first step.
         on_validation: ``(step, score)`` of each validation point; True stops the stage there.
     """
 
@@ -32,4 +33,5 @@ class Listener:
     on_row: Callable[[dict[str, Any]], None] = _ignore
     on_checkpoint: Callable[[Path], None] = _ignore
     say: Callable[[str], None] = _ignore
+    on_progress: Callable[[str, int, int], None] = _ignore
     on_validation: Callable[[int, float], bool] = _go_on

@@ -12,7 +12,7 @@ import torch
 
 from mgm_exp.config import GuardAction
 from mgm_exp.errors import Interrupted, LossNotFinite, OutOfMemory, Pruned
-from mgm_exp.train.assemble import assemble
+from mgm_exp.train.assemble import Stage, assemble
 from mgm_exp.train.checkpoint import CheckpointClock, Progress, Saver, load_newest
 from mgm_exp.train.contract import MovementCheck
 from mgm_exp.train.determinism import determinism
@@ -28,10 +28,12 @@ from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.recovery import ROLLBACK, ends, failure_of, roll_back
 from mgm_exp.train.rows import facts_of, step_row
 from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
-from mgm_exp.train.step import Launched, Outcome, take_step
+from mgm_exp.train.step import Launched, Outcome, Passes, alone, take_step
 from mgm_exp.train.stop import StopRequest
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
 from mgm_exp.train.vitals import Vitals, gradient_statistics
+
+Assemble = Callable[..., Stage]  # as assemble
 
 
 def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> StageSummary:
@@ -47,11 +49,22 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
     """
     config = job.experiment()
     with own_generators(derived_seed(config.seed, job.stage), ranks.device), determinism(config.train.deterministic):
-        run = _Run(job, ranks, listener, stop)
-        try:
-            return run.train()
-        finally:
-            run.saver.close()
+        return alone(training(job, ranks, listener, stop))
+
+
+def training(
+    job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest, make: Assemble = assemble
+) -> Passes[StageSummary]:
+    """The same, as the passes that it asks for; its global generators are its own while it runs.
+
+    Args:
+        make: Puts the stage together.
+    """
+    run = _Run(job, ranks, listener, stop, make)
+    try:
+        return (yield from run.train())
+    finally:
+        run.saver.close()
 
 
 class _Run:
@@ -61,11 +74,11 @@ class _Run:
     at once where something depends on it (a checkpoint, a validation point, a policy that changes the next step).
     """
 
-    def __init__(self, job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest) -> None:
+    def __init__(self, job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest, make: Assemble) -> None:
         self.job, self.ranks, self.listener, self.stop = job, ranks, listener, stop
         self.memory = PeakMemory(ranks.device)
         self.metrics = MetricsFile(job.metrics)
-        self.stage = stage = assemble(job, ranks, listener.say)
+        self.stage = stage = make(job, ranks, listener.say, listener.on_progress, stop.is_requested)
         self.progress = self._resumed()
         config = stage.config.train
         self.guards = Guards(config.guards, self.progress.guards)
@@ -92,7 +105,7 @@ class _Run:
         self.reads_late = stage.engine.reads_late and not self.guards.changes_later_steps
         self.read_at = 0.0
 
-    def train(self) -> StageSummary:
+    def train(self) -> Passes[StageSummary]:
         """Steps, and what lies between them: validation points, checkpoints, roll-backs."""
         n_steps = self.stage.n_steps
         if self.guards.may_roll_back and not self.progress.step:
@@ -103,7 +116,7 @@ class _Run:
             if is_ending and not self.launched:
                 break
             if not is_ending:
-                self._launch()
+                yield from self._launch()
             at = self.progress.step + len(self.launched)
             is_point = not is_ending and self.validation is not None and self.validation.is_due(at)
             is_due = not is_ending and self.clock.is_due(at, self.ranks)
@@ -140,7 +153,7 @@ class _Run:
 
     # -- a step ------------------------------------------------------------------------------------------------
 
-    def _launch(self) -> None:
+    def _launch(self) -> Passes[None]:
         """Hands the next step to the device."""
         stage, ranks, guards = self.stage, self.ranks, self.guards
         step = self.progress.step + len(self.launched)
@@ -154,7 +167,7 @@ class _Run:
         self.is_looked_at = self.vitals.is_due(self.progress.updates + len(self.launched))
         try:
             with self.vitals.watching(micro_batches) if self.is_looked_at else nullcontext():
-                launched = take_step(
+                launched = yield from take_step(
                     stage.engine,
                     stage.settings,
                     ranks,

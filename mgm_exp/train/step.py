@@ -5,15 +5,18 @@ Numbers that must come out the same for any split of the global batch over proce
 - dropout draws from a generator that is seeded anew for each micro-batch of the stage, whoever computes it.
 
 A step is launched, and its numbers are read later (:meth:`Launched.outcome`): a GPU is not waited for between steps.
+
+Whoever trains says which passes through the model are due (:class:`Pass`), and somebody else takes them: one after
+another (:func:`alone`), or together with those of other trials (:mod:`mgm_exp.train.pack`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,10 +52,13 @@ class CountedBatch:
 
     def on(self, device: torch.device) -> dict[str, Any]:
         """The tensors on the device that computes."""
-        return {
-            key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in self.batch.items()
-        }
+        return {key: _on(value, device) for key, value in self.batch.items()}
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {key: _on(part, device) for key, part in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,47 @@ class Launched:
         )
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A forward and backward pass that is due; its answer is the detached loss.
+
+    Args:
+        normalizer: What the summed loss is divided by.
+        last: Whether it is the last one of its step.
+    """
+
+    engine: Engine
+    micro: CountedBatch
+    normalizer: float
+    last: bool
+
+    def take(self) -> Tensor:
+        """Takes it, by itself."""
+        batch = self.micro.on(self.engine.ranks.device)
+        return self.engine.accumulate(batch, self.normalizer, last=self.last)
+
+
+T = TypeVar("T")
+# Asks for passes, gets their losses, and gives something in the end.
+Passes = Generator[Pass, Tensor, T]
+
+
+def alone(passes: Passes[T]) -> T:
+    """Takes all passes one after another; an error of one is raised where it was asked for."""
+    try:
+        due = next(passes)
+        while True:
+            try:
+                loss = due.take()
+            except BaseException as error:  # noqa: BLE001 - handed to whoever asked
+                due = passes.throw(error)
+            else:
+                due = passes.send(loss)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
 def take_step(
     engine: Engine,
     settings: StageSettings,
@@ -150,8 +197,8 @@ def take_step(
     limits: Limits | None = None,
     mining: Tensor | None = None,
     before_update: Callable[[], None] | None = None,
-) -> Launched:
-    """Launches one optimizer step over this process's micro-batches of the global batch.
+) -> Passes[Launched]:
+    """Launches one optimizer step over this process's micro-batches of the global batch: asks for their passes.
 
     Args:
         step: Its number, from 0.
@@ -188,7 +235,7 @@ def take_step(
         for j, micro in enumerate(micro_batches):
             seed_generators(settings.seed, step, j * ranks.world_size + ranks.rank)
             normalizer = supervised if settings.loss_norm is LossNorm.tokens else max(micro.supervised, 1) * learning
-            total += engine.accumulate(micro.on(ranks.device), float(normalizer), last=j == len(micro_batches) - 1)
+            total += yield Pass(engine, micro, float(normalizer), last=j == len(micro_batches) - 1)
             ranks.marks.tick()
         if before_update is not None:
             before_update()

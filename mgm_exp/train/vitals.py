@@ -51,7 +51,8 @@ class Vitals:
     def watching(self, micro_batches: list[Any]) -> Iterator[None]:
         """Measures how much visual tokens differ between images while it is open: those that the projector makes, or
         the cached ones of the batches."""
-        self._spread = [_spread(micro.batch["visual_tokens"]) for micro in micro_batches if _has_cached(micro.batch)]
+        cached = [tokens for micro in micro_batches if (tokens := _cached(micro.batch)) is not None]
+        self._spread = [_spread(tokens) for tokens in cached]
         projector = getattr(self._body, "mm_projector", None)
         if self._spread or projector is None:
             yield
@@ -85,8 +86,11 @@ class Vitals:
         return found
 
 
-def _has_cached(batch: Mapping[str, Any]) -> bool:
-    return isinstance(batch.get("visual_tokens"), Tensor)
+def _cached(batch: Mapping[str, Any]) -> Tensor | None:
+    """Visual tokens that no projector makes in this step, where they are those of the whole batch."""
+    seen = batch.get("seen") or {}
+    tokens = batch.get("visual_tokens") if "order" in seen or "tokens" not in seen else seen["tokens"]
+    return tokens if isinstance(tokens, Tensor) else None
 
 
 def _spread(tokens: Tensor) -> Tensor:

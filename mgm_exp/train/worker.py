@@ -104,6 +104,7 @@ def _to_file(launch: LaunchFolder) -> Listener:
         on_checkpoint=lambda folder: tell("checkpoint", str(folder)),
         say=lambda text: tell("say", text),
         on_validation=ask,
+        on_progress=lambda *progress: tell("progress", list(progress)),
     )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgm_exp.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, UserError
+from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, UserError
+from mgm_exp.verbs.this_machine import ThisMachine
 
 if TYPE_CHECKING:
     from mgm_exp.config import ExperimentConfig
@@ -17,7 +18,7 @@ _COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "bu
 
 
 def run(arguments: list[str]) -> int:
-    """Prints the plan of each cell; 3 if one does not fit."""
+    """Prints the plan of each cell; 3 if one does not fit, 2 if one cannot be run at all."""
     parser = argparse.ArgumentParser(
         prog="mgm-exp plan",
         description="What a run, or every cell of a grid, needs and costs: parameters, memory, steps, tokens, hours, "
@@ -26,32 +27,51 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="as for a run; a,b makes several cells")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON, too")
     parser.add_argument("--explain", action="store_true", help="every moment of each stage, and what is counted")
+    parser.add_argument(
+        "--calibration", action="store_true", help="finished runs of this machine: predicted and measured, side by side"
+    )
+    parser.add_argument(
+        "--probe", action="store_true", help="measure this machine for 20 seconds first (kept in paths.root)"
+    )
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # as it is typed for a sweep
     options = parser.parse_intermixed_args(arguments)
     from mgm_exp.plan import plan_cell
 
-    plans = [plan_cell(config, overrides) for overrides, config in cells_of(options.overrides)]
+    plans, refused = [], []
+    machine = ThisMachine(measures=options.probe)
+    for overrides, config in cells_of(options.overrides):
+        if isinstance(config, ConfigError):
+            refused.append({"overrides": overrides, "error": str(config)})
+        else:
+            plans.append(plan_cell(config, overrides, measured=machine.measured(config)))
     show(plans, explain=options.explain)
+    for cell in refused:
+        print(f"cannot run: {' '.join(cell['overrides'])}: {cell['error']}")
+    if options.calibration:
+        machine.show()
     if options.json is not None:
         from mgm_exp.store import write_json_atomic
 
         if not options.json.parent.is_dir():
             raise UserError(f"--json {options.json}: its folder does not exist.")
-        write_json_atomic(options.json, {"schema_version": 1, "cells": [plan.to_json() for plan in plans]})
+        cells = [plan.to_json() for plan in plans]
+        write_json_atomic(options.json, {"schema_version": 1, "cells": cells, "refused": refused, **machine.to_json()})
         print(f"written: {options.json}")
-    return EXIT_DOES_NOT_FIT if any(plan.verdict == "does not fit" for plan in plans) else EXIT_DONE
+    if any(plan.verdict == "does not fit" for plan in plans):
+        return EXIT_DOES_NOT_FIT
+    return EXIT_BAD_INPUT if refused else EXIT_DONE
 
 
-def cells_of(overrides: Sequence[str]) -> list[tuple[list[str], ExperimentConfig]]:
-    """Each cell of a grid with its checked configuration; a single run is one cell.
+def cells_of(overrides: Sequence[str]) -> list[tuple[list[str], ExperimentConfig | ConfigError]]:
+    """Each cell of a grid with its checked configuration, or with why it has none; a single run is one cell.
 
     Raises:
-        ConfigError: one of them does not compose.
+        ConfigError: none of them composes.
     """
     from mgm_exp.compose import checked, compose_tree, session
     from mgm_exp.grid import parse_grid
 
-    found = []
+    found: list[tuple[list[str], ExperimentConfig | ConfigError]] = []
     with session() as hydra:
         tree = compose_tree(hydra, overrides, is_sweep=True)
         params = tree.hydra.sweeper.get("params") or {}
@@ -62,7 +82,14 @@ def cells_of(overrides: Sequence[str]) -> list[tuple[list[str], ExperimentConfig
         for cell in grid.cells():
             given = [*cell.overrides, "hydra.mode=RUN"]
             swept = [f"{key}={value}" for key, value in cell.params.items()]
-            found.append((swept or list(overrides), checked(compose_tree(hydra, given), given)))
+            try:
+                config: ExperimentConfig | ConfigError = checked(compose_tree(hydra, given), given)
+            except ConfigError as error:
+                config = error
+            found.append((swept or list(overrides), config))
+    errors = [config for _, config in found if isinstance(config, ConfigError)]
+    if len(errors) == len(found):
+        raise errors[0]
     return found
 
 

@@ -44,6 +44,15 @@ def test_on_24_gb_lora_fits_and_full_fine_tuning_does_not(tmp_path: Path, capsys
     assert "backward of mining" in output and "16" in output and "note: the sizes of MGM-2B" in output
 
 
+def test_a_cell_that_cannot_be_run_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, cells = planned(tmp_path, "plan.device=a10", "train.micro_batch_size=16,5")
+    assert code == 2
+    assert [cell["overrides"] for cell in cells] == [["train.micro_batch_size=16"]]
+    refused = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["refused"]
+    assert [cell["overrides"] for cell in refused] == [["train.micro_batch_size=5"]]
+    assert "cannot run: train.micro_batch_size=5: " in capsys.readouterr().out
+
+
 def test_a_single_run_that_fits_ends_with_0(tmp_path: Path) -> None:
     code, cells = planned(tmp_path, "plan.device=a10")
     assert code == 0

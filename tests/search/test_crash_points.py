@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ import pytest
 from tests.fault_table import met
 from tests.search import campaign_scenario as scenario
 from tests.store.crash_points import run_to_change
-from tests.system_calls import CHANGES, Traced, strace_or_skip
+from tests.system_calls import Traced, count_calls, strace_or_skip, stride
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRIALS = 3
 TO_THE_END = 10**9
-# In the quick run every so many-th point is tried; the slow run tries them all.
-EVERY = 20
+# Every so many-th change is tried, in the quick run and in the slow one (CRASH_POINTS=all: all of them).
+EVERY, OFTEN = 40, 4
 
 
 def run(folder: Path, kill_at: int = TO_THE_END, storage: str | None = None) -> Any:
@@ -70,8 +69,10 @@ def check(folder: Path, before: dict[int, tuple[int, bool]], after: Any, undistu
     assert {path.name for path in folder.iterdir() if path.name.isdigit()} == {"0", "1", "2"}, point
 
 
-@pytest.mark.parametrize("every", [EVERY, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("every", [EVERY, pytest.param(OFTEN, marks=pytest.mark.slow)])
 def test_killed_at_each_change_it_ends_as_if_undisturbed(tmp_path: Path, undisturbed: Any, every: int) -> None:
+    every = 1 if every == OFTEN and os.environ.get("CRASH_POINTS") == "all" else every
     folder, kill_at, points = tmp_path / "s", 1 + random.Random(0).randrange(every), 0
     while True:
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,37 +99,47 @@ def test_killed_again_and_again_it_still_gets_there(tmp_path: Path, undisturbed:
 # -- the kernel's view ------------------------------------------------------------------------------------------------
 
 NTH = 3000
+# Points of each kind of call in the slow run, spread evenly; about 1 s of processor time for each.
+POINTS = 20
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    ("storage", "calls", "every", "least"),
+    ("storage", "calls"),
     [
-        ("sqlite", ["pwrite64", "fdatasync"], 200, 3),
-        pytest.param("sqlite", CHANGES, 1, 500, marks=pytest.mark.slow),
-        pytest.param("journal", CHANGES, 1, 200, marks=pytest.mark.slow),
+        ("sqlite", {"pwrite64": 3}),  # of some 700
+        pytest.param("sqlite", None, marks=pytest.mark.slow),
+        pytest.param("journal", None, marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_each_system_call_it_ends_as_if_undisturbed(
-    tmp_path: Path, undisturbed: Any, storage: str, calls: Sequence[str], every: int, least: int
+def test_killed_at_system_calls_it_ends_as_if_undisturbed(
+    tmp_path: Path, undisturbed: Any, storage: str, calls: dict[str, int] | None
 ) -> None:
+    """``calls``: how many points of which; None: of all that the search makes."""
     strace_or_skip()
-    program, folder, points = f"tests.search.committing:with_{storage}", tmp_path / "s", []
+    program, folder = f"tests.search.committing:with_{storage}", tmp_path / "s"
 
     def prepare() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
-    with Traced(program) as clean, Traced(program, calls, nth=NTH) as traced:
-        for point, _ in traced.each_call(prepare, calls, nth=NTH, first=1 + every // 2, every=every):
-            before = state(folder)
-            code, said = clean.run(folder)
-            assert code == 0, (storage, point, said)
-            (result,) = [line for line in said.splitlines() if line.startswith("result ")]
-            check(folder, before, json.loads(result.removeprefix("result ")), undisturbed, (storage, point))
-            points.append(point)
-    assert len(points) >= least, points
-    met("kill: sweep", len(points))
+    made = dict.fromkeys(calls, 700) if calls else count_calls(program, prepare())
+    assert calls or len(made) >= 6, made
+    with Traced(program, list(made), nth=NTH) as traced:
+        for call, number in made.items():
+            wanted = (calls or {}).get(call, POINTS)
+            every, met_at = stride(number, wanted), 0
+            for point, _ in traced.each_call(prepare, [call], nth=NTH, first=(1 + every) // 2, every=every):
+                before = state(folder)
+                check(folder, before, run(folder, storage=storage_of(storage)), undisturbed, (storage, point))
+                met_at += 1
+            print(f"{storage}: {call}: {met_at} of {number}")
+            assert met_at >= min(number, wanted) // 2, (call, number)
+            met("kill: sweep", met_at)
+
+
+def storage_of(name: str) -> str | None:
+    return None if name == "journal" else name
 
 
 # -- several sweepers, random kills -----------------------------------------------------------------------------------
@@ -198,9 +209,13 @@ def chaos(folder: Path, storage: str, *, trials: int, kills: int, seed: int = 0,
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("storage", ["journal", "sqlite"])
 @pytest.mark.parametrize(
-    ("trials", "kills"), [(9, 4), pytest.param(60, 25, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("storage", "trials", "kills"),
+    [
+        ("journal", 7, 2),
+        pytest.param("journal", 40, 15, marks=pytest.mark.slow),
+        pytest.param("sqlite", 40, 15, marks=pytest.mark.slow),
+    ],
 )
 def test_three_sweepers_and_kills_lose_nothing_and_repeat_nothing(
     tmp_path: Path, storage: str, trials: int, kills: int

@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -186,11 +189,12 @@ READERS: dict[str, Callable[[], Reader]] = {
 }  # fmt: skip
 
 # What readers stumble over, more often than over bytes at random.
-PIECES = st.binary(max_size=6) | st.sampled_from(
+BROKEN = (
     [b"", b"[", b"]", b"{", b"}", b'"', b"'", b"\n", b"\t", b":", b",", b"null", b"NaN", b"1e999", b"-", b"0", b"1.5",
      b"true", b'"x"', b"[]", b"{}", b"\x00", b"\xff", b"\\ud800", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"../", b"!!int ",
      b"!!timestamp ", b"!!bool ", b"&a ", b"*a", b"<<: ", b"slots=", b"9" * 5000, b"[" * 70, b"[" * 9999, b'{"a":' * 70]
 )  # fmt: skip
+PIECES = st.binary(max_size=6) | st.sampled_from(BROKEN)
 EXAMPLES = 40
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), PIECES), max_size=4)
 
@@ -211,3 +215,22 @@ def test_a_changed_file_is_read_or_is_its_readers_error(what: str, tmp_path: Pat
 
     check()
     met("fuzzed", EXAMPLES)
+
+
+# Some minutes of one core; more of them find more.
+RUNS = 30_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_files_that_reach_further_and_further_into_the_readers_are_read_or_refused(tmp_path: Path) -> None:
+    """The environment's FUZZ_RUNS asks for another number of files."""
+    pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris; CPython up to 3.13)")
+    runs = int(os.environ.get("FUZZ_RUNS", RUNS))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.security.fuzz", str(tmp_path / "corpus"), f"-runs={runs}", "-seed=1",
+         "-max_len=8192", "-timeout=60", "-rss_limit_mb=4096", f"-artifact_prefix={tmp_path}/"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=3500,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    met("fuzzed", runs)

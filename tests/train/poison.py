@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,3 +46,15 @@ def loud(ids: Collection[str], factor: float = 1000.0) -> Iterator[None]:
         yield
     finally:
         LossModule.forward = original  # type: ignore[method-assign]
+
+
+def limit_memory(samples: int, from_call: int) -> None:
+    """From its ``from_call``-th micro-batch on, this process has memory for so many samples at once, as on a GPU."""
+    original, calls = CountedBatch.on, itertools.count(1)
+
+    def on(self: CountedBatch, device: torch.device) -> dict[str, Any]:
+        if next(calls) >= from_call and len(self.ids) > samples:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, device)
+
+    CountedBatch.on = on  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -127,8 +128,9 @@ def trained_together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
                 for name, engine in IN_TWO_PROCESSES.items()}  # fmt: skip
         jobs["out-of-step"] = job_in(folder, name="out-of-step", devices=2, steps=3)
         write_records(folder / "others.jsonl", 13)
-        for zero in (2, 3):
+        for zero in (0, 3):
             jobs[f"undisturbed-zero{zero}"] = job_in(folder, name=f"undisturbed-zero{zero}", zero=zero, **STORY)
+        for zero in (2, 3):
             bf16 = {"zero": zero, "precision": Precision.bf16, "steps": 3, "devices": 2}
             jobs[f"bf16-zero{zero}"] = job_in(folder, name=f"bf16-zero{zero}", **bf16)
         for zero in (0, 2, 3):
@@ -263,55 +265,54 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_killed_and_stopped_deepspeed_runs_end_as_undisturbed_ones(
-    trained_together: tuple[Path, dict[str, TrainJob]], tmp_path: Path
-) -> None:
-    zero2 = job_in(tmp_path, name="story-2", zero=2, **STORY)
-    train_until_killed(zero2, "row written", 3)
-    assert_no_worker_is_left(zero2, within_s=60)
-    with pytest.raises(Interrupted, match="SIGTERM after"):
-        run_stage(zero2, on_row=at_step(5, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-    assert_no_worker_is_left(zero2)
-    assert len(run_stage(zero2).resumed_from) == 2
-    assert_as_undisturbed(zero2, trained_together[1]["undisturbed-zero2"])
-    met("kill: process", 1)
-    met("signal", 1)
-
-
 def test_a_killed_process_is_replaced_and_the_stage_ends_as_an_undisturbed_one(
     trained_together: tuple[Path, dict[str, TrainJob]], tmp_path: Path
 ) -> None:
     job, said, starts = job_in(tmp_path, name="story-3", zero=3, **STORY), [], []
-    summary = run_stage(
-        job,
-        on_row=at_step(3, lambda: kill_worker(job, 0)),
-        on_start=lambda total, rows: starts.append(len(rows)),
-        say=said.append,
-    )
+    kill, stop = at_step(3, lambda: kill_worker(job, 0)), at_step(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="SIGTERM after"):
+        run_stage(
+            job,
+            on_row=lambda row: [act(row) for act in (kill, stop)],
+            on_start=lambda total, rows: starts.append(len(rows)),
+            say=said.append,
+        )
     assert_no_worker_is_left(job)
-    assert len(summary.resumed_from) == 1 and summary.resumed_from[0] in (2, 4, 6)
     assert starts[0] == 0 and starts[1] >= 2, "whoever listens hears what the checkpoint has"
     (again,) = [line for line in said if "begins again" in line]
     assert re.search(r"Process 0 of 2 .* was killed by SIGKILL.*\(restart 1 of 1\)", again)
+    summary = run_stage(job)
+    assert_no_worker_is_left(job)
+    assert len(summary.resumed_from) == 2 and summary.resumed_from[0] in (2, 4, 6)
     assert_as_undisturbed(job, trained_together[1]["undisturbed-zero3"])
     met("kill: process", 1)
+    met("signal", 1)
 
 
-def test_a_process_that_hangs_on_another_machine_is_named(tmp_path: Path) -> None:
+def test_a_process_that_hangs_on_another_machine_is_named_and_replaced(
+    trained_together: tuple[Path, dict[str, TrainJob]], tmp_path: Path
+) -> None:
     """Two machines that are this one, under two names, reached by a shell that is not remote."""
-    job, said = job_in(tmp_path, devices=2, steps=500, every_steps=1000), []
+    job, said, waiting = job_in(tmp_path, name="story-0", **STORY), [], []
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 slots=1\nlocalhost slots=1  # the same\n")
     shell = ["sh", "-c", 'exec sh -c "$2"', "remote"]
-    job.config["launch"] |= {"hostfile": str(hosts), "remote_shell": shell, "timeout_s": 20.0, "max_restarts": 0}
-    with pytest.raises(ProcessKilled) as caught:
-        run_stage(job, on_row=at_step(3, lambda: kill_worker(job, 1, signal.SIGSTOP)), say=said.append)
+    job.config["launch"] |= {"hostfile": str(hosts), "remote_shell": shell, "timeout_s": 20.0, "max_restarts": 1}
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "begins again" in line:
+            waiting.append(LaunchFolder.newest(job.work).log(0, "err").read_text())
+
+    summary = run_stage(job, on_row=at_step(3, lambda: kill_worker(job, 1, signal.SIGSTOP)), say=say)
     assert_no_worker_is_left(job, within_s=60)
     assert any("on 127.0.0.1, localhost" in line for line in said)
-    for words in ("20 s (launch.timeout_s)", "process 1 of 2 (on localhost) does not answer"):
-        assert words in str(caught.value)
-    waiting = LaunchFolder.newest(job.work).log(0, "err").read_text()
-    assert "most recent call first" in waiting and "loop.py" in waiting, "where the other one waits"
+    (again,) = [line for line in said if "begins again" in line]
+    for words in ("20 s (launch.timeout_s)", "process 1 of 2 (on localhost) does not answer", "(restart 1 of 1)"):
+        assert words in again
+    assert "most recent call first" in waiting[0] and "loop.py" in waiting[0], "where the other one waits"
+    assert len(summary.resumed_from) == 1
+    assert_as_undisturbed(job, trained_together[1]["undisturbed-zero0"])
     met("hang", 1)
 
 
@@ -330,7 +331,33 @@ def assert_as_undisturbed(job: TrainJob, undisturbed: TrainJob) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2, 3])
-@pytest.mark.parametrize("victim", [0, 1])
+def test_memory_that_ends_on_one_process_halves_the_micro_batch_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zero: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 4, "every_steps": 2, "global_batch": 8, "devices": 2, "zero": zero}
+    alone = job_in(tmp_path, name="alone", **settings | {"devices": 1, "zero": 0, "micro_batch": 2})
+    run_stage(alone)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from tests.train.poison import limit_memory\n"
+        "    limit_memory(samples=2, from_call=3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hook"))
+    job, said = job_in(tmp_path, name="two", **settings, micro_batch=4, auto_micro_batch=True), []
+    summary = run_stage(job, say=said.append)
+    (shrunk,) = [line for line in said if "It goes on with micro-batches of 2" in line]
+    assert re.search(r"CUDA out of memory in step 3 .*process 1 of 2", shrunk)
+    assert json.loads((job.work / "micro_batch.json").read_text())["micro_batch_size"] == 2
+    assert (job.work / "out_of_memory-1.txt").exists() and not (job.work / "out_of_memory-0.txt").exists()
+    assert summary.resumed_from == [2], "no step beyond the last checkpoint is lost"
+    assert steps_of(job) == [pytest.approx(step, rel=1e-5) for step in steps_of(alone)]
+    met("memory", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "victim"), [(0, 1), (2, 1), (3, 0), (3, 1)])
 def test_any_process_may_be_killed_with_any_engine(tmp_path: Path, zero: int, victim: int) -> None:
     undisturbed = job_in(tmp_path, name="undisturbed", zero=zero, **STORY)
     run_stage(undisturbed)

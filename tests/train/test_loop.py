@@ -203,12 +203,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
 @pytest.mark.parametrize(
     ("moment", "step"),
     [
-        ("row written", 1),
+        pytest.param("row written", 1, marks=pytest.mark.slow),
         ("row written", 4),
         ("tensors written", 4),
         ("all files written", 2),
         ("checkpoint published", 4),
-        ("checkpoint published", 6),
+        pytest.param("checkpoint published", 6, marks=pytest.mark.slow),
     ],
 )
 def test_resume_continues_bit_exact_after_kill(

@@ -75,21 +75,25 @@ class MgmGridSweeper(ComposingSweeper):
 
     def _check(self, grid: Grid) -> list[tuple[Cell, ExperimentConfig | Exception]]:
         """Composes and validates every cell, before the first one starts."""
-        from mgm_exp.errors import ConfigError
+        from mgm_exp.errors import ConfigError, DoesNotFit
 
         checked = [(cell, self._config_of(cell)) for cell in grid.cells()]
         faults = [config for _, config in checked if isinstance(config, Exception)]
         if len(faults) == len(checked):
             first = faults[0]
-            others = "" if len(faults) == 1 else f" (None of the {len(faults)} cells composes; this is the first.)"
-            raise ConfigError(f"{getattr(first, 'message', first)}{others}", advice=getattr(first, "advice", ""))
+            others = "" if len(faults) == 1 else f" (None of the {len(faults)} cells can be run; this is the first.)"
+            kind = DoesNotFit if isinstance(first, DoesNotFit) else ConfigError
+            raise kind(f"{getattr(first, 'message', first)}{others}", advice=getattr(first, "advice", ""))
         return checked
 
     def _config_of(self, cell: Cell) -> ExperimentConfig | Exception:
+        from mgm_exp.capacity import refuse_cell
         from mgm_exp.errors import ConfigError
 
         try:
-            return self.config_of(cell.overrides)
+            config = self.config_of(cell.overrides)
+            refuse_cell(config)
+            return config
         except ConfigError as error:
             return error
 

@@ -1,0 +1,171 @@
+"""What finished runs of a machine say of the plan: how far its predictions were off, and how fast the machine is.
+
+A finished run holds its configuration, its steps and what they took. Each of its trained stages is planned again from
+the configuration and set beside the measurement. The speed found that way, operations of the plan's own count a second,
+needs no data sheet and no guess of what share of a peak is reached: a wrong count cancels out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mgm_exp.config import from_plain
+from mgm_exp.errors import MgmError
+from mgm_exp.plan.cell import StagePlan, plan_cell
+from mgm_exp.store import read_record, read_yaml
+
+# Runs that are looked at, the newest first: the machine as it is now.
+MOST_RUNS = 60
+# Steps at the beginning of a stage that warm caches and allocators up.
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One trained stage of a finished run.
+
+    Args:
+        run: Its folder.
+        stage: ``align`` or ``instruct``.
+        model: ``model.name``.
+        steps: That were measured.
+        seconds: They took.
+        flops: They cost, by the plan's count, over all processes.
+        devices: Processes.
+        predicted_gib: Peak memory of a process by the plan.
+        measured_gib: As it was recorded; None on the CPU, where it is that of the whole process.
+    """
+
+    run: Path
+    stage: str
+    model: str
+    steps: int
+    seconds: float
+    flops: float
+    devices: int
+    predicted_gib: float
+    measured_gib: float | None
+
+    @property
+    def speed(self) -> float:
+        """Operations a second of one device."""
+        return self.flops / self.seconds / self.devices
+
+    @property
+    def memory_error(self) -> float | None:
+        """How far the prediction was off, as a share of the measurement."""
+        return None if self.measured_gib is None else self.predicted_gib / self.measured_gib - 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is known of this machine.
+
+    Args:
+        finished: Stages that were measured on it.
+    """
+
+    finished: tuple[Finished, ...]
+
+    def speed(self, model: str) -> float | None:
+        """Operations a second of one device, the median of stages of this model, else of all; None without any."""
+        same = [stage.speed for stage in self.finished if stage.model == model]
+        speeds = same or [stage.speed for stage in self.finished]
+        return median(speeds) if speeds else None
+
+    def memory_factor(self) -> float | None:
+        """Measured over predicted peak, the median; None where fewer than three stages were measured on a GPU."""
+        ratios = [s.measured_gib / s.predicted_gib for s in self.finished if s.measured_gib is not None]
+        return median(ratios) if len(ratios) >= 3 else None
+
+    def time_error(self, stage: Finished) -> float | None:
+        """How far a stage's time would have been off, predicted from the others; None without others."""
+        others = Calibration(tuple(other for other in self.finished if other is not stage))
+        speed = others.speed(stage.model)
+        return None if speed is None else stage.speed / speed - 1
+
+
+def calibrate(root: Path, machine: str) -> Calibration:
+    """Reads the finished runs below ``paths.root`` that ran on this machine.
+
+    Args:
+        root: ``paths.root``.
+        machine: The device's name, as a manifest has it.
+    """
+    found: dict[str, Finished] = {}
+    for folder in _finished_runs(root):
+        manifest = _record(folder / "manifest.json")
+        device = manifest.get("device")
+        if not isinstance(device, dict) or device.get("name") != machine:
+            continue
+        keys = {stage.get("name"): stage.get("key") for stage in manifest.get("stages", ()) if isinstance(stage, dict)}
+        for stage in _stages_of(folder, is_gpu=device.get("type") == "cuda"):
+            found.setdefault(str(keys.get(stage.stage, stage.run)), stage)  # a shared stage counts once
+    return Calibration(tuple(found.values()))
+
+
+def _finished_runs(root: Path) -> list[Path]:
+    patterns = ("runs/*/*", "sweeps/*/*", "sweeps/*/*/seed_*")
+    folders = [path for pattern in patterns for path in root.glob(f"{pattern}/result.json")]
+    newest = sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)[:MOST_RUNS]
+    return [path.parent for path in newest if _record(path).get("status") == "completed"]
+
+
+def _stages_of(folder: Path, *, is_gpu: bool) -> Iterator[Finished]:
+    try:
+        config = from_plain(read_yaml(folder / "config.yaml"))
+        data = _record(folder / "data.json")
+        config.plan.align_rows = _kept(data, "align")
+        config.plan.rows = _kept(data, "instruct")
+        plans = {plan.name: plan for plan in plan_cell(config, with_advice=False).stages}
+    except (OSError, ValueError, TypeError, MgmError):
+        return  # of another version, or damaged: it says nothing
+    rows = _rows(folder / "metrics.jsonl")
+    for name, plan in plans.items():
+        steps = [row for row in rows if row.get("stage") == name and "event" not in row]
+        found = _measured(plan, steps[_WARM_UP:])
+        if found is not None:
+            flops, seconds, peak = found
+            yield Finished(
+                folder, name, config.model.name, len(steps) - _WARM_UP, seconds, flops, config.devices,
+                plan.peak.total / 1024**3, peak if is_gpu else None,
+            )  # fmt: skip
+
+
+def _measured(plan: StagePlan, steps: Sequence[dict[str, Any]]) -> tuple[float, float, float] | None:
+    """Operations, seconds and peak GiB of some steps; the plan's count is scaled by how long their samples were."""
+    seconds = sum(float(row.get("seconds") or 0.0) for row in steps)
+    if not steps or seconds <= 0 or not plan.flops or not plan.steps:
+        return None
+    share = len(steps) / plan.steps
+    tokens = sum(float(row.get("tokens") or 0.0) for row in steps)
+    length = tokens / (plan.tokens * share) if plan.tokens and tokens else 1.0
+    peak = max(float(row.get("peak_memory_gib") or 0.0) for row in steps)
+    return plan.flops * share * length, seconds, peak
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [row for row in map(json.loads, lines) if isinstance(row, dict)]
+    except (OSError, ValueError):
+        return []
+
+
+def _record(path: Path) -> dict[str, Any]:
+    try:
+        found = read_record(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _kept(data: dict[str, Any], stage: str) -> int | None:
+    part = data.get(stage)
+    kept = part.get("kept") if isinstance(part, dict) else None
+    return kept if isinstance(kept, int) and kept > 0 else None

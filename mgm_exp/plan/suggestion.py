@@ -1,0 +1,234 @@
+"""Settings to begin with for a model, a memory and a number of rows: each with its reason, none without arithmetic.
+
+What is a rule of thumb says so. Memory is that of :mod:`mgm_exp.plan.cell`; what must be tried out (the learning rate,
+the rank) is given as a beginning and as a search.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.errors import ConfigError, UserError
+from mgm_exp.plan.architecture import architecture_of, parameters_of
+from mgm_exp.plan.cards import Device, verdict
+from mgm_exp.plan.cell import predicted_memory_gib
+
+ConfigOf = Callable[[Sequence[str]], ExperimentConfig]
+
+# What a weight can hold of facts: about two bits (Allen-Zhu & Li, arXiv 2404.05405).
+BITS_A_PARAMETER = 2.0
+# What a learnt token tells, roughly: a loss of 0.7 nats is a bit.
+BITS_A_TOKEN = 1.0
+RANKS = (8, 16, 32, 64, 128)
+_MICRO = (32, 16, 8, 4, 2, 1)
+_LEAST_STEPS = 200
+_WARM_UP_STEPS = 10
+_OFFICIAL_WARM_UP = 0.03
+ZERO = {
+    "none": ("zero=none",),
+    "ZeRO-2": ("zero=2",),
+    "ZeRO-3": ("zero=3",),
+    "ZeRO-3, offload": ("zero=3", "zero.offload_optimizer=cpu"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting.
+
+    Args:
+        override: As it is given to a run.
+        reason: Why, with the numbers it follows from.
+    """
+
+    override: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to begin with.
+
+    Args:
+        choices: Every setting with its reason.
+        peak_gib: Predicted peak memory of one process with them.
+        verdict: ``fits`` or ``tight``.
+        table: Adapter -> way of sharding -> peak in GiB, or why it cannot be; with the batch and the checkpointing of
+            the suggestion.
+    """
+
+    choices: list[Choice]
+    peak_gib: float
+    verdict: str
+    table: dict[str, dict[str, float | str]]
+
+    @property
+    def overrides(self) -> list[str]:
+        return [part for choice in self.choices for part in choice.override.split()]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "overrides": self.overrides,
+            "choices": [vars(choice) for choice in self.choices],
+            "peak_gib": round(self.peak_gib, 4),
+            "verdict": self.verdict,
+            "table": self.table,
+        }
+
+
+def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens: int, device: Device) -> Suggestion:
+    """Adapter, rank, targets, batch, learning rate, warm-up, epochs and sharding to begin with.
+
+    Args:
+        config_of: The checked configuration that some overrides compose to.
+        given: What is fixed: the model, ``devices``.
+        rows: Conversations to learn from.
+        text_tokens: Mean tokens of one beside its image's; half of them are learnt.
+        device: Whose memory is to be enough.
+
+    Raises:
+        UserError: nothing fits in that memory.
+    """
+    base = config_of([*given, "adapter=lora_r8"])
+    choices = [_rank(base, rows, text_tokens)]
+    choices.append(
+        Choice(
+            "adapter.target_modules=[q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj]",
+            "all linear layers of the LLM: attention alone lags behind full fine-tuning at any rank "
+            "(arXiv 2305.14314, figure 2)",
+        )
+    )
+    epochs = 3 if rows < 5_000 else 2 if rows < 50_000 else 1
+    choices.append(
+        Choice(
+            f"train.epochs={epochs}",
+            "the official recipe sees a large mixture once; few rows are seen two or three times before a model learns "
+            "them by heart (rule of thumb: watch train.validation)",
+        )
+    )
+    batch = _global_batch(rows * epochs, base.devices)
+    steps = max(1, math.ceil(rows * epochs / batch))
+    choices.append(
+        Choice(
+            f"train.global_batch_size={batch}",
+            f"{steps:,} steps; 128 is official, and less where that would leave fewer than {_LEAST_STEPS} steps",
+        )
+    )
+    warm_up = min(0.1, max(_OFFICIAL_WARM_UP, round(_WARM_UP_STEPS / steps, 3)))
+    choices.append(
+        Choice(
+            f"train.warmup_ratio={warm_up:g}",
+            f"{max(1, round(warm_up * steps))} steps: {_OFFICIAL_WARM_UP:g} is official, and AdamW's second moments "
+            f"want about {_WARM_UP_STEPS}",
+        )
+    )
+    choices.append(
+        Choice(
+            f"train.lr={base.train.default_lr.lora:g}",
+            f"ten times that of full fine-tuning ({base.train.default_lr.full:g}), whatever the rank, as alpha / rank "
+            "stays 2; to be searched from 5e-5 to 1e-3 (python -m mgm_exp -m +sweeps=lora_search)",
+        )
+    )
+    so_far = [*given, *(part for choice in choices for part in choice.override.split())]
+    memory, gib = _memory(config_of, so_far, batch // base.devices, device)
+    choices += memory
+    chosen = [*so_far, *(part for choice in memory for part in choice.override.split())]
+    return Suggestion(choices, gib, verdict(gib, device), _table(config_of, chosen, choices[0].override))
+
+
+def _rank(config: ExperimentConfig, rows: int, text_tokens: int) -> Choice:
+    """The least rank whose weights can hold what the learnt tokens say."""
+    sizes = architecture_of(config.model)
+    frozen = parameters_of(sizes, "instruct", config.adapter, is_connector_frozen=True)
+    a_rank = frozen.lora / config.adapter.rank
+    bits = rows * text_tokens / 2 * BITS_A_TOKEN
+    needed = bits / (BITS_A_PARAMETER * a_rank)
+    rank = next((rank for rank in RANKS if rank >= needed), RANKS[-1])
+    more = "" if needed <= RANKS[-1] else ", less than the data asks for: compare adapter=full where it fits"
+    return Choice(
+        f"adapter=lora_r{rank}" if rank < RANKS[-1] else f"adapter=lora_r64 adapter.rank={rank}",
+        f"{rows:,} rows with {text_tokens / 2:.0f} learnt tokens are about {bits / 1e6:.1f} million bits; a rank has "
+        f"{a_rank / 1e6:.2f} million weights of about two bits (arXiv 2404.05405), so {needed:.1f} would hold them; "
+        f"the next of {', '.join(map(str, RANKS))}{more}. alpha = 2 x rank, as the official script has it",
+    )
+
+
+def _global_batch(samples: int, devices: int) -> int:
+    """A power of two times the devices, from 16 to 128, that leaves enough steps."""
+    sizes = [size * devices // math.gcd(size, devices) for size in (128, 64, 32, 16)]
+    return next((size for size in sizes if samples / size >= _LEAST_STEPS), sizes[-1])
+
+
+def _memory(config_of: ConfigOf, so_far: Sequence[str], samples: int, device: Device) -> tuple[list[Choice], float]:
+    """The micro-batch, and how much is computed again or sharded, so that it fits with a tenth to spare.
+
+    Without checkpointing a step does a quarter less, so it is preferred from two samples on; the result is the same.
+    """
+    tried = []
+    for zero in ZERO.values():
+        for checkpointing, least in ((False, 2), (True, 1)):
+            sizes = [size for size in _MICRO if size >= least and samples % size == 0]
+            if not sizes:
+                continue
+            again = f"model.gradient_checkpointing={str(checkpointing).lower()}"
+            try:
+                config = config_of([*so_far, *zero, again, *_micro(sizes[-1])])
+            except ConfigError:
+                continue
+            for size in sizes:
+                config.train.micro_batch_size = config.train.align.micro_batch_size = size
+                gib = predicted_memory_gib(config)
+                if verdict(gib, device) == "fits":
+                    return _memory_choices(zero, size, checkpointing, gib, device), gib
+                tried.append(gib)
+    least_of_all = f"; the least that was found is {min(tried):.1f} GiB" if tried else ""
+    raise UserError(
+        f"No way to train this model with LoRA fits in {device.memory_gib:.1f} GiB{least_of_all}.",
+        advice="Take adapter=qlora, more devices with zero=3, a smaller train.max_length or a smaller model; "
+        "`mgm-exp plan` shows what each needs.",
+    )
+
+
+def _micro(size: int) -> list[str]:
+    return [f"train.micro_batch_size={size}", f"train.align.micro_batch_size={size}"]
+
+
+def _memory_choices(zero: Sequence[str], size: int, checkpointing: bool, gib: float, device: Device) -> list[Choice]:
+    room = device.memory_gib - device.reserve_gib
+    largest = f"{gib:.1f} GiB at the peak, of {room:.1f}: the largest that fits with a tenth to spare"
+    again = (
+        "without it fewer than two samples would fit; costs a third of a forward pass more"
+        if checkpointing
+        else "it fits without computing anything twice: a step is a quarter shorter"
+    )
+    sharding = "all of it fits on one card" if zero == ZERO["none"] else "a process of its own size would not fit"
+    return [
+        Choice(" ".join(_micro(size)), largest),
+        Choice(f"model.gradient_checkpointing={str(checkpointing).lower()}", again),
+        Choice(" ".join(zero), sharding),
+    ]
+
+
+def _table(config_of: ConfigOf, chosen: Sequence[str], lora: str) -> dict[str, dict[str, float | str]]:
+    """Peak of every adapter with every way of sharding."""
+    rank = config_of([*chosen]).adapter.rank
+    own = [item for item in chosen if not item.startswith(("adapter", "zero", "train.lr="))]
+    adapters = {
+        "full": ["adapter=full"],
+        f"LoRA r={rank}": lora.split(),
+        f"QLoRA r={rank}": ["adapter=qlora", f"adapter.rank={rank}"],
+    }
+    found: dict[str, dict[str, float | str]] = {}
+    for name, adapter in adapters.items():
+        found[name] = {}
+        for way, zero in ZERO.items():
+            try:
+                found[name][way] = round(predicted_memory_gib(config_of([*own, *adapter, *zero])), 2)
+            except ConfigError as error:
+                found[name][way] = error.message
+    return found

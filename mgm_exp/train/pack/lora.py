@@ -1,0 +1,172 @@
+"""Low-rank updates of several trials at once: one pair of batched products for each layer.
+
+Trial k has factors A_k (r_k, inputs) and B_k (outputs, r_k), a scale s_k and a dropout rate of its own. They are
+stacked into A (K, R, inputs) and B (K, outputs, R), R the largest rank; rows and columns beyond a trial's rank are
+zero, add nothing, and are given no gradient. With x (K, n, inputs), n the rows of one trial:
+
+    y = x W^T + (dropout_k(x_k) A_k^T) (s_k B_k)^T
+
+The factors themselves stay each trial's own parameters: the gradient of a stack is handed back to them in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One trial's update of one layer.
+
+    Args:
+        down, up: A (r, inputs) and B (outputs, r).
+        scale: alpha / r, or alpha / sqrt(r).
+        dropout: Rate on the layer's input.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    dropout: float
+
+    @classmethod
+    def of(cls, layer: Any) -> LowRank:
+        """What PEFT's layer holds."""
+        (name,) = layer.active_adapters
+        rate = float(getattr(layer.lora_dropout[name], "p", 0.0))
+        return cls(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), rate)
+
+
+class Draws:
+    """The random numbers of one trial in one pass: what it would draw alone, whoever computes beside it.
+
+    A layer that is computed again in the backward pass (gradient checkpointing) draws what it drew before.
+
+    Args:
+        state: Of torch's generator on the device that computes, when the pass begins.
+    """
+
+    def __init__(self, state: Tensor, device: torch.device) -> None:
+        self.state, self._device = state, device
+        self._before: dict[str, Tensor] = {}
+
+    def dropout(self, x: Tensor, rate: float, place: str) -> Tensor:
+        """torch's own dropout, on the trial's own rows.
+
+        Args:
+            x: (B, T, inputs), without what others made it longer by.
+            place: Name of the layer.
+        """
+        is_again = place in self._before
+        start = self._before.setdefault(place, self.state)
+        _set_state(start, self._device)
+        # Kernels may draw in the order of memory
+        dropped = F.dropout(x.contiguous(), rate)
+        if not is_again:
+            self.state = _state(self._device)
+        return dropped
+
+
+def _state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+@dataclass
+class Rows:
+    """Whose the rows of a pass are; all layers of the body read it.
+
+    Args:
+        lengths: Of each trial's own longest row.
+        at_end: Whether shorter rows stand at the end (padding on the left).
+        samples: Of each trial.
+    """
+
+    trials: Sequence[int] = ()
+    lengths: Sequence[int] = ()
+    samples: int = 0
+    at_end: bool = False
+    draws: Sequence[Draws] = ()
+
+    def own(self, x: Tensor, place: int) -> Tensor:
+        """(B, T, ...) of one trial -> without the positions that only others have."""
+        length = self.lengths[place]
+        return x[:, x.shape[1] - length :] if self.at_end else x[:, :length]
+
+    def widened(self, x: Tensor, length: int) -> Tensor:
+        """The reverse, filled with zeros."""
+        more = length - x.shape[1]
+        if not more:
+            return x
+        return F.pad(x, (0, 0, more, 0) if self.at_end else (0, 0, 0, more))
+
+
+class PackedLinear(nn.Module):
+    """A frozen linear layer with the updates of several trials.
+
+    Args:
+        base: The layer.
+        name: Of the layer.
+        updates: Of all trials that may take part.
+        rows: Whose rows the next pass has; shared by all layers.
+    """
+
+    def __init__(self, base: nn.Module, name: str, updates: Sequence[LowRank], rows: Rows) -> None:
+        super().__init__()
+        self.base, self.name, self._rows = base, name, rows
+        self._updates = list(updates)  # not registered: they are the trials' own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K * B, T, inputs) -> (K * B, T, outputs)."""
+        y: Tensor = self.base(x)
+        rows, updates = self._rows, [self._updates[trial] for trial in self._rows.trials]
+        count = len(updates)
+        given = self._dropped(x.to(updates[0].down.dtype), updates)
+        down = _Stacked.apply(0, [1.0] * count, *(update.down for update in updates))
+        up = _Stacked.apply(1, [update.scale for update in updates], *(update.up for update in updates))
+        low = torch.bmm(given.reshape(count, -1, x.shape[-1]), down.transpose(1, 2))  # (K, n, R)
+        out = torch.baddbmm(y.reshape(count, -1, y.shape[-1]).to(low.dtype), low, up.transpose(1, 2))
+        assert len(x) == count * rows.samples
+        return out.to(y.dtype).view_as(y)
+
+    def _dropped(self, x: Tensor, updates: Sequence[LowRank]) -> Tensor:
+        if not self.training or not any(update.dropout for update in updates):
+            return x
+        rows, parts = self._rows, list(x.split(self._rows.samples))
+        for place, (update, draws) in enumerate(zip(updates, rows.draws, strict=True)):
+            if update.dropout:
+                dropped = draws.dropout(rows.own(parts[place], place), update.dropout, self.name)
+                parts[place] = rows.widened(dropped, x.shape[1])
+        return torch.cat(parts)
+
+
+class _Stacked(torch.autograd.Function):
+    """Factors of several ranks, each times its scale, as one tensor; the gradient of zeros is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, scales: Sequence[float], *factors: Tensor) -> Tensor:
+        ctx.dim, ctx.scales, ctx.ranks = dim, scales, [factor.shape[dim] for factor in factors]
+        shape = list(factors[0].shape)
+        shape[dim] = max(ctx.ranks)
+        stacked = factors[0].new_zeros(len(factors), *shape)
+        for part, factor, scale in zip(stacked, factors, scales, strict=True):
+            own = part.narrow(dim, 0, factor.shape[dim])
+            torch.mul(factor, scale, out=own) if scale != 1.0 else own.copy_(factor)
+        return stacked
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        parts = [part.narrow(ctx.dim, 0, rank) for part, rank in zip(grad, ctx.ranks, strict=True)]
+        return None, None, *(p if s == 1.0 else p * s for p, s in zip(parts, ctx.scales, strict=True))

@@ -1,0 +1,170 @@
+"""The trials of a pack take turns, and their passes are taken together; read :meth:`Pack.train` first.
+
+A trial that ends, is pruned, fails or is stopped drops out; the others do not notice. The order of events is a function
+of the trials alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgm_exp.train.assemble import Stage, assemble
+from mgm_exp.train.determinism import determinism
+from mgm_exp.train.generators import OwnGenerators
+from mgm_exp.train.job import StageSummary, TrainJob, derived_seed
+from mgm_exp.train.listener import Listener
+from mgm_exp.train.loop import training
+from mgm_exp.train.pack.base import SharedBase
+from mgm_exp.train.pack.passes import Body
+from mgm_exp.train.ranks import Ranks
+from mgm_exp.train.step import Pass, Passes
+from mgm_exp.train.stop import StopRequest
+
+# As it stands in records and checkpoints, where a trial alone has "pytorch".
+ENGINE = "pack"
+
+
+class Trial:
+    """One trial of a pack, and what came of it.
+
+    Args:
+        job: Its instruct stage.
+        listener: Hears of it.
+        around: Opened whenever it goes on: what it prints goes where it belongs.
+    """
+
+    def __init__(
+        self, job: TrainJob, listener: Listener, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        self.job, self.listener, self._around = job, listener, around
+        self.stage: Stage | None = None
+        self.due: Pass | None = None
+        self.summary: StageSummary | None = None
+        self.error: BaseException | None = None
+        config = job.experiment()
+        self._ranks = Ranks.alone(config.device)
+        self.generators = OwnGenerators(derived_seed(config.seed, job.stage), self._ranks.device)
+        self._passes: Passes[StageSummary] | None = None
+
+    def begin(self, base: SharedBase, stop: StopRequest) -> None:
+        """Puts it together, and goes on to its first pass."""
+
+        def make(*given: Any) -> Stage:
+            self.stage = stage = assemble(*given, build=base.build)
+            stage.engine.name = stage.belongs_to["engine"] = ENGINE
+            return stage
+
+        self._passes = passes = training(self.job, self._ranks, self.listener, stop, make)
+        self._go_on(lambda: next(passes))
+
+    def take(self) -> None:
+        """Takes its pass by itself, and goes on to the next one."""
+        due, passes = self.due, self._passes
+        assert due is not None and passes is not None
+
+        def alone() -> Pass:
+            try:
+                loss = due.take()
+            except Exception as error:  # noqa: BLE001 - handed to whoever asked for the pass
+                return passes.throw(error)
+            return passes.send(loss)
+
+        self._go_on(alone)
+
+    def taken(self, loss: Tensor, state: Tensor) -> None:
+        """Its pass was taken with those of others: goes on to the next one."""
+        passes = self._passes
+        assert passes is not None
+        self.generators.torch = state
+        self._go_on(lambda: passes.send(loss))
+
+    def _go_on(self, to_next: Callable[[], Pass]) -> None:
+        self.due = None
+        try:
+            with self._around(), self.generators.in_place():
+                self.due = to_next()
+        except StopIteration as end:
+            self.summary = end.value
+        except Exception as error:  # noqa: BLE001 - one trial's failure never takes the others; told by its own run
+            self.error = error
+
+    def result(self) -> StageSummary:
+        """The summary, or the error that ended it."""
+        if self.error is not None:
+            raise self.error
+        assert self.summary is not None
+        return self.summary
+
+
+class Pack:
+    """See the module.
+
+    Args:
+        say: Prints a line.
+        width: Trials whose passes are taken together at most; None: all.
+    """
+
+    def __init__(self, say: Callable[[str], None] = print, width: int | None = None) -> None:
+        self._say, self._width = say, width
+
+    def train(self, trials: Sequence[Trial], stop: StopRequest) -> None:
+        """Trains them to their ends; each one then has a summary or an error."""
+        base = SharedBase()
+        with determinism(trials[0].job.experiment().train.deterministic):
+            for trial in trials:
+                trial.begin(base, stop)
+            ready = [trial for trial in trials if trial.due is not None]
+            if not ready:
+                return
+            places = {id(trial): place for place, trial in enumerate(ready)}
+            body = Body(base.view(), [trial.stage for trial in ready if trial.stage is not None])
+            while alive := [trial for trial in ready if trial.due is not None]:
+                for group in self._groups(alive):
+                    self._take(group, body, [places[id(trial)] for trial in group])
+        for trial in trials:
+            trial.stage = None  # its weights are written
+
+    def _groups(self, alive: Sequence[Trial]) -> list[list[Trial]]:
+        """Whose passes are taken together: trials with equally many samples, as many as there is memory for."""
+        by_samples: dict[int, list[Trial]] = {}
+        for trial in alive:
+            assert trial.due is not None
+            by_samples.setdefault(trial.due.micro.samples, []).append(trial)
+        found = []
+        for same in by_samples.values():
+            width = self._width or len(same)
+            found += [same[first : first + width] for first in range(0, len(same), width)]
+        return found
+
+    def _take(self, group: Sequence[Trial], body: Body, places: Sequence[int]) -> None:
+        if len(group) == 1:
+            group[0].take()
+            return
+        passes = [trial.due for trial in group if trial.due is not None]
+        fault, taken = "", []
+        try:
+            taken = body.take(places, passes, [trial.generators.torch for trial in group])
+        except torch.OutOfMemoryError:
+            fault = "memory"
+        except Exception as error:  # noqa: BLE001 - whoever caused it meets it again by itself
+            fault = f"{type(error).__name__}: {error}"
+        # Out of the handlers: a traceback holds what takes the memory
+        if fault == "memory":
+            half = (len(group) + 1) // 2
+            self._width = half
+            self._say(f"pack: memory is full with {len(group)} trials at once; from here they go {half} at a time")
+            if passes[0].engine.ranks.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._take(group[:half], body, places[:half])
+            self._take(group[half:], body, places[half:])
+        elif fault:
+            self._say(f"pack: a pass of {len(group)} trials failed ({fault}); each takes it by itself")
+            for trial in group:
+                trial.take()
+        for trial, (loss, state) in zip(group, taken, strict=True):
+            trial.taken(loss, state)

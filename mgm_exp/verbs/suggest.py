@@ -1,0 +1,96 @@
+"""``mgm-exp suggest --memory 24 --data N``: settings to begin with, each with its reason."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgm_exp.errors import EXIT_DONE, UserError
+
+if TYPE_CHECKING:
+    from mgm_exp.plan.suggestion import Suggestion
+
+_OFF_THE_BOX = 0.98
+_CONTEXT_GIB = 0.8
+
+
+def run(arguments: list[str]) -> int:
+    """Prints the settings, the table of adapters and sharding, and the command."""
+    options = _options(arguments)
+    for name, value in (("--memory", options.memory), ("--data", options.data), ("--text-tokens", options.text_tokens)):
+        if value <= 0:
+            raise UserError(f"{name} {value} must be above 0.")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(f"--json {options.json}: its folder does not exist.")
+    from mgm_exp.compose import checked, compose_tree, session
+    from mgm_exp.plan.cards import Device
+    from mgm_exp.plan.suggestion import suggest
+
+    given = [f"model={options.model}", f"devices={options.devices}", *options.overrides]
+    device = Device(f"{options.memory:g} GB", options.memory * _OFF_THE_BOX, None, _CONTEXT_GIB)
+    with session() as hydra:
+
+        def config_of(overrides: Sequence[str]) -> Any:
+            arguments = [*overrides, f"plan.rows={options.data}", f"plan.text_tokens={options.text_tokens}"]
+            return checked(compose_tree(hydra, arguments), arguments)
+
+        found = suggest(config_of, given, rows=options.data, text_tokens=options.text_tokens, device=device)
+    _show(found, given, options)
+    if options.json is not None:
+        from mgm_exp.store import write_json_atomic
+
+        write_json_atomic(options.json, found.to_json())
+        print(f"written: {options.json}")
+    return EXIT_DONE
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mgm-exp suggest",
+        description="Settings to begin with for a model, a card and a number of rows, each with its reason; and what "
+        "full fine-tuning, LoRA and QLoRA need under every stage of ZeRO. Nothing is read, nothing is started.",
+    )
+    parser.add_argument("--memory", type=float, required=True, metavar="GB", help="of one card, as on its box")
+    parser.add_argument("--data", type=int, required=True, metavar="N", help="conversations to learn from")
+    parser.add_argument("--model", default="mgm_2b", help="a choice of the group model (default: mgm_2b)")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="cards (default: 1)")
+    parser.add_argument(
+        "--text-tokens", type=int, default=124, metavar="N", help="mean tokens of a sample beside its image's (124)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON, too")
+    parser.add_argument("overrides", nargs="*", help="what is fixed already, as for a run")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _show(found: Suggestion, given: Sequence[str], options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    for choice in found.choices:
+        console.print(Text(choice.override, style="bold"), soft_wrap=True)
+        console.print(Text(f"    {choice.reason}"), soft_wrap=True)
+    console.print()
+    console.print(
+        Text(f"peak memory of a process in GiB, of {options.memory:g} GB, with this batch and checkpointing:")
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    ways = list(next(iter(found.table.values())))
+    for way in ways:
+        table.add_column(way, justify="right")
+    notes = []
+    for name, row in found.table.items():
+        table.add_row(Text(name), *(f"{value:.1f}" if isinstance(value, float) else "-" for value in row.values()))
+        # One is enough: what does not go with one way of sharding says the same of the next
+        notes += [f"{name}: {value}" for value in row.values() if isinstance(value, str)][:1]
+    console.print(table)
+    for note in notes:
+        console.print(Text(f"- {note}"), soft_wrap=True)
+    console.print()
+    console.print(Text("python -m mgm_exp " + " ".join([*given, *found.overrides])), soft_wrap=True)

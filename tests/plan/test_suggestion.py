@@ -1,0 +1,59 @@
+"""``mgm-exp suggest``: settings that fit, each with its reason, and the command that takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgm_exp.cli import main
+from mgm_exp.compose import compose
+from mgm_exp.plan import plan_cell
+from mgm_exp.plan.cards import Device, verdict
+
+
+def suggested(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    file = tmp_path / "suggestion.json"
+    assert main(["suggest", *arguments, "--json", str(file)]) == 0
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_what_is_suggested_composes_fits_and_is_the_largest_batch_that_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = suggested(tmp_path, "--memory", "24", "--data", "2000")
+    config = compose(["model=mgm_2b", *found["overrides"]])
+    assert (config.adapter.rank, config.adapter.alpha, config.train.epochs) == (8, 16, 3)
+    assert config.train.global_batch_size == 16, "375 steps of 16, where 128 would leave 47"
+    card = Device("24 GB", 24 * 0.98, None)
+    peak = plan_cell(config).peak_gib
+    assert peak == pytest.approx(found["peak_gib"], abs=1e-3) and verdict(peak, card) == "fits"
+    more = [f"train.micro_batch_size={2 * config.train.micro_batch_size}"]
+    assert verdict(plan_cell(compose(["model=mgm_2b", *found["overrides"], *more])).peak_gib, card) != "fits"
+    table = found["table"]
+    assert list(table) == ["full", "LoRA r=8", "QLoRA r=8"]
+    assert table["full"]["none"] > 40 and table["LoRA r=8"]["none"] == pytest.approx(peak, abs=0.01)
+    assert table["QLoRA r=8"]["none"] < table["LoRA r=8"]["none"] and "zero=2" in table["QLoRA r=8"]["ZeRO-2"]
+    assert all(choice["reason"] for choice in found["choices"])
+    printed = capsys.readouterr().out
+    assert "python -m mgm_exp model=mgm_2b devices=1 adapter=lora_r8" in printed
+
+
+def test_more_data_asks_for_a_higher_rank_and_more_cards_share_the_batch(tmp_path: Path) -> None:
+    found = suggested(tmp_path, "--memory", "24", "--data", "1500000", "--devices", "8")
+    config = compose(["model=mgm_2b", "devices=8", *found["overrides"]])
+    # 1.5 M rows x 62 tokens x 1 bit / (2 bits x 1.2257 M weights a rank) = 37.9
+    assert "37.9" in found["choices"][0]["reason"] and config.adapter.rank == 64
+    assert config.train.epochs == 1 and config.train.global_batch_size == 128
+    assert config.train.global_batch_size % (config.train.micro_batch_size * 8) == 0
+
+
+def test_too_little_memory_is_said_with_the_least_that_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["suggest", "--memory", "4", "--data", "1000"]) == 2
+    error = capsys.readouterr().err
+    assert "fits in 3.9 GiB; the least that was found is" in error and "adapter=qlora" in error
+    assert main(["suggest", "--memory", "0", "--data", "1000"]) == 2
+    assert "--memory 0.0 must be above 0" in capsys.readouterr().err
