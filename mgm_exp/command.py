@@ -120,7 +120,8 @@ def run_once(
                 wait_until_free(folder, print)
             arguments = bootstrap.quote_numeric_choices(overrides)
             if wanted and str(folder) == str(tree.hydra.run.dir):
-                hydra.config_loader.hand_out(arguments, tree)
+                loader: Any = hydra.config_loader  # see compose.session
+                loader.hand_out(arguments, tree)
             else:
                 arguments.append(f"hydra.run.dir={quoted(str(folder))}")
             try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mgm_exp.signals import stop_on_signals
 
-LEFT = []
+LEFT: list[bytes] = []
 
 
 def body(arguments: list[str]) -> int:
