@@ -29,6 +29,7 @@ BENCHMARKS = (
     "plan_memory",
     "model_mining",
     "merge_memory",
+    "warm_start",
     "sweep_overhead",
     "sweep_pruning",
     "sweep_kills",

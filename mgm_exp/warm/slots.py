@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.bootstrap import WARM
+from mgm_exp.config import Device
+from mgm_exp.gpus import visible_gpus
 from mgm_exp.local import checked_settings, places_of
 from mgm_exp.memory_use import tree_gib
 from mgm_exp.search.outcome import Ending, oom_kills
@@ -59,12 +61,21 @@ def warm_slots(settings: WarmConfig, config: ExperimentConfig, program: Sequence
         ConfigError: as :func:`mgm_exp.local.places_of`.
     """
     refuse_leaving(config)
-    if settings.slots is None and config.sweep.slots is None and config.launch.hostfile:
-        settings.slots = 1  # its trials take several machines
-    places = places_of(settings, config)
+    if settings.slots is None and config.sweep.slots is None and _takes_machines(config):
+        places: list[list[str]] = [[]]  # one trial at a time, which finds its GPUs itself
+    else:
+        places = places_of(settings, config)
     if config.sweep.isolate:
         return ChildProcesses(places, program, settings.mem_gb)
     return WarmSlots(places, program, settings.mem_gb, settings.max_growth_gb)
+
+
+def _takes_machines(config: ExperimentConfig) -> bool:
+    """Whether a trial needs more than this machine: hosts are given, or more GPUs than there are here."""
+    if config.launch.hostfile:
+        return True
+    gpus = [] if config.device is Device.cpu else visible_gpus()
+    return 0 < len(gpus) < config.devices
 
 
 class WarmSlots(Slots):

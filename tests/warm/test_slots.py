@@ -7,11 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mgm_exp.config import ExperimentConfig
+from mgm_exp.errors import ConfigError
 from mgm_exp.search.outcome import Verdict, judge
+from mgm_exp.slots import ChildProcesses
+from mgm_exp.warm.settings import WarmConfig
+from mgm_exp.warm.slots import settings_of, warm_slots
 
 from .conftest import PROGRAM, Staff, collect, seen, work
 
@@ -131,3 +137,18 @@ while True:
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "the worker goes on without its sweep"
         time.sleep(0.02)
+
+
+def test_how_many_workers_there_are(compose: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    assert warm_slots(WarmConfig(), compose("devices=2"), ["x"]).size == 2
+    assert warm_slots(WarmConfig(), compose("sweep.slots=3"), ["x"]).size == 3
+    assert warm_slots(WarmConfig(), compose("device=cpu"), ["x"]).size == 1
+    assert warm_slots(WarmConfig(), compose("devices=8"), ["x"]).size == 1, "GPUs of several machines"
+    assert warm_slots(WarmConfig(), compose("launch.hostfile=hosts"), ["x"]).size == 1
+    isolated = warm_slots(WarmConfig(slots=2), compose("sweep.isolate=true"), ["x"])
+    assert isinstance(isolated, ChildProcesses) and isolated.size == 2
+    with pytest.raises(ConfigError, match=r"launch\.wait=false"):
+        warm_slots(WarmConfig(), compose("launch.wait=false"), ["x"])
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.max_growth_gb=-1"):
+        settings_of({"max_growth_gb": -1})
