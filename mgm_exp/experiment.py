@@ -22,6 +22,7 @@ import yaml
 from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
 from mgm_exp.continuation import Origin, offered
+from mgm_exp.doctor import explained_error
 from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Pruned
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
@@ -301,12 +302,17 @@ class Experiment:
     def _job(
         self, stage: str, curated: StageOutput, aligned: StageOutput | None, features: StageOutput | None
     ) -> Callable[[Path], Any]:
+        from mgm_exp.plan import fitted
         from mgm_exp.train import TrainJob
 
         rows = "align" if stage == "align" else "instruct"
+        config = fitted(self.config, stage)
+        if config is not self.config:
+            blocks = config.model.gradient_checkpointing
+            self.recorder.say(f"{stage}: model.gradient_checkpointing=auto: {blocks} blocks of the LLM are recomputed")
         return lambda work: TrainJob(
             stage=stage,
-            config=plain(self.config),
+            config=plain(config),
             records=curated.path / f"{rows}.jsonl",
             image_root=self.origins[rows].image_root,
             connector=aligned.path / "connector.safetensors" if aligned else None,
@@ -440,9 +446,11 @@ class Experiment:
             "train_tokens_per_s": self.trained.get("train_tokens_per_s"),
             "peak_memory_gib": self.trained.get("peak_memory_gib"),
             "trainable_parameters": self.manifest["trainable"]["n_total"] or None,
-            "error": explain(error) if error is not None and status == "failed" else None,
+            "error": None,
         }
-        if status in ("interrupted", "pruned") and isinstance(error, MgmError):
+        if error is not None and status == "failed":
+            result["error"] = explained_error(explain(error), self.run_dir, self.recorder.say)
+        elif status in ("interrupted", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)

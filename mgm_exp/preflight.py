@@ -26,7 +26,9 @@ from mgm_exp.data import source_fingerprint
 from mgm_exp.data.recipe import operators_of
 from mgm_exp.data.stages import Origin, user_origins
 from mgm_exp.errors import ConfigError, DataError, MissingDependencyError, ModelError
+from mgm_exp.kernels import attention_of, check_attention, check_kernels
 from mgm_exp.model.backbones import backbone_of_type
+from mgm_exp.model.execution import has_liger
 from mgm_exp.model.known import KNOWN
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256, fingerprint, read_json
@@ -101,7 +103,8 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
             scorer=_scorer_fingerprint(config),
             operators=_operator_fingerprints(config),
             device=device,
-            attention=_attention(config, device),
+            attention=attention_of(config, device),
+            has_liger=has_liger(device),
         ),
         model_folder=folder,
         needs_demo=needs_demo,
@@ -121,7 +124,7 @@ def check_scoring(config: ExperimentConfig, *, base: str | None = None) -> Prefl
         UserError: as :func:`check`.
     """
     device = resolve_device(config.device, config.devices)
-    _check_attention(config)
+    check_attention(config)
     _check_precision(config, device)
     _check_benchmarks(config)
     folder = TINY if base is not None else model_folder(config)
@@ -133,7 +136,7 @@ def check_scoring(config: ExperimentConfig, *, base: str | None = None) -> Prefl
             captioner=None,
             recaptioned=None,
             device=device,
-            attention=_attention(config, device),
+            attention=attention_of(config, device),
         ),
         model_folder=folder,
         needs_demo="demo" in asked_benchmarks(config),
@@ -220,20 +223,11 @@ def _check_packages(config: ExperimentConfig, device: str) -> None:
             f"zero={config.zero.stage} needs DeepSpeed, which is not installed in this environment.",
             advice="pip install deepspeed, or use zero=none (plain PyTorch).",
         )
-    _check_attention(config)
+    check_kernels(config, device)
     if config.adapter.base_bits == 4:
         from mgm_exp.model.adapters.quantized import check_quantization
 
         check_quantization(device)
-
-
-def _check_attention(config: ExperimentConfig) -> None:
-    wants_flash = config.model.attn_implementation is Attention.flash_attention_2
-    if wants_flash and importlib.util.find_spec("flash_attn") is None:
-        raise MissingDependencyError(
-            "model.attn_implementation=flash_attention_2 needs the package flash-attn, which is not installed.",
-            advice="pip install 'mgm-exp[cuda]' on a machine with CUDA, or use sdpa (or auto).",
-        )
 
 
 def _check_recipe(config: ExperimentConfig) -> None:
@@ -251,18 +245,15 @@ def _check_precision(config: ExperimentConfig, device: str) -> None:
         raise ConfigError("eval.precision=fp16 needs a GPU, and none is used here; use fp32 or bf16 on the CPU.")
     if device == "cpu" and config.train.precision is Precision.fp16:
         raise ConfigError("train.precision=fp16 needs a GPU, and none is used here; use fp32 or bf16 on the CPU.")
-    if device == "cpu" and config.model.attn_implementation is Attention.flash_attention_2:
+    if device == "cpu" and config.model.attn_implementation in (
+        Attention.flash_attention_2,
+        Attention.flash_attention_3,
+    ):
         raise MissingDependencyError(
-            "model.attn_implementation=flash_attention_2 runs on GPUs only, and this run uses the CPU.",
+            f"model.attn_implementation={config.model.attn_implementation.value} runs on GPUs only, and this run uses "
+            "the CPU.",
             advice="Use sdpa, eager or auto.",
         )
-
-
-def _attention(config: ExperimentConfig, device: str) -> str:
-    if config.model.attn_implementation is not Attention.auto:
-        return config.model.attn_implementation.value
-    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    return "flash_attention_2" if flash and config.train.precision is not Precision.fp32 else "sdpa"
 
 
 def asked_benchmarks(config: ExperimentConfig) -> set[str]:

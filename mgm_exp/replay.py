@@ -276,9 +276,9 @@ class Replay:
         return self._made.produce(stage, key, make, inputs=payload)
 
     def _taken_over(self, stage: str) -> StageOutput | None:
-        """What another run had finished, with other processes, where the run went on from that one."""
+        """A stage that was made with other processes, wholly or in part, where the run went on from another one."""
         key = self.recorded.key_of(stage)
-        if "continued_from" not in self.recorded.manifest or stage in self.recorded.begun or key is None:
+        if "continued_from" not in self.recorded.manifest or key is None:
             return None
         entry = self._there.entry(stage, key)
         return StageOutput(entry.path, key, True, entry.seconds, entry.meta, stage, entry.inputs) if entry else None
@@ -327,11 +327,12 @@ class Replay:
         return stage, stages.key_of(stage, payload), payload
 
     def _job(self, stage: str, inputs: tuple[Path | None, Path | None], prepared: Prepared) -> TrainJob:
+        from mgm_exp.plan import fitted
         from mgm_exp.train import TrainJob
 
         return TrainJob(
             stage=stage,
-            config=plain(self.config),
+            config=plain(fitted(self.config, stage)),
             records=prepared.curated.path / f"{stage}.jsonl",
             image_root=prepared.origins[stage].image_root,
             connector=inputs[0],

@@ -14,11 +14,14 @@ from typing import Any
 from mgm_exp.config import (
     CaptionEngine,
     CaptionPolicy,
+    Compile,
     ExperimentConfig,
     GuardAction,
+    LossKernel,
     Mining,
     ModelFamily,
     adapter_key,
+    loss_kernel_of,
     plain,
     trains_towers,
 )
@@ -59,6 +62,7 @@ class Sources:
         operators: Folders of the models of the recipe's operators, by operator.
         device: ``cpu`` or ``cuda``.
         attention: The attention implementation that will run.
+        has_liger: Whether Liger's kernels can run.
     """
 
     model: str
@@ -68,6 +72,7 @@ class Sources:
     recaptioned: str | None
     device: str
     attention: str
+    has_liger: bool = False
     scorer: str | None = None
     operators: Mapping[str, str] = field(default_factory=dict)
 
@@ -183,7 +188,7 @@ def align_payload(config: ExperimentConfig, sources: Sources, curate: str) -> Pa
         "curate": curate,
         "section": _length_of_training(plain(config.train.align)),
         "optimizer": _shared_optimizer(config) | _reactions(config),
-        **_run(config, sources),
+        **_run(config, sources, "align"),
     }
 
 
@@ -199,6 +204,7 @@ def features_payload(config: ExperimentConfig, sources: Sources, align: str | No
         "device": sources.device,
         "attention": sources.attention,
         **_kernels(config),
+        **_tf32(config, sources),
         **_mining(config),
     }
 
@@ -207,7 +213,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     """Stage 2: the adapter, its training settings, seed and engine."""
     section = plain(config.train)
     left_out = ("name", "align", "default_lr", "checkpoint", "workers", "deterministic", "guards")
-    for key in (*left_out, *CACHES, "gradient_statistics_every"):
+    for key in (*left_out, *CACHES, *_HOW_IT_RUNS, "gradient_statistics_every"):
         section.pop(key)
     section.pop("auto_micro_batch")
     section |= _reactions(config)
@@ -228,7 +234,7 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
         "adapter": adapter_key(config.adapter),
         "section": _length_of_training(section),
         **({"train_connector": config.model.train_connector} if is_hf else {}),
-        **_run(config, sources),
+        **_run(config, sources, "instruct"),
     }
     if config.launch.pack and why_alone(config) is None:
         payload["engine"]["pack"] = True  # equal within rounding to a run by itself, not bit for bit
@@ -258,7 +264,13 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
     }
 
 
-def _run(config: ExperimentConfig, sources: Sources) -> Payload:
+# Of the section train: what _execution puts into a key where it changes a result, and what never does.
+_HOW_IT_RUNS = ("loss_kernel", "loss_chunk", "padding_free", "compile", "tf32", "offload_activations")
+# Of the section zero: when parameters are sent, not what is computed.
+_ONLY_SENT = ("prefetch_bucket_size", "persistence_threshold", "max_live_parameters")
+
+
+def _run(config: ExperimentConfig, sources: Sources, stage: str) -> Payload:
     """What every trained stage depends on: weights, numerics, seed, engine."""
     return {
         "model": sources.model,
@@ -266,16 +278,43 @@ def _run(config: ExperimentConfig, sources: Sources) -> Payload:
         "seed": config.seed,
         "precision": config.train.precision.value,
         "engine": {
-            "zero": plain(config.zero) if config.zero.stage else None,
+            "zero": _without(plain(config.zero), _ONLY_SENT) if config.zero.stage else None,
             "world_size": config.devices,
             "device": sources.device,
             "attention": sources.attention,
             "gradient_checkpointing": config.model.gradient_checkpointing,
             **_kernels(config),
+            **_tf32(config, sources),
+            **_execution(config, sources, stage),
             **_mining(config),
         },
         **_of_family(config),
     }
+
+
+def _without(values: Payload, keys: tuple[str, ...]) -> Payload:
+    return {key: value for key, value in values.items() if key not in keys}
+
+
+def _execution(config: ExperimentConfig, sources: Sources, stage: str) -> Payload:
+    """Ways to run a model that round otherwise than the plain one, which keeps its keys."""
+    train = config.train
+    found: Payload = {}
+    kernel = loss_kernel_of(config, stage, sources.has_liger)
+    if kernel != LossKernel.torch.value:
+        found["loss_kernel"] = kernel
+    if train.loss_chunk is not None:
+        found["loss_chunk"] = train.loss_chunk
+    if train.padding_free:
+        found["padding_free"] = True
+    if train.compile is not Compile.none:
+        found["compile"] = train.compile.value
+    return found
+
+
+def _tf32(config: ExperimentConfig, sources: Sources) -> Payload:
+    """Of GPUs alone: a CPU has no TF32."""
+    return {"tf32": config.train.tf32} if sources.device == "cuda" else {}
 
 
 def _mining(config: ExperimentConfig) -> Payload:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgm_exp.errors import UserError
 from mgm_exp.folders import LEASE, read_record
@@ -152,9 +152,17 @@ def run_line(folder: Path, what: str = "", objective: str | None = None, job: st
         status = str(result.get("status", "interrupted"))
     score = (result.get("metrics") or {}).get(objective) if objective else result.get("objective")
     error = (result.get("error") or {}) if status not in ("running", "queued") else {}
-    reason = f"{error.get('message', '')} {error.get('advice', '')}".strip()
+    reason = f"{error.get('message', '')} {error.get('advice', '')}".strip() + _known(error)
     name = what or f"{folder.parent.name}/{folder.name}"
     return Line(name, status, score, result.get("wall_s"), reason, folder, job)
+
+
+def _known(error: dict[str, Any]) -> str:
+    """What the doctor made of it when the run ended, if anything."""
+    found = error.get("doctor")
+    return (
+        f" [doctor: {found['title']}; mgm-exp doctor shows why]" if isinstance(found, dict) and "title" in found else ""
+    )
 
 
 def _title(folder: Path) -> str:

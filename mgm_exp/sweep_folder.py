@@ -104,6 +104,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
         overrides: What it was to run with; the configuration itself may not exist.
         status: As ``result.json`` is to have it.
     """
+    from mgm_exp.doctor import explained_error
     from mgm_exp.record import empty_result, explain, redact, write_manifest, write_result
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -130,7 +131,10 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
     }
     if not (run_dir / "manifest.json").exists():
         write_manifest(run_dir, manifest)
-    write_result(run_dir, empty_result(run_id, status, explain(error)))
+    explained = explain(error)
+    if status == "failed":
+        explained = explained_error(explained, run_dir)
+    write_result(run_dir, empty_result(run_id, status, explained))
 
 
 @cache

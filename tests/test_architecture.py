@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "record": {"config", "store"},
     "compare": {"config", "store", "page"},
     "search": {"config", "store", "record"},
+    "doctor": {"config", "store", "record"},
     "plan": {"config", "model", "store"},
     "volcano": {"config", "store", "record"},
     "slurm": {"config", "store", "record", "bootstrap"},
@@ -40,7 +41,7 @@ FACES = {"packed", "verbs", "warm"}
 COMMON = {"errors", "signals"}
 HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "accelerate", "optuna", "submitit", "ray")
 # Rooms in which nothing at all may import torch.
-WITHOUT_TORCH = ("config", "errors.py", "store", "compare")
+WITHOUT_TORCH = ("config", "errors.py", "store", "compare", "doctor")
 
 
 def sources(*folders: Path) -> list[Path]:
@@ -155,7 +156,7 @@ def loaded_after(program: list[str]) -> set[str]:
 
 
 MODULES = "mgm_exp mgm_exp.config mgm_exp.store mgm_exp.cli mgm_exp.record mgm_exp.compare mgm_exp.command".split()
-PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data mgm_exp.search mgm_exp.plan".split()
+PACKAGES = "mgm_exp.train mgm_exp.evaluate mgm_exp.data mgm_exp.search mgm_exp.plan mgm_exp.doctor".split()
 
 
 @pytest.mark.parametrize(

@@ -135,14 +135,13 @@ def test_a_run_whose_store_is_gone_goes_on_from_what_its_folder_kept(begun: tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "stage"),
     [
-        (["devices=2"], ["devices=1"]),
-        (["devices=2", "zero=2"], ["devices=1", "zero=none"]),
-        (["devices=1"], ["devices=2", "zero=3"]),
+        (["devices=2"], ["devices=1"], "instruct"),
+        (["devices=2", "zero=2"], ["devices=1", "zero=none"], "align"),
+        (["devices=1"], ["devices=2", "zero=3"], "instruct"),
     ],
 )
-@pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_other_processes_and_engines_go_on_up_to_rounding(
     tmp_path: Path, before: list[str], after: list[str], stage: str
 ) -> None:

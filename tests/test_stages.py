@@ -155,6 +155,8 @@ AFFECTS: dict[str, set[str]] = {
     "zero.offload_optimizer": NOTHING,
     "zero.reduce_bucket_size": NOTHING,
     "zero.overlap_comm": NOTHING,
+    # When parameters are sent, not what is computed: not even with zero=3.
+    **{f"zero.{key}": NOTHING for key in ("prefetch_bucket_size", "persistence_threshold", "max_live_parameters")},
     "train.name": NOTHING,
     "train.align.lr": {"align"},
     "train.align.epochs": {"align"},
@@ -194,6 +196,12 @@ AFFECTS: dict[str, set[str]] = {
     "train.workers": NOTHING,
     "train.deterministic": TRAINED | {"features"},
     "train.auto_micro_batch": TRAINED,
+    "train.loss_kernel": TRAINED,
+    "train.loss_chunk": TRAINED,
+    "train.padding_free": TRAINED,
+    "train.compile": TRAINED,
+    "train.tf32": NOTHING,  # of a CPU; see test_tf32_belongs_to_what_a_gpu_makes
+    "train.offload_activations": NOTHING,  # where activations wait changes no bit
     "train.gradient_statistics_every": NOTHING,
     "train.guards.on_nonfinite": TRAINED,
     "train.guards.on_spike": TRAINED,
@@ -372,6 +380,8 @@ OTHER = {
     "train.guards.on_nonfinite": "rollback",
     "train.guards.on_spike": "lower_lr",
     "train.image_aspect": "square",
+    "train.compile": "regional",
+    "train.loss_kernel": "fused",
     "train.loss_norm": "official",
     "train.precision": "bf16",
     "train.cache_visual_tokens": True,
@@ -401,7 +411,7 @@ def changed(key: str, value: Any) -> Any:
 NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
-    *("plateau_patience", "gradient_statistics_every", "feature_cache_gb"),
+    *("plateau_patience", "gradient_statistics_every", "loss_chunk", "bucket_size", "feature_cache_gb"),
     *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
 )
 
@@ -553,6 +563,42 @@ def test_the_model_of_an_operator_changes_its_values() -> None:
     one = keys(config, replace(SOURCES, operators={"image_text_similarity": "x"}))
     other = keys(config, replace(SOURCES, operators={"image_text_similarity": "y"}))
     assert {stage for stage in one if one[stage] != other[stage]} == {"measure"}
+
+
+def test_tf32_belongs_to_what_a_gpu_makes() -> None:
+    gpu = replace(SOURCES, device="cuda")
+    config = base()
+    other = _with(config, ["train", "tf32"], True)
+    for payload in (stages.align_payload, stages.features_payload, stages.instruct_payload):
+        rest = ("x",) if payload is stages.align_payload else (None, "x")
+        assert payload(config, gpu, *rest) != payload(other, gpu, *rest)
+        assert payload(config, SOURCES, *rest) == payload(other, SOURCES, *rest)
+
+
+def test_the_automatic_loss_kernel_is_in_the_key_as_the_one_that_runs() -> None:
+    def kernel(stage: str, sources: stages.Sources, **other: Any) -> Any:
+        config = _with(base(), ["train", "loss_kernel"], "auto")
+        for key, value in other.items():
+            config = _with(config, key.split("__"), value)
+        made = (
+            stages.align_payload(config, sources, "x")
+            if stage == "align"
+            else stages.instruct_payload(config, sources, None, "x")
+        )
+        return made["engine"].get("loss_kernel")
+
+    gpu = replace(SOURCES, device="cuda", has_liger=True)
+    assert kernel("instruct", SOURCES) == "fused"
+    assert kernel("instruct", gpu) == "liger"
+    assert kernel("instruct", SOURCES, adapter__kind="full") is None  # torch, which came first
+    assert kernel("align", SOURCES, adapter__kind="full") == "fused"
+    assert kernel("instruct", gpu, train__precision="fp16") is None
+
+
+def test_how_zero_3_sends_its_parameters_is_in_no_key() -> None:
+    config = _with(base(), ["zero", "stage"], 3)
+    other = _with(config, ["zero", "prefetch_bucket_size"], 5)
+    assert keys(config) == keys(other)
 
 
 def test_offload_is_part_of_the_engine_once_zero_is_on() -> None:

@@ -18,11 +18,13 @@ from mgm_exp.config.choices import (
     CaptionPolicy,
     CaptionPrecision,
     Card,
+    Compile,
     Device,
     Direction,
     FeatureTier,
     GroupBy,
     GuardAction,
+    LossKernel,
     LossNorm,
     Machines,
     Mining,
@@ -77,6 +79,7 @@ from mgm_exp.config.evaluate import (
     TextVqaConfig,
     VqaConfig,
 )
+from mgm_exp.config.execution_faults import AUTO, loss_kernel_of
 from mgm_exp.config.experiment import (
     ExperimentConfig,
     from_plain,
@@ -121,6 +124,7 @@ from mgm_exp.config.train import (
 )
 
 __all__ = [
+    "AUTO",
     "BENCHMARKS",
     "BOTTLENECK_PLACES",
     "CORPUS_SCORES",
@@ -149,6 +153,7 @@ __all__ = [
     "CaptionsConfig",
     "Card",
     "CheckpointConfig",
+    "Compile",
     "CorruptionKind",
     "CustomConfig",
     "DataConfig",
@@ -168,6 +173,7 @@ __all__ = [
     "JudgeConfig",
     "LaunchConfig",
     "LimitsConfig",
+    "LossKernel",
     "LossNorm",
     "Machines",
     "MathVistaConfig",
@@ -211,6 +217,7 @@ __all__ = [
     "ZeroConfig",
     "adapter_key",
     "from_plain",
+    "loss_kernel_of",
     "plain",
     "trains_towers",
     "typed",

@@ -121,10 +121,12 @@ def _surroundings(config: ExperimentConfig) -> Iterator[str]:
             yield f"adapter.base_bits=4 does not go with zero={zero}: 4-bit weights cannot be shared out; use zero=none"
         if config.device is Device.cpu:
             yield "adapter.base_bits=4 (QLoRA) trains on a GPU only, by bitsandbytes; device=cpu was given"
-    if kind is AdapterKind.prefix and config.model.gradient_checkpointing:
+    blocks = config.model.gradient_checkpointing
+    if kind is AdapterKind.prefix and blocks:
         yield (
             "adapter.kind=prefix puts keys and values in front of each layer's own, which "
-            "model.gradient_checkpointing=true drops when it computes a layer again; set it to false (it costs memory)"
+            f"model.gradient_checkpointing={str(blocks).lower()} drops when it computes a layer again; set it to false "
+            "(it costs memory)"
         )
     if kind is AdapterKind.bitfit and not adapter.norms and _has_no_biases(config.model.name):
         yield (

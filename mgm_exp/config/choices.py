@@ -6,12 +6,13 @@ from enum import Enum
 
 
 class Attention(Enum):
-    """``auto`` takes flash_attention_2 where it can run, else sdpa; the choice is recorded."""
+    """``auto`` takes FlashAttention where it can run (3 on Hopper, else 2), else sdpa; the choice is recorded."""
 
     auto = "auto"
     eager = "eager"
     sdpa = "sdpa"
     flash_attention_2 = "flash_attention_2"
+    flash_attention_3 = "flash_attention_3"
 
 
 class Mining(Enum):
@@ -20,6 +21,26 @@ class Mining(Enum):
 
     native = "native"
     reference = "reference"
+
+
+class LossKernel(Enum):
+    """How the loss over a wide vocabulary is computed; equal in real arithmetic.
+
+    ``torch`` makes a chunk's logits twice; ``fused`` makes the gradient with the loss; ``liger`` does so in Liger's
+    Triton kernel (GPU). ``auto``: liger where it can run, else fused for a frozen head and torch for a trained one.
+    """
+
+    torch = "torch"
+    fused = "fused"
+    liger = "liger"
+    auto = "auto"
+
+
+class Compile(Enum):
+    """What ``torch.compile`` compiles: ``regional``: the LLM's blocks, once for all of them."""
+
+    none = "none"
+    regional = "regional"
 
 
 class FeatureTier(Enum):

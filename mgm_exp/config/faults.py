@@ -24,6 +24,7 @@ from mgm_exp.config.choices import (
 )
 from mgm_exp.config.data import PERCENTILE, RECIPE_OPERATORS
 from mgm_exp.config.evaluate import BENCHMARKS, CORPUS_SCORES, JUDGE_URL, SCORES
+from mgm_exp.config.execution_faults import execution_faults
 from mgm_exp.config.hf import hf_faults
 from mgm_exp.errors import ConfigError
 
@@ -58,6 +59,7 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
     yield from _view_faults(config.model)
     yield from adapter_faults(config)
     yield from hf_faults(config)
+    yield from execution_faults(config)
     yield from _batch_faults(config)
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not NAME.fullmatch(name):
@@ -226,6 +228,9 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.validation.share": train.validation.share,
         "train.early_stopping.patience": train.early_stopping.patience,
         "train.gradient_statistics_every": train.gradient_statistics_every,
+        "train.loss_chunk": train.loss_chunk,
+        "zero.prefetch_bucket_size": config.zero.prefetch_bucket_size,
+        "zero.max_live_parameters": config.zero.max_live_parameters,
         "train.guards.threshold": train.guards.threshold,
         "train.guards.patience": train.guards.patience,
         "train.guards.divergence_patience": train.guards.divergence_patience,
@@ -282,6 +287,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "train.align.max_steps": align.max_steps,
         "train.max_grad_norm": train.max_grad_norm,
         "train.workers": train.workers,
+        "zero.persistence_threshold": config.zero.persistence_threshold,
         "train.resized_cache_gb": train.resized_cache_gb,
         "tracker.table_rows": config.tracker.table_rows,
         "eval.image_cache_gib": config.eval.image_cache_gib,

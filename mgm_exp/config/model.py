@@ -32,8 +32,9 @@ class ModelConfig:
     image_global: bool | None = None
     # Side of the high-resolution image in pixels, a multiple of 32; memory of mining grows with its square. null: obey.
     image_size_aux: int | None = None
-    # Recomputes activations in the backward pass: about a third more compute for several GB less memory.
-    gradient_checkpointing: bool = False
+    # Recomputes activations in the backward pass: about a third more compute for several GB less memory. A number: of
+    # the first so many blocks of the LLM (and of mining). auto: of as few as fit into the GPU's memory, by the plan.
+    gradient_checkpointing: Any = False  # true, false, a number or auto: OmegaConf cannot merge such a union
     # How patch info mining is computed; the results differ in rounding. native: no joined map, no keys and values of
     # all its pixels: a fiftieth of the operations, a tenth of the memory. reference: the official operations.
     mining: Mining = Mining.native

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from mgm_exp.config.choices import Aspect, FeatureTier, GroupBy, GuardAction, LossNorm, Offload, Precision, Reset
+from mgm_exp.config.choices import (
+    Aspect,
+    Compile,
+    FeatureTier,
+    GroupBy,
+    GuardAction,
+    LossKernel,
+    LossNorm,
+    Offload,
+    Precision,
+    Reset,
+)
 
 
 @dataclass
@@ -20,6 +31,13 @@ class ZeroConfig:
     # Elements that are reduced together: larger is faster, and costs 2-4 bytes each of GPU memory.
     reduce_bucket_size: int = 50_000_000
     overlap_comm: bool = True
+    # zero=3: elements of later layers that are fetched ahead; more hides more communication and costs 2 bytes each.
+    # null: as many as are reduced together.
+    prefetch_bucket_size: int | None = None
+    # zero=3: tensors of fewer elements stay whole on every process: more saves small messages and costs memory.
+    persistence_threshold: int = 20_480
+    # zero=3: elements that may be whole on a process at a time; fewer costs time, more memory.
+    max_live_parameters: int = 1_000_000_000
 
 
 @dataclass
@@ -182,6 +200,19 @@ class TrainConfig:
     # Only kernels that give the same bits every time. On a GPU it makes runs repeatable (mgm-exp replay) and slower; on
     # the CPU they are anyway, with the same number of threads.
     deterministic: bool = False
+    # How the loss over the vocabulary is computed; see LossKernel. Results differ in rounding.
+    loss_kernel: LossKernel = LossKernel.torch
+    # Learnt positions whose logits are alive together: fewer need less memory, more are faster. null: 2^27 logits.
+    loss_chunk: int | None = None
+    # A batch as one row without padding: nothing is computed for padding. Rounding differs, and dropout draws others.
+    padding_free: bool = False
+    # Compiles the LLM's blocks: faster steps after a minute of compilation. Rounding differs.
+    compile: Compile = Compile.none
+    # GPU: fp32 matrix products and convolutions take TF32 inputs (10 bits of mantissa): several times faster. false:
+    # full fp32. Half-precision products do not change.
+    tf32: bool = False
+    # GPU: activations of the LLM wait for the backward pass in host memory: less GPU memory, more traffic. Bit-equal.
+    offload_activations: bool = False
     # When memory ends: half the micro-batch and twice the accumulation, from the last step on. Same global batch.
     auto_micro_batch: bool = False
     # Optimizer steps between two records of each layer's gradient (event rows): costs a pass over it. null: none.

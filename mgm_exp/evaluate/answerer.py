@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,10 +93,55 @@ class MgmAnswerer:
         """One (N, hidden) for each image."""
         import torch
 
+        with torch.inference_mode():
+            return list(self.model.model.encode_images(*self._stacked(pixels)))
+
+    # -- features, as mgm_exp.evaluate.kept keeps them -----------------------------------------------------------
+
+    def eyes_of(self, tier: str, batch: int) -> dict[str, Any]:
+        """What decides on the bits of an image's features."""
+        from mgm_exp.model.eyes import eyes_of
+
+        return eyes_of(self.model, tier, self.processor.settings, batch=batch, half=None)
+
+    def bytes_of(self, tier: str) -> int:
+        """Bytes of an image's features, at most."""
+        from mgm_exp.model.eyes import bytes_of_image
+
+        return bytes_of_image(self.model, tier, self.processor.settings, None)
+
+    def features(self, tier: str, pixels: Sequence[Pixels]) -> list[dict[str, Tensor]]:
+        """What is kept of each image."""
+        from mgm_exp.model.features import features_of
+
+        return features_of(self.model.model, tier, *self._stacked(pixels))
+
+    def depends_on_place(self, tier: str, pixels: Sequence[Pixels]) -> bool:
+        """Whether an image's features depend on its place among these."""
+        from mgm_exp.model.features import depends_on_place, features_of
+
+        return depends_on_place(
+            *self._stacked(pixels), lambda low, high: features_of(self.model.model, tier, low, high)
+        )
+
+    def see_features(self, features: Sequence[Mapping[str, Tensor]], detail: Sequence[Tensor]) -> list[Tensor]:
+        """As ``see``, from features; ``detail`` are the high resolutions where features are of the low one alone."""
+        import torch
+
+        from mgm_exp.model.features import tokens_of
+
+        tower = next(self.model.model.vision_tower.parameters())
+        seen = {name: torch.stack([one[name] for one in features]).to(tower.device) for name in features[0]}
+        high = torch.stack(list(detail)).to(tower.device, tower.dtype) if detail else None
+        with torch.inference_mode():
+            return list(tokens_of(self.model.model, seen, None, high))
+
+    def _stacked(self, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+        import torch
+
         tower = next(self.model.model.vision_tower.parameters())
         low, high = (torch.stack(side).to(tower.device, tower.dtype) for side in zip(*pixels, strict=True))
-        with torch.inference_mode():
-            return list(self.model.model.encode_images(low, high))
+        return low, high
 
     def answer(self, prompts: Sequence[Sequence[int]], seen: Sequence[Tensor | None], max_new_tokens: int) -> list[str]:
         import torch

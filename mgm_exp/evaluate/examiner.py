@@ -14,6 +14,7 @@ from mgm_exp.config import ExperimentConfig, ModelFamily
 from mgm_exp.evaluate.base import Base
 from mgm_exp.evaluate.crew import Crew
 from mgm_exp.evaluate.generate import Candidate, Progress, evaluate_together
+from mgm_exp.evaluate.kept import Keeper
 from mgm_exp.evaluate.passes import Fits, OnAnswers, Plan, one_pass
 from mgm_exp.evaluate.sight import Shelf
 
@@ -101,7 +102,7 @@ class Desk:
     """Where questions are asked in one process: its models, what they saw, and how much fits into memory."""
 
     def __init__(self, config: ExperimentConfig, device: str, say: Callable[[str], None] | None) -> None:
-        self.base, self._fits = Base(config, device), Fits(say)
+        self.base, self._fits, self._keeper = Base(config, device), Fits(say), Keeper(config, say)
         section = config.eval
         is_asked_again = len(section.benchmarks) > 1 or section.robustness.rephrased is not None
         is_asked_again &= config.model.family is ModelFamily.mgm  # of others nothing is kept but the file's pictures
@@ -117,4 +118,4 @@ class Desk:
     ) -> None:
         """Loads what is not loaded yet, and asks."""
         answerers = [self.base.answerer(path) for path in weights]
-        one_pass(benchmark, plan, answerers, todo, on_answers, fits=self._fits, shelf=self._shelf)
+        one_pass(benchmark, plan, answerers, todo, on_answers, fits=self._fits, shelf=self._shelf, keeper=self._keeper)

@@ -77,7 +77,9 @@ def _positions(attention_mask: Tensor) -> Tensor:
 
 def _forward(model: Any, cache: Any, positions: Tensor, mask: Tensor | None, **inputs: Tensor) -> Tensor:
     """(rows, vocabulary): logits of the last position."""
-    if mask is not None and positions.shape[1] == 1 and model.config._attn_implementation == "sdpa":
+    from mgm_exp.model.varlen import VARLEN
+
+    if mask is not None and positions.shape[1] == 1 and model.config._attn_implementation in ("sdpa", VARLEN):
         mask = mask[:, None, None]  # as the attention wants it: transformers would look through all of it for nothing
     found = model(
         attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs

@@ -11,6 +11,7 @@ from mgm_exp.evaluate.answerer import Answerer, asking
 from mgm_exp.evaluate.batches import PlannedBatch, plan_batches
 from mgm_exp.evaluate.fitting import Fit
 from mgm_exp.evaluate.heap import keep_freed_memory
+from mgm_exp.evaluate.kept import Keeper
 from mgm_exp.evaluate.sight import GROUP, Shelf, Sight
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def one_pass(
     *,
     fits: Fits,
     shelf: Shelf | None = None,
+    keeper: Keeper | None = None,
 ) -> None:
     """Asks the batches that are still to be asked, in the plan's order.
 
@@ -79,6 +81,7 @@ def one_pass(
         on_answers: Takes the answers.
         fits: How much is done at a time.
         shelf: See :class:`mgm_exp.evaluate.sight.Shelf`.
+        keeper: Keeps what towers see in the store; None: nothing is kept there.
 
     Raises:
         DataError: an image cannot be read; it is named.
@@ -99,6 +102,9 @@ def one_pass(
         fit=fits.images,
         shelf=shelf,
         shelf_name=lambda image: f"{benchmark.image_root / image} {corruption}",
+        kept=keeper.of(benchmark, answerers, [name for names in images for name in names], fits.images.size)
+        if keeper is not None
+        else None,
     ) as sight:
         for number, names in zip(numbers, images, strict=True):
             prompts = [plan.prompts[place] for place in plan.places[number]]

@@ -172,7 +172,7 @@ def read_parquet(path: Path, needed: Sequence[str]) -> Iterator[Row]:
                 )
             for batch in file.iter_batches(_BATCH):
                 yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise _open_fault(path, error, "parquet") from error
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from mgm_exp.evaluate.kept import KeptSight
+
 GROUP = 8
 """Images in one pass through the towers: enough to fill a GPU at 768 px, and some 8 GB of memory there."""
 _THREADS = 4
@@ -58,6 +60,7 @@ class Sight:
         fit: How many images go through the towers at a time.
         shelf: What other benchmarks of the call saw, and will see.
         shelf_name: The name of an image there: the same for the same file and corruption in every benchmark.
+        kept: Features of the images that lie in the store, and take up those that do not; None: none are kept.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Sight:
         fit: Fit,
         shelf: Shelf | None = None,
         shelf_name: Callable[[str], str] = str,
+        kept: KeptSight | None = None,
     ) -> None:
         self._picture, self._fit, self._shelf, self._shelf_name = picture, fit, shelf, shelf_name
         self._names = [answerer.eyes for answerer in answerers]
@@ -78,7 +82,7 @@ class Sight:
         self._upcoming = list(dict.fromkeys(image for images in passes for image in images))
         self._seen: dict[str, dict[str, Tensor]] = {}
         self._reading: dict[str, Future[Pixels]] = {}
-        self._reader = answerers[0]
+        self._reader, self._kept = answerers[0], kept
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def __enter__(self) -> Sight:
@@ -87,6 +91,8 @@ class Sight:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._kept is not None:
+            self._kept.close()
 
     def see(self, images: Sequence[str]) -> list[list[Tensor]]:
         """The tokens of each image, for each model; called once for each batch, in the order of the passes."""
@@ -122,20 +128,31 @@ class Sight:
         if not group:
             return
         self._read(group)
-        pixels = [self._reading.pop(image).result() for image in group]
+        for image in group:
+            if image in self._reading:
+                self._reading[image].result()
         self._read_ahead()
         with _towers_that_remember(self._eyes.values()):
-            for image, seen in zip(group, self._fit.run(pixels, self._through_all), strict=True):
+            for image, seen in zip(group, self._fit.run(group, self._through_all), strict=True):
+                self._reading.pop(image, None)
                 self._seen[image] = dict(zip(self._eyes, seen, strict=True))
                 if self._shelf is not None:
                     for name, tokens in self._seen[image].items():
                         self._shelf.put(name, self._shelf_name(image), tokens)
 
-    def _through_all(self, pixels: Sequence[Pixels]) -> list[tuple[Tensor, ...]]:
+    def _through_all(self, images: Sequence[str]) -> list[tuple[Tensor, ...]]:
         """What each pair of eyes sees of each image. A group is filled up to its size: the size decides on the bits."""
+        if self._kept is not None and self._kept.batch == self._fit.size:
+            return self._kept.see(images, self._pixels_now)
+        pixels = [self._pixels_now(image) for image in images]
         filled = [*pixels, *[pixels[-1]] * (self._fit.size - len(pixels))]
         seen = [answerer.see(filled)[: len(pixels)] for answerer in self._eyes.values()]
         return list(zip(*seen, strict=True))
+
+    def _pixels_now(self, image: str) -> Pixels:
+        if image not in self._reading:
+            self._reading[image] = self._pool.submit(self._pixels, image)
+        return self._reading[image].result()
 
     def _pixels(self, image: str) -> Pixels:
         return self._reader.pixels(self._picture(image))
@@ -146,7 +163,7 @@ class Sight:
 
     def _read(self, images: Sequence[str]) -> None:
         for image in images:
-            if image not in self._reading:
+            if image not in self._reading and (self._kept is None or self._kept.needs_pixels(image)):
                 self._reading[image] = self._pool.submit(self._pixels, image)
 
     def _is_kept(self, image: str) -> bool:

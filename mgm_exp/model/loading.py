@@ -164,8 +164,8 @@ def build_model(
     section = _as_mapping(model_config)
     source = source_of_section(section)
     model, report = _load(source, device=device, dtype=dtype, asked_attention=source.attn_implementation, seed=seed)
-    if section.get("gradient_checkpointing"):
-        model.enable_gradient_checkpointing()
+    if blocks := section.get("gradient_checkpointing"):
+        model.enable_gradient_checkpointing(blocks)
     form = section.get("mining", "native")
     model.model.mines_natively = getattr(form, "value", form) == "native"
     return model, report

@@ -39,12 +39,14 @@ from mgm_exp.model.configuration import (
     MGMLlamaConfig,
 )
 from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower, join_stages
+from mgm_exp.model.execution import Execution, checkpoint_first
 from mgm_exp.model.features import tokens_of
 from mgm_exp.model.head import LanguageHead
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.merge import plan_merge
 from mgm_exp.model.mining import ConnectorLinear, mine, projection, shrunk
 from mgm_exp.model.native_mining import mine_native
+from mgm_exp.model.padding_free import in_one_row
 
 
 class MGMModel(PreTrainedModel):
@@ -251,6 +253,7 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = BODIES[config.backbone.name](config)
         self.vocab_size = config.vocab_size
+        self.execution = Execution()
         self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -269,10 +272,15 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return super(MGMForConditionalGeneration, head).from_pretrained(folder, *args, **kwargs)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recomputes the LLM's layers and the mining in the backward pass (non-reentrant)."""
+    def enable_gradient_checkpointing(self, blocks: bool | int | str = True) -> None:
+        """Recomputes the LLM's layers and the mining in the backward pass (non-reentrant).
+
+        Args:
+            blocks: The first so many layers only; True: all.
+        """
         self.activation_checkpointing_enable({"use_reentrant": False})
         self.disable_input_require_grads()  # only the reentrant form needs gradients at the input
+        checkpoint_first(self, blocks)
 
     def merge(
         self,
@@ -406,10 +414,15 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 `seen`.
             normalizer: number to divide by; None: the supervised tokens of this batch (at least 1).
         """
+        given: dict[str, Any]
         inputs_embeds, attention_mask, labels = self.merged(batch)
-        hidden = self.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        if self.execution.padding_free:
+            row = in_one_row(inputs_embeds, attention_mask, labels)
+            given, labels = row.arguments(self.config._attn_implementation), row.labels
+        else:
+            given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        with self.execution.keeping_activations(self):
+            hidden = self.model(**given, use_cache=False).last_hidden_state
         return self.loss_of(hidden, labels, normalizer)
 
     def merged(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -205,8 +205,11 @@ class MGMProcessor:
 
     def detail(self, square: np.ndarray[Any, Any] | Tensor) -> Tensor:
         """The high resolution (3, H, H) of what `square` gave, normalised."""
-        values = torch.as_tensor(square).permute(2, 0, 1).long()
-        return torch.stack([table[channel] for table, channel in zip(self._table, values, strict=True)])
+        values = np.asarray(square)
+        found = np.empty((3, *values.shape[:2]), np.float32)
+        for channel, table in enumerate(self._table.numpy()):
+            np.take(table, values[..., channel], out=found[channel], mode="clip")  # all of 0..255 are there
+        return torch.from_numpy(found)
 
     def no_pixels(self) -> tuple[Tensor, Tensor]:
         """The zeros that a text-only row carries; shapes as from `pixels`."""

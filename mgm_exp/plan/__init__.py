@@ -12,6 +12,7 @@ _HOMES = {
     "Calibration": "calibration",
     "calibrate": "calibration",
     "CellPlan": "cell",
+    "fitted": "cell",
     "Measured": "cell",
     "plan_cell": "cell",
     "predicted_hours": "cell",

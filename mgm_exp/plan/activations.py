@@ -58,6 +58,10 @@ class Work:
         adapter: What a kind of adapter needs beside inputs of its targets; None: nothing.
         tower, tower_aux: Whether part of the low- and of the high-resolution tower is trained.
         mines_natively: ``model.mining``: from the stages' own maps, not from the joined one.
+        blocks: The first so many blocks are computed again; None with ``checkpointing``: all.
+        padding_free: No mask says what is padding.
+        offloads: What the blocks keep for the backward pass waits in host memory.
+        loss_kernel, loss_chunk: How the loss goes over the vocabulary; see :mod:`mgm_exp.model.head`.
     """
 
     stage: str
@@ -86,6 +90,15 @@ class Work:
     tower: bool = False
     tower_aux: bool = False
     mines_natively: bool = True
+    blocks: int | None = None
+    padding_free: bool = False
+    offloads: bool = False
+    loss_kernel: str = "torch"
+    loss_chunk: int | None = None
+
+    def recomputed(self, layers: int) -> int:
+        """Of so many blocks, those that are computed again in the backward pass."""
+        return 0 if not self.checkpointing else layers if self.blocks is None else min(self.blocks, layers)
 
     @property
     def tokens(self) -> int:
@@ -139,6 +152,7 @@ class Head:
     weight_copy: float
     weight_gradient: float
     embedding_gradient: float
+    held: float = 0.0
 
 
 def towers(sizes: Architecture, work: Work) -> float:
@@ -288,18 +302,16 @@ def layers(sizes: Architecture, work: Work) -> Layers:
         gradient += 4 * work.adapter.whole
         # One layer's weight is unpacked at a time
         gradient += s * sizes.hidden * sizes.mlp if work.adapter.packed else 0.0
-    if work.checkpointing:
-        saved = count * t * n * d + ends
-        return Layers(saved, t * n * d, weights + small_copies, 0.0, one + running, one + running, gradient)
-    return Layers(
-        count * one + ends,
-        t * n * d,
-        weights + small_copies,
-        weights + small_copies,
-        running,
-        one + running,
-        gradient,
-    )
+    again = work.recomputed(count)
+    kept = count - again
+    copies = weights + small_copies
+    # Autocast forgets the copies of blocks that are computed again
+    copies_backward = copies * kept / count
+    if work.offloads:
+        return Layers(ends, t * n * d, copies, copies_backward, one + running, one + running, gradient)
+    saved = again * t * n * d + kept * one + ends
+    last = one + running if again == count else running
+    return Layers(saved, t * n * d, copies, copies_backward, last, one + running, gradient)
 
 
 def block_saved(sizes: Architecture, work: Work) -> float:
@@ -313,7 +325,7 @@ def block_saved(sizes: Architecture, work: Work) -> float:
     query, key = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     norms = 2 * n * d * (8 if work.trains_llm else 4)
     # Keys and values are repeated for each head where a mask says what is padding.
-    repeated = query if work.batch > 1 and not work.is_eager else key
+    repeated = query if work.batch > 1 and not work.is_eager and not work.padding_free else key
     attention = s * n * (query + 2 * repeated + query) + 4 * n * sizes.heads
     if work.is_eager:
         attention += (4 + s) * work.batch * sizes.heads * work.length**2 + s * n * 2 * (query - key)
@@ -373,12 +385,16 @@ def head(sizes: Architecture, work: Work) -> Head:
     """The head at supervised positions only, some of them at a time; nothing of the logits is kept.
 
     Forward: logits in the compute dtype, in fp32, and their logarithms; backward: probabilities and their gradient.
-    A trained (tied) embedding has its gradient summed in fp32, ``4 V d``, and once more while it is made.
+    A trained (tied) embedding has its gradient summed in fp32, ``4 V d``, and once more while it is made. Kernels that
+    make gradients with the loss hold them (``held``) until the backward pass, which multiplies them.
     """
     all_rows = work.batch * work.supervised
-    rows = all_rows if sizes.is_head_whole else min(max(1, LOGITS_AT_A_TIME // sizes.vocabulary), all_rows)
-    logits = float(rows * sizes.vocabulary)
+    is_whole = sizes.is_head_whole and work.loss_kernel == "torch" and work.loss_chunk is None
+    rows = all_rows if is_whole else min(work.loss_chunk or max(1, LOGITS_AT_A_TIME // sizes.vocabulary), all_rows)
     s, embedding = work.bytes, float(sizes.vocabulary * sizes.hidden)
+    if work.loss_kernel != "torch":
+        return _early_head(sizes, work, all_rows, rows)
+    logits = float(rows * sizes.vocabulary)
     halves = s if s == 2 else 0
     copy = embedding * s if work.autocast and work.trains_llm else 0.0
     if not work.trains_llm:
@@ -387,3 +403,26 @@ def head(sizes: Architecture, work: Work) -> Head:
     # While the product for the weight's gradient is made, only the logits' gradient is left of the logits.
     gradient = copy + 4 * embedding + max(0.0, s * embedding - logits * 8)
     return Head(logarithms, logarithms, copy, gradient, embedding * (4 if work.autocast else s))
+
+
+def _early_head(sizes: Architecture, work: Work, all_rows: int, rows: int) -> Head:
+    """``fused`` and ``liger``: the gradient of the hidden states, and of a trained weight, from the loss on.
+
+    Liger's chunks are as large as the hidden states, rounded up to a power of two of rows, and its logits become their
+    own gradient in place.
+    """
+    s, embedding = work.bytes, float(sizes.vocabulary * sizes.hidden)
+    copy = embedding * s if work.autocast and work.trains_llm else 0.0
+    if work.loss_kernel == "liger":
+        parts = -(-sizes.vocabulary // sizes.hidden)
+        rows = min(1 << (max(1, -(-all_rows // parts)) - 1).bit_length(), all_rows)
+        logits = float(rows * sizes.vocabulary) * s
+    else:
+        logits = float(rows * sizes.vocabulary) * (8 + (s if s == 2 else 0))
+    hidden = float(all_rows * sizes.hidden * s)
+    if not work.trains_llm:
+        return Head(logits, 0.0, copy, 2 * hidden, 0.0, hidden)
+    # Beside the sum a chunk's part of it, in the forward pass; its multiple, in the backward pass
+    forward, backward = copy + s * embedding, 4 * embedding
+    gradient = embedding * (4 if work.autocast else s)
+    return Head(logits, 0.0, forward, backward, gradient, hidden + 4 * embedding)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import (
+    AUTO,
     AdapterConfig,
     AdapterKind,
     Attention,
@@ -18,9 +19,11 @@ from mgm_exp.config import (
     ModelFamily,
     Offload,
     Precision,
+    loss_kernel_of,
 )
 from mgm_exp.plan.activations import AdapterWork, Work
 from mgm_exp.plan.architecture import Architecture, Parameters, architecture_of, parameters_of, targets_of
+from mgm_exp.plan.cards import Device as PlannedOn
 from mgm_exp.plan.cards import device_of, verdict
 from mgm_exp.plan.cost import disk_of, flops_of_mining, flops_of_sample, flops_of_towers, rows_of, steps_of
 from mgm_exp.plan.memory import GIB, Moment, moments, peak
@@ -143,8 +146,8 @@ def plan_cell(
         ModelError: the model's sizes are not known.
     """
     sizes = architecture_of(config.model)
-    stages = [_stage(config, sizes, name) for name in _stages(config)]
     device = device_of(config.plan.device, is_cpu=config.device is Device.cpu)
+    stages = [_stage(config, sizes, name, device) for name in _stages(config)]
     highest = max(stage.peak.total for stage in stages) / GIB
     flops = _sum(stage.flops for stage in stages)
     hours = None
@@ -175,7 +178,31 @@ def plan_cell(
 def predicted_memory_gib(config: ExperimentConfig) -> float:
     """Peak memory of one process, over all stages; milliseconds after the first call for a model."""
     sizes = architecture_of(config.model)
-    return max(_stage(config, sizes, name).peak.total for name in _stages(config)) / GIB
+    device = None
+    if config.model.gradient_checkpointing == AUTO:
+        device = device_of(config.plan.device, is_cpu=config.device is Device.cpu)
+    return max(_stage(config, sizes, name, device).peak.total for name in _stages(config)) / GIB
+
+
+def fitted(config: ExperimentConfig, stage: str) -> ExperimentConfig:
+    """With ``model.gradient_checkpointing=auto`` as a number: as few of the LLM's blocks as let the stage fit on the
+    card that this process sees (all, if none is enough). ``plan.device`` names a card to plan for, not this one."""
+    if config.model.gradient_checkpointing != AUTO or stage == "features":
+        return config
+    device = device_of(Card.auto, is_cpu=config.device is Device.cpu)
+    return _with_blocks(config, _fitting(config, architecture_of(config.model), stage, device))
+
+
+def _fitting(config: ExperimentConfig, sizes: Architecture, stage: str, device: PlannedOn) -> int:
+    for blocks in range(sizes.layers):
+        found = _stage(_with_blocks(config, blocks), sizes, stage)
+        if verdict(found.peak.total / GIB, device) == "fits":
+            return blocks
+    return sizes.layers
+
+
+def _with_blocks(config: ExperimentConfig, blocks: int) -> ExperimentConfig:
+    return replace(config, model=replace(config.model, gradient_checkpointing=blocks))
 
 
 def predicted_hours(config: ExperimentConfig) -> float | None:
@@ -192,7 +219,10 @@ def _stages(config: ExperimentConfig) -> list[str]:
     return [*names, "instruct"]
 
 
-def _stage(config: ExperimentConfig, sizes: Architecture, name: str) -> StagePlan:
+def _stage(config: ExperimentConfig, sizes: Architecture, name: str, device: PlannedOn | None = None) -> StagePlan:
+    if config.model.gradient_checkpointing == AUTO and name != "features":
+        assert device is not None
+        config = _with_blocks(config, _fitting(config, sizes, name, device))
     train = config.train
     section = train.align if name == "align" else train
     is_frozen = name == "features" or (name == "instruct" and train.freeze_connector)
@@ -240,6 +270,7 @@ def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters:
     length = _longest(config, sizes, section.max_length)
     in_pass = section.micro_batch_size * config.devices
     own = adapter_of(config.adapter).cost(sizes.llm)
+    blocks = config.model.gradient_checkpointing
     return Work(
         stage=stage,
         batch=section.micro_batch_size,
@@ -247,7 +278,12 @@ def _work(config: ExperimentConfig, sizes: Architecture, stage: str, parameters:
         supervised=max(1, length - sizes.visual_tokens),
         bytes=2 if is_half else 4,
         autocast=is_half and stage_zero == 0 and stage != "features",
-        checkpointing=config.model.gradient_checkpointing and stage != "features",
+        checkpointing=bool(blocks) and stage != "features",
+        blocks=None if isinstance(blocks, (bool, str)) else blocks,
+        padding_free=train.padding_free,
+        offloads=train.offload_activations,
+        loss_kernel=loss_kernel_of(config, stage, has_liger=False),
+        loss_chunk=train.loss_chunk,
         trains_connector=parameters.trained_connector > 0,
         trains_llm=stage == "instruct" and config.adapter.kind is AdapterKind.full,
         targets=targets_of(config.adapter) if stage == "instruct" else (),
@@ -369,7 +405,7 @@ def _batch(config: ExperimentConfig) -> str:
 
 
 def _checkpointing(config: ExperimentConfig) -> str:
-    if config.model.gradient_checkpointing or config.adapter.kind is AdapterKind.prefix:
+    if config.model.gradient_checkpointing is True or config.adapter.kind is AdapterKind.prefix:
         return ""
     config.model.gradient_checkpointing = True
     return "model.gradient_checkpointing=true"

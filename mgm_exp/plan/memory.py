@@ -124,8 +124,14 @@ def moments(sizes: Architecture, parameters: Parameters, work: Work) -> list[Mom
     saved = mine.saved + llm.saved + seen
     after_head = max(before, words.embedding_gradient)
     found += [
-        moment("loss", before, saved + llm.copies_forward, words.forward, words.weight_copy),
-        moment("backward of the head", before, saved + llm.copies_backward, words.backward, words.weight_gradient),
+        moment("loss", before, saved + llm.copies_forward, words.forward, words.weight_copy + words.held),
+        moment(
+            "backward of the head",
+            before,
+            saved + llm.copies_backward,
+            words.backward,
+            words.weight_gradient + words.held,
+        ),
         moment("backward of the last layer", after_head, saved + llm.copies_backward + llm.backward, 0.0, llm.buffers),
         moment("backward of the first layer", has.gradients, mine.saved + seen + llm.inputs + llm.backward_first),
     ]

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import AdapterKind, CheckpointConfig, ExperimentConfig, ModelFamily, Precision, adapter_key, plain
+from mgm_exp.config import (
+    AdapterKind,
+    CheckpointConfig,
+    Compile,
+    ExperimentConfig,
+    ModelFamily,
+    Precision,
+    adapter_key,
+    loss_kernel_of,
+    plain,
+)
 from mgm_exp.errors import DataError
 from mgm_exp.store import file_sha256
 from mgm_exp.train.agreement import batch_fingerprint
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from mgm_exp.data.whole_inputs import WholeInputsDataset
     from mgm_exp.model import TrainableSet
     from mgm_exp.model.adapters.adalora import RankSharing
+    from mgm_exp.model.execution import Execution
     from mgm_exp.train.engine import Engine
 
     Dataset = ImageTextDataset | WholeInputsDataset
@@ -136,6 +147,7 @@ def assemble(
     say: Callable[[str], None],
     on_progress: Callable[[str, int, int], None] | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
+    *,
     build: Callable[..., tuple[Any, dict[str, Any]]] | None = None,
 ) -> Stage:
     """Everything a stage needs, on this process.
@@ -152,6 +164,7 @@ def assemble(
     """
     from mgm_exp.data import ImageTextDataset
     from mgm_exp.model import family_of
+    from mgm_exp.model.execution import run_as
     from mgm_exp.train.contract import assert_same_start
     from mgm_exp.train.feature_pass import use_caches
 
@@ -172,6 +185,11 @@ def assemble(
         use_caches(dataset, job, settings, model, ranks, say, on_progress, is_stopped)
     module = family.loss_module(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    execution = execution_of(config, job.stage, ranks)
+    run_as(model, execution)
+    if words := execution.in_words():
+        load_report = {**load_report, "execution": words}
+        say(f"{job.stage}: {words}")
     around = shared_ranks(model, job.stage, config, plan.n_steps)
     engine = make_engine(module, trainable, config, settings, ranks, around)
     ranks.marks.works()
@@ -216,6 +234,20 @@ def build_base(config: ExperimentConfig, settings: StageSettings, ranks: Ranks) 
     )
     family.set_max_length(model, settings.max_length)
     return model, report
+
+
+def execution_of(config: ExperimentConfig, stage: str, ranks: Ranks) -> Execution:
+    """How the configuration asks for the model to be run in a stage, on this process's device."""
+    from mgm_exp.model.execution import Execution, has_liger
+
+    train = config.train
+    return Execution(
+        loss_kernel=loss_kernel_of(config, stage, has_liger(ranks.device.type)),
+        loss_chunk=train.loss_chunk,
+        padding_free=train.padding_free,
+        compiles=train.compile is not Compile.none,
+        offloads=train.offload_activations,
+    )
 
 
 def put_connector(model: Any, job: TrainJob, config: ExperimentConfig) -> None:

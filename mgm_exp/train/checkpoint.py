@@ -54,6 +54,7 @@ class Progress:
         updates: Steps that changed the weights.
         tokens: Non-padding merged tokens so far, all processes.
         seconds: Wall time of the steps so far.
+        data_wait: Wall time that the steps waited for their data, of the process that waited longest.
         last_loss: Loss of the last step that was applied.
         verified: What the trainable-set check has found so far.
         guards: What the guards remember (:class:`mgm_exp.train.guards.Guards`).
@@ -66,6 +67,7 @@ class Progress:
     tokens: int = 0
     samples: int = 0
     seconds: float = 0.0
+    data_wait: float = 0.0
     peak_memory_gib: float = 0.0
     last_loss: float | None = None
     resumed_from: list[int] = field(default_factory=list)
@@ -79,6 +81,16 @@ class Progress:
         found = sorted([*self.best, [self.step, score]], key=lambda pair: (-pair[1], pair[0]))[:keep]
         self.best = found
         return any(step == self.step for step, _ in found)
+
+    def data_wait_share(self, *, is_hidden: bool) -> float:
+        """Share of the time in which steps waited for their data, in 0..1.
+
+        Args:
+            is_hidden: Whether the device works on the step before meanwhile: ``seconds`` then hold the wait, and the
+                share is what it may have cost at most.
+        """
+        whole = max(self.seconds, self.data_wait) if is_hidden else self.seconds + self.data_wait
+        return self.data_wait / whole if whole > 0 else 0.0
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Progress:

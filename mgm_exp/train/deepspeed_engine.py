@@ -53,9 +53,9 @@ def deepspeed_config(settings: StageSettings, zero: ZeroConfig, ranks: Ranks) ->
     }
     if zero.stage == 3:
         zero_section |= {
-            "stage3_prefetch_bucket_size": zero.reduce_bucket_size,
-            "stage3_param_persistence_threshold": 20_480,
-            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_prefetch_bucket_size": zero.prefetch_bucket_size or zero.reduce_bucket_size,
+            "stage3_param_persistence_threshold": zero.persistence_threshold,
+            "stage3_max_live_parameters": zero.max_live_parameters,
             "stage3_max_reuse_distance": 1_000_000_000,
         }
     if zero.offload_optimizer is Offload.cpu:

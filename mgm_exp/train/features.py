@@ -37,6 +37,7 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
     from mgm_exp.train.assemble import build_base, put_connector
     from mgm_exp.train.determinism import determinism
     from mgm_exp.train.memory import PeakMemory
+    from mgm_exp.train.tf32 import tf32
 
     started = time.perf_counter()
     config = job.experiment()
@@ -69,7 +70,7 @@ def encode_images_once(job: TrainJob, *, on_progress: Callable[[str, int, int], 
 
     job.out.mkdir(parents=True, exist_ok=True)
     names = [record.image for record in read_records(job.records) if record.image is not None]
-    with determinism(config.train.deterministic):
+    with determinism(config.train.deterministic), tf32(config.train.tf32):
         count = write_visual_tokens(
             names, encode, job.out, batch_size=settings.micro_batch_size, on_progress=on_progress
         )

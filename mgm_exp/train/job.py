@@ -156,6 +156,8 @@ class StageSummary:
         seconds: Wall time of the steps, summed over interruptions.
         peak_memory_gib: Largest memory of one process: CUDA allocations, or resident memory on the CPU.
         final_loss: Loss of the last step that was applied; None if there was none.
+        data_wait_share: Share of the time in which steps waited for their data (on a GPU: at most, since it works on
+            the step before meanwhile).
         trainable: ``{n_lora, n_other, n_total, patterns}`` and how the set was verified.
         n_parameters: All parameters of the model, adapter included.
         resumed_from: Steps at which the stage was continued from a checkpoint.
@@ -181,6 +183,7 @@ class StageSummary:
     load_report: dict[str, Any] = field(default_factory=dict)
     ended_early: bool = False
     guards: dict[str, Any] = field(default_factory=dict)
+    data_wait_share: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

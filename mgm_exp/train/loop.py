@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,9 +31,12 @@ from mgm_exp.train.rows import facts_of, step_row
 from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
 from mgm_exp.train.step import Launched, Outcome, Passes, alone, take_step
 from mgm_exp.train.stop import StopRequest
+from mgm_exp.train.tf32 import tf32
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
 from mgm_exp.train.vitals import Vitals, gradient_statistics
 
+# From here on (share of the time, and seconds) it is said at the end that steps waited for their data.
+MUCH_WAITING = (0.1, 30.0)
 Assemble = Callable[..., Stage]  # as assemble
 
 
@@ -48,7 +52,11 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
         UserError: The model, the data or the machine cannot do what the configuration asks for.
     """
     config = job.experiment()
-    with own_generators(derived_seed(config.seed, job.stage), ranks.device), determinism(config.train.deterministic):
+    with (
+        own_generators(derived_seed(config.seed, job.stage), ranks.device),
+        determinism(config.train.deterministic),
+        tf32(config.train.tf32),
+    ):
         return alone(training(job, ranks, listener, stop))
 
 
@@ -149,6 +157,13 @@ class _Run:
                 f"{n_steps}; its state is saved.",
                 advice="The same command continues from there.",
             )
+        share = progress.data_wait_share(is_hidden=self.stage.engine.reads_late)
+        if self.ranks.is_first and share >= MUCH_WAITING[0] and progress.data_wait >= MUCH_WAITING[1]:
+            self.listener.say(
+                f"{job.stage}: {share:.0%} of the time went by waiting for data: train.workers (given: "
+                f"{self.stage.config.train.workers}) reads ahead in processes of its own, train.feature_cache and "
+                "train.resized_cache_gb read less"
+            )
         return write_outputs(job, self.stage, progress, self.guards, self.ranks)
 
     # -- a step ------------------------------------------------------------------------------------------------
@@ -163,7 +178,9 @@ class _Run:
             self.check.before_update()
         ranks.marks.step = step
         batch = step + guards.batches_skipped
+        asked = time.perf_counter()
         micro_batches = next(self.steps)
+        waited = time.perf_counter() - asked
         self.is_looked_at = self.vitals.is_due(self.progress.updates + len(self.launched))
         try:
             with self.vitals.watching(micro_batches) if self.is_looked_at else nullcontext():
@@ -181,7 +198,7 @@ class _Run:
                 )
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error) from error
-        self.launched.append(launched)
+        self.launched.append(replace(launched, waited=waited))
 
     def _gradient_statistics(self, step: int) -> Callable[[], None] | None:
         every = self.stage.config.train.gradient_statistics_every
@@ -207,39 +224,40 @@ class _Run:
                     self.progress.verified = _note_check(self.job, self.check, self.progress, self.listener)
                     self.check = None
             seconds, self.read_at = now - max(launched.started, self.read_at), now
-            in_use = self._count(outcome, seconds)
+            waited, *in_use = self._count(outcome, seconds, launched.waited)
             trouble = None
             if outcome.event in (None, "not_finite", "spike"):
                 trouble = self.guards.note(self.progress.step, outcome.loss, outcome.grad_norm, outcome.event)
-            self._tell(outcome, seconds, trouble)
+            self._tell(outcome, seconds, waited, trouble)
             self._look(outcome, in_use)
             if trouble and self._react(trouble, outcome):
                 return True
         return False
 
-    def _count(self, outcome: Outcome, seconds: float) -> list[float]:
-        """Counts a step; returns the memory in use by the process that uses most."""
+    def _count(self, outcome: Outcome, seconds: float, waited: float) -> list[float]:
+        """Counts a step; returns the wait for data and the memory in use of the process that has most of each."""
         progress = self.progress
         progress.step += 1
         progress.seconds += seconds
         progress.samples += outcome.samples
         progress.tokens += outcome.tokens
-        mine = [self.memory.gib(), *self.growth.in_use(self.ranks.device)]
-        peak, *in_use = (max(column) for column in zip(*self.ranks.gather(mine), strict=True))
+        mine = [self.memory.gib(), waited, *self.growth.in_use(self.ranks.device)]
+        peak, longest, *in_use = (max(column) for column in zip(*self.ranks.gather(mine), strict=True))
+        progress.data_wait += longest
         progress.peak_memory_gib = max(progress.peak_memory_gib, peak)
         if outcome.applied:
             progress.updates += 1
             progress.last_loss = outcome.loss
-        return in_use
+        return [longest, *in_use]
 
-    def _tell(self, outcome: Outcome, seconds: float, trouble: Trouble | None) -> None:
+    def _tell(self, outcome: Outcome, seconds: float, waited: float, trouble: Trouble | None) -> None:
         """The step's line in ``metrics.jsonl``, and that of the trouble it was."""
         facts: dict[str, Any] = {}
         if trouble and (self.guards.count(trouble.reason) or trouble.action is not GuardAction.warn):
             facts = facts_of(trouble, self.stage, self.guards, self.progress, outcome)
         if not self.ranks.is_first:
             return
-        row = step_row(self.job, self.stage, self.progress, self.guards, outcome, seconds)
+        row = step_row(self.job, self.stage, self.progress, self.guards, outcome, seconds, waited)
         if any(outcome.mining):
             row["mining_not_finite"] = sum(outcome.mining)
         self._write(row | facts if outcome.event else row)

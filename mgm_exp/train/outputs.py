@@ -30,6 +30,7 @@ def write_outputs(job: TrainJob, stage: Stage, progress: Progress, guards: Guard
         train_tokens_per_s=round(progress.tokens / progress.seconds, 3) if progress.seconds else 0.0,
         samples_per_s=round(progress.samples / progress.seconds, 3) if progress.seconds else 0.0,
         peak_memory_gib=round(progress.peak_memory_gib, 4),
+        data_wait_share=round(progress.data_wait_share(is_hidden=stage.engine.reads_late), 4),
         final_loss=progress.last_loss,
         trainable={**stage.trainable.record(), "verified": progress.verified},
         engine=stage.engine.describe(),

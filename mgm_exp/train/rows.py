@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def step_row(
-    job: TrainJob, stage: Stage, progress: Progress, guards: Guards, outcome: Outcome, seconds: float
+    job: TrainJob, stage: Stage, progress: Progress, guards: Guards, outcome: Outcome, seconds: float, waited: float
 ) -> dict[str, Any]:
     """The line of ``metrics.jsonl``; numbers that are not finite are written as null."""
     row: dict[str, Any] = {
@@ -31,6 +31,7 @@ def step_row(
         "tokens_per_s": round(outcome.tokens / seconds, 3),
         "samples_per_s": round(outcome.samples / seconds, 3),
         "seconds": round(progress.seconds, 4),
+        "data_wait_s": round(waited, 4),
         "peak_memory_gib": round(progress.peak_memory_gib, 4),
     }
     if "llm" in outcome.lr and "connector" in outcome.lr:

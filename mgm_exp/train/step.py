@@ -102,6 +102,7 @@ class Launched:
             connector's gradient (negative: not known), NaN and infinite scores of mining; None: nothing was learnt.
         ids: Samples of this process.
         started: When it was launched (``time.perf_counter``).
+        waited: Seconds that this process waited for its data before.
     """
 
     ranks: Ranks
@@ -114,6 +115,7 @@ class Launched:
     lr: dict[str, float]
     ids: list[str]
     started: float
+    waited: float = 0.0
 
     def outcome(self) -> Outcome:
         """Reads the numbers, and waits for them; called by all processes."""

@@ -119,6 +119,8 @@ class _Torch:
         cudnn = torch.backends.cudnn
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = self.cudnn
         torch.set_grad_enabled(True)
+        if "torch._dynamo" in sys.modules:  # it compiles no more than so many models of one kind in a process
+            sys.modules["torch._dynamo"].reset()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

@@ -26,6 +26,8 @@ Compose = Callable[..., ExperimentConfig]
         (["adapter=lora_r8", "zero=2"], "zero=2"),
         (["adapter=lora_r8", "devices=2"], "devices=2"),
         (["adapter=lora_r8", "train.auto_micro_batch=true"], "auto_micro_batch"),
+        (["adapter=lora_r8", "train.padding_free=true"], "padding_free"),
+        (["adapter=lora_r8", "train.loss_kernel=fused"], None),
     ],
 )
 def test_who_trains_alone(compose: Compose, overrides: list[str], why: str | None) -> None:
@@ -38,7 +40,12 @@ def test_what_belongs_to_one_trial_does_not_part_it_from_others(compose: Compose
     assert base == likeness(
         compose("adapter=lora_r16", "adapter.dropout=0.1", "train.lr=1e-2", "seed=5", "train.max_steps=3")
     )
-    for other in ("train.micro_batch_size=1", "train.precision=bf16", "model.attn_implementation=eager"):
+    for other in (
+        "train.micro_batch_size=1",
+        "train.precision=bf16",
+        "model.attn_implementation=eager",
+        "train.tf32=true",
+    ):
         assert base != likeness(compose("adapter=lora_r8", other))
 
 

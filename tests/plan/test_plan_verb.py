@@ -115,3 +115,23 @@ def test_hours_need_a_card_whose_speed_is_known() -> None:
     assert predicted_hours(compose([*MGM])) == pytest.approx(
         2 * predicted_hours(compose([*MGM, "devices=2"])), rel=0.01
     )  # type: ignore[operator]
+
+
+def test_the_disk_of_kept_features_is_counted() -> None:
+    def gigabytes(*overrides: str) -> float:
+        return plan_cell(compose([*MGM, "adapter=lora_r16", *overrides]), with_advice=False).disk_gib * 1024**3 / 1e9
+
+    plain, halves = gigabytes(), gigabytes("zero=2")
+    two_stages = 2 * 17_500 / 1e9
+    for tier, each in (("clip", 576 * 1024), ("towers", 576 * 1024 + 13_271_040)):
+        # Under autocast at most: some of it comes out in fp32
+        assert gigabytes(f"train.feature_cache={tier}") - plain == pytest.approx(4 * each * two_stages, rel=1e-3)
+        assert gigabytes(f"train.feature_cache={tier}", "zero=2") - halves == pytest.approx(2 * each * two_stages, 1e-3)
+    frozen = ("train.freeze_connector=true", "train.feature_cache=tokens")
+    expected = 2 * 576 * 2048 * 17_500 / 1e9
+    assert gigabytes(*frozen) - gigabytes(frozen[0]) == pytest.approx(expected, rel=1e-3)
+    budget = ("train.feature_cache=auto", "train.feature_cache_gb=100")
+    assert gigabytes(*budget) - plain == pytest.approx(4 * 576 * 1024 * two_stages, rel=1e-3), (
+        "clip fits, towers do not"
+    )
+    assert gigabytes("train.resized_cache_gb=10") - plain == pytest.approx(10, rel=1e-3)

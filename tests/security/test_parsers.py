@@ -217,6 +217,22 @@ def test_a_changed_file_is_read_or_is_its_readers_error(what: str, tmp_path: Pat
     met("fuzzed", EXAMPLES)
 
 
+FOUND: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "an instruction that finds the stack empty": ("pickled tensors", lambda: b"\x86."),
+    "a column whose name is no text": ("a benchmark's Parquet", lambda: table().replace(b"\x02id", b"\x02\x97d")),
+    "a column of rows whose name is no text": ("rows in Parquet", lambda: table().replace(b"\x02id", b"\x02\x97d")),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_what_fuzzing_has_found_stays_mended(found: str, tmp_path: Path) -> None:
+    what, make = FOUND[found]
+    reader = READERS[what]()
+    (tmp_path / reader.name).write_bytes(make())
+    with pytest.raises(reader.errors):
+        reader.read(tmp_path / reader.name)
+
+
 # Some minutes of one core; more of them find more.
 RUNS = 30_000
 

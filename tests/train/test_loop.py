@@ -64,7 +64,7 @@ def test_align_trains_the_connector_and_leaves_it_under_official_names(make_job:
     assert heard["rows"] == read_rows(job.metrics) == read_rows(job.out / "metrics.jsonl")
     assert set(heard["rows"][0]) == {
         "stage", "step", "epoch", "loss", "lr", "grad_norm", "batch_name", "tokens", "tokens_per_s", "samples_per_s",
-        "seconds", "peak_memory_gib",
+        "seconds", "data_wait_s", "peak_memory_gib",
     }  # fmt: skip
     assert "trains 11,536 parameters in 16 tensors" in heard["said"]
     assert "verified" in heard["said"]
@@ -348,3 +348,24 @@ def test_summary_is_plain_data() -> None:
     fields = StageSummary.__dataclass_fields__
     assert {"steps", "tokens", "seconds", "train_tokens_per_s", "samples_per_s", "peak_memory_gib", "final_loss",
             "trainable", "engine", "resumed_from", "n_train"} <= set(fields)  # fmt: skip
+
+
+def test_waiting_for_data_is_counted_and_said(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from mgm_exp.data import ImageTextDataset
+
+    read = ImageTextDataset.__getitem__
+
+    def slowly(dataset: ImageTextDataset, i: int) -> dict[str, Any]:
+        time.sleep(0.05)
+        return read(dataset, i)
+
+    monkeypatch.setattr(ImageTextDataset, "__getitem__", slowly)
+    monkeypatch.setattr("mgm_exp.train.loop.MUCH_WAITING", (0.0, 0.4))
+    job = make_job("align", steps=2)
+    said: list[str] = []
+    summary = run_stage(job, say=said.append)
+    assert all(row["data_wait_s"] >= 0.2 for row in read_rows(job.metrics)), "four samples a step"
+    assert 0 < summary.data_wait_share < 1
+    assert any("of the time went by waiting for data" in text for text in said)

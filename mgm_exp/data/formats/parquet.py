@@ -51,15 +51,15 @@ class ParquetElements(Iterator[Element]):
         try:
             self._table = parquet.ParquetFile(file, pre_buffer=False)
             schema = self._table.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+            self.ignored = tuple(
+                field.name for field in schema if field.name not in _IMAGE_COLUMNS and _holds_bytes(field.type)
+            )
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # also a column's name that is no text
             raise DataError(
                 f"{path} is Parquet, but damaged: {_first_line(error)}.", advice="Get the whole file again."
             ) from error
         self._size = path.stat().st_size
         self._is_ours = (schema.metadata or {}).get(_MARK[0]) == _MARK[1]
-        self.ignored = tuple(
-            field.name for field in schema if field.name not in _IMAGE_COLUMNS and _holds_bytes(field.type)
-        )
         columns = [field.name for field in schema if field.name not in self.ignored]
         self._batches = self._table.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False)
         self._rows: Iterator[Element] = iter(())

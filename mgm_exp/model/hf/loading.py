@@ -17,6 +17,7 @@ from torch import nn
 from mgm_exp.errors import MissingDependencyError, ModelError
 from mgm_exp.model import resident
 from mgm_exp.model.attention import AttentionChoice, choose_attention
+from mgm_exp.model.execution import checkpoint_first
 from mgm_exp.model.folders import read_json
 from mgm_exp.model.hf.processor import HfProcessor
 
@@ -123,8 +124,9 @@ def build_hf(
         None,
         lambda: _read(folder, target, weights_dtype, attention, words),
     )
-    if section.get("gradient_checkpointing"):
+    if blocks := section.get("gradient_checkpointing"):
         _checkpoint_activations(model)
+        checkpoint_first(model, blocks)
     return model, report
 
 

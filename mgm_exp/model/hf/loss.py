@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model.configuration import IGNORE_INDEX
+from mgm_exp.model.execution import Execution
+from mgm_exp.model.head import summed_cross_entropy
 
+# What configurations of transformers call the changes that some models make to their logits.
+_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 _NO_INPUTS = ("labels", "ids", "image_count")
 
 
@@ -36,23 +40,63 @@ class HfLossModule(nn.Module):
         learnt = labels != IGNORE_INDEX
         # A row that ends here predicts nothing
         chosen = torch.cat([learnt, torch.zeros_like(learnt[:, :1])], dim=1)
-        logits: Tensor = self.model(**model_inputs(self.model, batch), logits_to_keep=chosen, use_cache=False).logits
         target = labels[learnt]
+        execution = getattr(self.model, "execution", Execution())
+        with execution.keeping_activations(self.model):
+            total = (
+                self._with_logits(batch, chosen, target)
+                if execution.loss_kernel == "torch" and execution.loss_chunk is None
+                else self._in_chunks(batch, chosen, target, execution)
+            )
+        if not batch.get("image_count", 1):
+            total = total + self._nothing_seen()
+        return total / (max(len(target), 1) if normalizer is None else normalizer)
+
+    def _with_logits(self, batch: Mapping[str, Any], chosen: Tensor, target: Tensor) -> Tensor:
+        """The model's own logits of all learnt positions at once."""
+        logits: Tensor = self.model(**model_inputs(self.model, batch), logits_to_keep=chosen, use_cache=False).logits
         logits = logits.reshape(-1, logits.shape[-1])
         if len(logits) != len(target):
             raise ModelError(
                 f"{type(self.model).__name__} gave {len(logits)} logits where {len(target)} were asked for "
                 "(logits_to_keep); it cannot be trained here."
             )
-        total = F.cross_entropy(logits.float(), target, reduction="sum")
-        if not batch.get("image_count", 1):
-            total = total + self._nothing_seen()
-        return total / (max(len(target), 1) if normalizer is None else normalizer)
+        return F.cross_entropy(logits.float(), target, reduction="sum")
+
+    def _in_chunks(self, batch: Mapping[str, Any], chosen: Tensor, target: Tensor, execution: Execution) -> Tensor:
+        """Without the logits: the model's body, and its head some positions at a time."""
+        head = plain_head(self.model)
+        hidden: Tensor = self.model.model(  # type: ignore[operator, union-attr]
+            **model_inputs(self.model, batch), use_cache=False
+        ).last_hidden_state
+        kernel, chunk = execution.loss_kernel, execution.loss_chunk
+        return summed_cross_entropy(hidden[chosen], head.weight, target, kernel=kernel, chunk=chunk)
 
     def _nothing_seen(self) -> Tensor:
         """Zero, with a gradient of zero for a trained connector: processes that exchange gradients wait for each."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return torch.stack([parameter.flatten()[:1].sum().float() * 0 for parameter in trained]).sum()
+
+
+def plain_head(model: Any) -> nn.Linear:
+    """The head of a model whose logits are one matrix product of what its body gives.
+
+    Raises:
+        ModelError: they are not, as far as its configuration says.
+    """
+    head = model.get_output_embeddings()
+    text = model.config.get_text_config()
+    after = [name for name in _AFTER_HEAD if getattr(text, name, None) not in (None, 1, 1.0)]
+    is_plain = (
+        isinstance(head, nn.Linear) and head.bias is None and isinstance(getattr(model, "model", None), nn.Module)
+    )
+    if after or not is_plain:
+        what = f"changes its logits ({', '.join(after)})" if after else "has no head of a weight alone"
+        raise ModelError(
+            f"{type(model).__name__} {what}: its loss cannot be computed without its logits.",
+            advice="Give train.loss_kernel=torch and no train.loss_chunk.",
+        )
+    return head
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:

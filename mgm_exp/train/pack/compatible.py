@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mgm_exp.config import AdapterInit, AdapterKind, ExperimentConfig, ModelFamily, plain, trains_towers
+from mgm_exp.config import AUTO, AdapterInit, AdapterKind, Compile, ExperimentConfig, ModelFamily, plain, trains_towers
 from mgm_exp.store import fingerprint
 
 
@@ -19,6 +19,10 @@ def why_alone(config: ExperimentConfig) -> str | None:
         f"devices={config.devices}": config.devices > 1,
         f"zero={config.zero.stage}": bool(config.zero.stage),
         "train.auto_micro_batch=true": train.auto_micro_batch,
+        "train.padding_free=true": train.padding_free,
+        "train.compile=regional": train.compile is not Compile.none,
+        "train.offload_activations=true": train.offload_activations,
+        "model.gradient_checkpointing=auto counts on the card alone": config.model.gradient_checkpointing == AUTO,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -39,5 +43,6 @@ def likeness(config: ExperimentConfig) -> str:
             "micro_batch_size": train.micro_batch_size,
             "max_length": train.max_length,
             "deterministic": train.deterministic,
+            "tf32": train.tf32,
         }
     )

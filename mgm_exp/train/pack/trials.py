@@ -24,6 +24,7 @@ from mgm_exp.train.pack.passes import Body
 from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.step import Pass, Passes
 from mgm_exp.train.stop import StopRequest
+from mgm_exp.train.tf32 import tf32
 
 # As it stands in records and checkpoints, where a trial alone has "pytorch".
 ENGINE = "pack"
@@ -115,7 +116,8 @@ class Pack:
     def train(self, trials: Sequence[Trial], stop: StopRequest) -> None:
         """Trains them to their ends; each one then has a summary or an error."""
         base = SharedBase()
-        with determinism(trials[0].job.experiment().train.deterministic):
+        train = trials[0].job.experiment().train
+        with determinism(train.deterministic), tf32(train.tf32):
             for trial in trials:
                 trial.begin(base, stop)
             ready = [trial for trial in trials if trial.due is not None]
@@ -166,5 +168,6 @@ class Pack:
             self._say(f"pack: a pass of {len(group)} trials failed ({fault}); each takes it by itself")
             for trial in group:
                 trial.take()
-        for trial, (loss, state) in zip(group, taken, strict=True):
-            trial.taken(loss, state)
+        else:
+            for trial, (loss, state) in zip(group, taken, strict=True):
+                trial.taken(loss, state)

@@ -192,6 +192,40 @@ def test_a_merged_run_is_one_folder_that_transformers_loads_and_check_proves(
     assert "PaliGemma" in json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"][0]
 
 
+@pytest.mark.parametrize("family", ["paligemma", "qwen2_vl"])
+def test_a_loss_without_all_its_logits_is_the_models_own(
+    family: str, folder_of: Callable[[str], Path], processor_of: Callable[..., Any]
+) -> None:
+    from mgm_exp.model.execution import Execution, run_as
+    from mgm_exp.model.hf.trainable import put_adapter_on, set_trainable, training_mode
+
+    processor = processor_of(family)
+    batch = processor.collate([{"id": str(i), **processor.inputs(TURNS[:2], picture())} for i in range(2)])
+    model, _ = build_hf({"path": str(folder_of(family))}, device="cpu", dtype=None)
+    set_trainable(model, put_adapter_on(model, full(), 0), full(), False)
+    training_mode(model)
+    module, found = HfLossModule(model), []
+    for execution in (Execution(), Execution(loss_kernel="fused"), Execution(loss_chunk=3)):
+        run_as(model, execution)
+        model.zero_grad()
+        loss = module(batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for other in found[1:]:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_model_that_changes_its_logits_keeps_its_own_loss(folder_of: Callable[[str], Path]) -> None:
+    from mgm_exp.errors import ModelError
+    from mgm_exp.model.hf.loss import plain_head
+
+    model, _ = build_hf({"path": str(folder_of("llava"))}, device="cpu", dtype=None)
+    plain_head(model)
+    model.config.get_text_config().final_logit_softcapping = 30.0
+    with pytest.raises(ModelError, match=r"changes its logits \(final_logit_softcapping\)"):
+        plain_head(model)
+
+
 def test_activations_that_are_computed_again_give_the_same_gradients(
     folder_of: Callable[[str], Path], processor_of: Callable[..., Any]
 ) -> None:
@@ -200,7 +234,7 @@ def test_activations_that_are_computed_again_give_the_same_gradients(
     processor = processor_of("llava")
     batch = processor.collate([{"id": "x", **processor.inputs(TURNS, picture())}])
     gradients = []
-    for again in (False, True):
+    for again in (False, True, 1):
         section = {"path": str(folder_of("llava")), "gradient_checkpointing": again}
         model, _ = build_hf(section, device="cpu", dtype=None)
         set_trainable(model, put_adapter_on(model, lora(), 0), lora(), False)
@@ -208,5 +242,6 @@ def test_activations_that_are_computed_again_give_the_same_gradients(
         assert not any(module.training for module in model.model.vision_tower.modules())
         HfLossModule(model)(batch).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-    assert all(torch.allclose(gradients[0][name], gradients[1][name], atol=1e-7) for name in gradients[0])
+    for found in gradients[1:]:
+        assert all(torch.allclose(gradients[0][name], found[name], atol=1e-7) for name in gradients[0])
     assert any(gradient.abs().sum() > 0 for gradient in gradients[0].values())

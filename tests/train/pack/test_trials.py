@@ -191,3 +191,37 @@ def test_a_trial_that_fails_takes_nobody_with_it(tmp_path: Path, in_fp32: dict[s
     alone = solo(tmp_path, "b")
     assert trials["b"].result().skipped_steps == 0
     assert losses(jobs["b"]) == pytest.approx(losses(alone), abs=5e-6)
+
+
+def test_when_memory_ends_fewer_share_a_pass_and_what_is_computed_again_draws_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gradient checkpointing: dropout is drawn again in the backward pass."""
+    from mgm_exp.train.pack.passes import Body
+
+    def checkpointed(where: str, name: str) -> TrainJob:
+        job = job_of(tmp_path, name, where, steps=3)
+        model = {**job.config["model"], "gradient_checkpointing": True}
+        return dataclasses.replace(job, config={**job.config, "model": model})
+
+    alone = {name: checkpointed("solo", name) for name in ("b", "c")}
+    for job in alone.values():
+        run_stage(job)
+    take, sizes = Body.take, list[int]()
+
+    def small(body: Body, trials: Any, passes: Any, states: Any) -> Any:
+        sizes.append(len(passes))
+        if len(passes) > 2:
+            raise torch.OutOfMemoryError("no more of it")
+        return take(body, trials, passes, states)
+
+    monkeypatch.setattr(Body, "take", small)
+    said: list[str] = []
+    jobs = {name: checkpointed("pack", name) for name in ("b", "c", "a")}
+    trials = [Trial(job, Listener()) for job in jobs.values()]
+    Pack(said.append).train(trials, StopRequest())
+    assert sizes[:3] == [3, 2, 2]
+    assert set(sizes[1:]) == {2}
+    assert said == ["pack: memory is full with 3 trials at once; from here they go 2 at a time"]
+    for name in alone:
+        assert losses(jobs[name]) == pytest.approx(losses(alone[name]), abs=5e-6)

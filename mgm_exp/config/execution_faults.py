@@ -1,0 +1,86 @@
+"""Switches of speed and memory that do not go together, and what `auto` means among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mgm_exp.config.choices import AdapterKind, Attention, Compile, Device, LossKernel, ModelFamily, Precision
+
+if TYPE_CHECKING:
+    from mgm_exp.config.experiment import ExperimentConfig
+
+AUTO = "auto"
+"""Of ``model.gradient_checkpointing``: as few blocks as fit."""
+
+
+def execution_faults(config: ExperimentConfig) -> Iterator[str]:
+    """Faults of how a model is to be run; what depends on the machine is found before the run begins."""
+    yield from _loss_faults(config)
+    train, model, kind = config.train, config.model, config.adapter.kind
+    blocks = model.gradient_checkpointing
+    if blocks != AUTO and not (isinstance(blocks, int) and blocks >= 0):
+        yield (
+            f"model.gradient_checkpointing={blocks!r}; allowed are true, false, auto, or a number of blocks of the "
+            "LLM, 0 or above"
+        )
+    if train.padding_free:
+        if model.family is ModelFamily.hf:
+            yield "train.padding_free=true is for MGM; with model=hf the model's own processor pads: drop it"
+        if model.attn_implementation is Attention.eager:
+            yield (
+                "train.padding_free=true needs an attention that knows where sequences begin: "
+                "model.attn_implementation=auto, sdpa or flash_attention_2 (or _3), not eager"
+            )
+        if kind in (AdapterKind.prompt, AdapterKind.prefix):
+            yield (
+                f"train.padding_free=true puts all samples into one row, and adapter.kind={kind.value} its tokens in "
+                "front of every row: set train.padding_free=false"
+            )
+    if train.compile is not Compile.none:
+        if config.zero.stage == 3:
+            yield "train.compile=regional does not go with zero=3, whose weights come and go within a block: use zero=2"
+        if config.adapter.base_bits == 4 or kind not in (AdapterKind.full, AdapterKind.lora):
+            what = "adapter.base_bits=4" if config.adapter.base_bits == 4 else f"adapter.kind={kind.value}"
+            yield f"train.compile=regional was made for adapter.kind=full and lora; with {what} use train.compile=none"
+    if train.offload_activations and config.device is Device.cpu:
+        yield "train.offload_activations=true moves activations from a GPU to the host, where device=cpu has them"
+
+
+def _loss_faults(config: ExperimentConfig) -> Iterator[str]:
+    train = config.train
+    early = train.loss_kernel in (LossKernel.fused, LossKernel.liger)
+    if early and train.precision is Precision.fp16:
+        yield (
+            f"train.loss_kernel={train.loss_kernel.value} makes gradients before the fp16 loss scale could save the "
+            "small ones; with train.precision=fp16 use train.loss_kernel=torch"
+        )
+    if train.loss_kernel is LossKernel.liger:
+        if train.loss_chunk is not None:
+            yield "train.loss_chunk is not read by train.loss_kernel=liger, which takes chunks of its own: drop it"
+        if config.device is Device.cpu:
+            yield "train.loss_kernel=liger is a GPU kernel and device=cpu was given; use fused or torch"
+    is_other = train.loss_kernel is not LossKernel.torch or train.loss_chunk is not None
+    if is_other and config.model.family is ModelFamily.hf and config.zero.stage == 3:
+        yield (
+            "train.loss_kernel and train.loss_chunk of a model of transformers (model=hf) read its head outside of the "
+            "model, where zero=3 has not gathered it; use zero=2, or train.loss_kernel=torch without train.loss_chunk"
+        )
+
+
+def loss_kernel_of(config: ExperimentConfig, stage: str, has_liger: bool) -> str:
+    """The loss kernel of a stage: ``torch``, ``fused`` or ``liger``; nothing depends on the machine but the last.
+
+    Args:
+        has_liger: Whether Liger can run: a GPU and the package.
+    """
+    asked, precision = config.train.loss_kernel, config.train.precision
+    if asked is not LossKernel.auto:
+        return asked.value
+    if precision is Precision.fp16:
+        return LossKernel.torch.value
+    if has_liger:
+        return LossKernel.liger.value
+    # The gradient of a trained head would be held from the forward pass on: 4 bytes a word and a channel
+    is_trained = stage == "instruct" and config.adapter.kind is AdapterKind.full
+    return (LossKernel.torch if is_trained else LossKernel.fused).value

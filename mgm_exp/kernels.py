@@ -1,0 +1,69 @@
+"""Which kernels a run will take, and whether they can run on this machine: found before anything is computed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from mgm_exp.config import Attention, Compile, ExperimentConfig, LossKernel, Precision
+from mgm_exp.errors import ConfigError, MissingDependencyError
+from mgm_exp.model.execution import compile_obstacle, has_liger
+
+_DTYPE = {Precision.fp32: "float32", Precision.bf16: "bfloat16", Precision.fp16: "float16"}
+_PACKAGES = {
+    Attention.flash_attention_2: ("flash_attn", "flash-attn"),
+    Attention.flash_attention_3: ("flash_attn_interface", "flash-attn-3"),
+}
+
+
+def check_kernels(config: ExperimentConfig, device: str) -> None:
+    """
+    Args:
+        device: ``cpu`` or ``cuda``: what the run will use.
+
+    Raises:
+        MissingDependencyError: a kernel was asked for that cannot run here.
+        ConfigError: a switch that this device has no use for.
+    """
+    check_attention(config)
+    train = config.train
+    if train.loss_kernel is LossKernel.liger and not has_liger(device):
+        missing = "the package liger-kernel is not installed" if device == "cuda" else "this run uses the CPU"
+        raise MissingDependencyError(
+            f"train.loss_kernel=liger is a GPU kernel, and {missing}.",
+            advice="pip install 'mgm-exp[cuda]' on a machine with CUDA, or use train.loss_kernel=fused (or auto).",
+        )
+    if train.compile is not Compile.none and (obstacle := compile_obstacle(device)):
+        raise MissingDependencyError(
+            f"train.compile={train.compile.value} cannot run: {obstacle}.",
+            advice="Install it, or use train.compile=none.",
+        )
+    if train.offload_activations and device == "cpu":
+        raise ConfigError(
+            "train.offload_activations=true moves activations from a GPU to the host, and this run uses the CPU, where "
+            "they are there already: drop it."
+        )
+
+
+def check_attention(config: ExperimentConfig) -> None:
+    """Raises MissingDependencyError where the package of the attention that was asked for is not there."""
+    asked = config.model.attn_implementation
+    module, package = _PACKAGES.get(asked, ("", ""))
+    if module and find_spec(module) is None:
+        raise MissingDependencyError(
+            f"model.attn_implementation={asked.value} needs the package {package}, which is not installed.",
+            advice="pip install 'mgm-exp[cuda]' on a machine with CUDA (FlashAttention 2), or use sdpa (or auto).",
+        )
+
+
+def attention_of(config: ExperimentConfig, device: str) -> str:
+    """The attention that will run, with ``auto`` resolved."""
+    asked = config.model.attn_implementation
+    if asked is not Attention.auto:
+        return asked.value
+    if device != "cuda" or config.train.precision is Precision.fp32:
+        return Attention.sdpa.value
+    import torch
+
+    from mgm_exp.model.attention import choose_attention
+
+    return choose_attention("auto", torch.device("cuda"), getattr(torch, _DTYPE[config.train.precision])).name
