@@ -7,6 +7,9 @@ its own checkpoint. So several sweepers can work on one study, and a kill at any
     asked, not claimed          taken up: what was drawn stays, the rest is drawn as it would have been
     claimed, not yet finished   taken up: the run continues from its checkpoint
     finished, not yet told      its result.json is read and told
+
+With ``sweep.pruner.name=rungs`` a trial runs to its next rung and pauses there: it stays running for the study, its
+attributes say so, nobody claims it, and whoever has a free slot promotes the best one (:mod:`mgm_exp.search.rungs`).
 """
 
 from __future__ import annotations
@@ -26,20 +29,34 @@ from mgm_exp.capacity import has_named_card, memory_limit_gib
 from mgm_exp.config import ExperimentConfig, PrunerName, Rerun, plain
 from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
 from mgm_exp.folders import read_record, wait_until_free
-from mgm_exp.repeats import seeds_of, subfolder
+from mgm_exp.repeats import run_dirs, seeds_of, subfolder
 from mgm_exp.search.budget import FOLDER as SWEEPERS
 from mgm_exp.search.budget import Budget, Clock
 from mgm_exp.search.expression import Expression
 from mgm_exp.search.outcome import FIELDS, Ending, Outcome, Verdict, field_of, judge, mean_of
+from mgm_exp.search.reports import read_reports
+from mgm_exp.search.rungs import PAUSED, UNTIL, Climber, Ladder, Standing, is_paused
 from mgm_exp.search.samplers import VIOLATIONS
 from mgm_exp.search.space import Point, Space
 from mgm_exp.search.study import trial_of
 from mgm_exp.slots import Slots, Work, in_sweep
 from mgm_exp.stages import config_hash
 from mgm_exp.store import Lease, LeaseHeld
-from mgm_exp.study_books import AGAIN_FOR, CLAIMS, LOSSES, POINT, REASON, REFUSED, VALUES, VERDICT, Entry, StudyBooks
+from mgm_exp.study_books import (
+    AGAIN_FOR,
+    CLAIMS,
+    LOSSES,
+    POINT,
+    REASON,
+    REFUSED,
+    VALUES,
+    VERDICT,
+    Entry,
+    StudyBooks,
+    steps_of,
+)
 from mgm_exp.study_table import in_short
-from mgm_exp.sweep_folder import record_failure, record_stop
+from mgm_exp.sweep_folder import record_drop, record_failure, record_stop
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -61,6 +78,7 @@ class Trial:
         claim: Held until the trial is over, or left to another sweeper.
         seeds: Those that are still to run.
         outcomes: Of those that have.
+        until: Step at which its first seed pauses; None: it runs to its end.
     """
 
     number: int
@@ -70,6 +88,12 @@ class Trial:
     seeds: list[int | None]
     outcomes: list[Outcome] = field(default_factory=list)
     losses: int = 0
+    until: int | None = None
+
+    @property
+    def pause_after(self) -> int | None:
+        """Where the run that is next pauses: the first seed climbs, the others follow when it has come to its end."""
+        return None if self.outcomes else self.until
 
 
 class Campaign:
@@ -104,6 +128,7 @@ class Campaign:
         books.plan = {"n_trials": base.sweep.n_trials, "slots": slots.size}
         self.budget = Budget.of(base.sweep)
         self.clock = Clock(self.folder)
+        self.ladder = Ladder.of(base, books.directions[0])
         self.constraints = [Expression(text, "sweep.constraints") for text in constraints_of(base)]
         self.mine: dict[int, Trial] = {}
         self._again: list[Trial] = []
@@ -145,6 +170,8 @@ class Campaign:
             self.books.status = "failed" if failed else "interrupted" if self._set_aside else "completed"
             if self._is_left:
                 self._submitted()
+            elif self.ladder and not self._stop_reason and not self._set_aside:
+                self._drop_paused()
             self.books.stopped_because = self._stop_reason
             with self._desk():
                 return self.books.write()
@@ -180,7 +207,7 @@ class Campaign:
 
     def _end_of_time(self) -> None:
         self._stop_reason = f"sweep.budget.hours={self.budget.hours:g} are used up"
-        left = len(self._running())
+        left = len(self._running(with_paused=True))
         kept = f": {left} trial(s) kept their state; more hours continue them" if left else ""
         self._say(f"{self._stop_reason}{kept}")
 
@@ -308,7 +335,7 @@ class Campaign:
         alive = [trial.number for trial in self._running() if not self._is_ours(trial.number)]
         if not alive:
             with self._desk():
-                return not self._why_no_more()
+                return not self._why_no_more() or self._next_up() is not None
         for number in alive:
             holder = self.books.claim(number).holder()
             who = f"trial {number} is worked on by {holder.holder}" if holder and holder.holder else ""
@@ -337,17 +364,23 @@ class Campaign:
             return self._again.pop(0)
         while True:
             # What has begun is ended, also where nothing new is started any more.
-            number, claim = self._left_behind() or (None if self._stop_reason else self._draw()) or (None, None)
+            found = self._left_behind()
+            if not found and not self._stop_reason:
+                found = self._promoted() or self._draw()
+            number, claim = found or (None, None)
             if number is None or claim is None:
                 return None
             trial = self._prepared(number, claim)
             if trial is not None:
                 return trial
 
-    def _running(self) -> list[FrozenTrial]:
+    def _running(self, *, with_paused: bool = False) -> list[FrozenTrial]:
+        """Trials that somebody works on, or was working on."""
         from optuna.trial import TrialState
 
-        return list(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        # Where no trial pauses (any more) one that has is like one that was left behind.
+        return [t for t in running if with_paused or self.ladder is None or not is_paused(t.user_attrs)]
 
     def _is_ours(self, number: int) -> bool:
         """Whether this sweeper works on it, or has set it aside."""
@@ -394,11 +427,108 @@ class Campaign:
                 )
         return number, claim
 
+    # -- rungs --------------------------------------------------------------------------------------------------
+
+    def _promoted(self) -> tuple[int, Lease] | None:
+        """A paused trial that may go on, claimed for us, with its next rung."""
+        if self._next_up() is None:
+            return None
+        with self._desk():
+            found = self._next_up()
+            if found is None:
+                return None
+            climber, until = found
+            frozen = self.study.get_trials(deepcopy=False)[climber.number]
+            if climber.standing is Standing.dropped:  # the search was shorter then: its point goes on where it was
+                self.study.enqueue_trial(dict(frozen.params), user_attrs={AGAIN_FOR: climber.number})
+                return None
+            claim = self.books.claim(climber.number)
+            try:
+                claim.acquire(timeout_s=_TAKE_UP_S)
+            except LeaseHeld:  # the one that paused it has not yet given it back
+                return None
+            trial_of(self.study, climber.number).set_user_attr(UNTIL, until)
+        return climber.number, claim
+
+    def _next_up(self) -> tuple[Climber, int] | None:
+        """Who is to be promoted now, and to which step; nobody once the search starts nothing more."""
+        counted = self._counted()
+        if self.ladder is None or self._why_stop(counted):
+            return None
+        return self.ladder.next_up(self._climbers(), all_drawn=len(counted) >= self.budget.trials)
+
+    def _climbers(self) -> list[Climber]:
+        assert self.ladder is not None
+        repeated, found = self.books.repeated(), []
+        for frozen in self.study.get_trials(deepcopy=False):
+            attributes, state = frozen.user_attrs, frozen.state.name
+            if state == "WAITING" or attributes.get(VERDICT) == REFUSED or frozen.number in repeated:
+                continue
+            standing = Standing.completed if state == "COMPLETE" else Standing.ended
+            if state == "RUNNING":
+                standing = Standing.paused if is_paused(attributes) else Standing.at_work
+            elif attributes.get(VERDICT) == Verdict.pruned.value and is_paused(attributes):
+                standing = Standing.dropped
+            until = int(attributes.get(UNTIL, self.ladder.first))
+            found.append(Climber(frozen.number, standing, until, frozen.intermediate_values))
+        return found
+
+    def _has_arrived(self, trial: Trial) -> bool:
+        """Whether it has reported the rung that it runs to: what it reports is the truth."""
+        until = trial.pause_after
+        if until is None:
+            return False
+        reports = read_reports(self._run_dir(trial, trial.seeds[0]) / "reports.jsonl")
+        return any(report.step >= until for report in reports)
+
+    def _pause(self, trial: Trial) -> None:
+        """It waits at its rung, claimed by nobody, until it is promoted or the search is over."""
+        live = trial_of(self.study, trial.number)
+        known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        reports = read_reports(self._run_dir(trial, trial.seeds[0]) / "reports.jsonl")
+        for report in reports:
+            if report.step not in known:  # the study did not answer the run
+                live.report(report.value, report.step)
+        live.set_user_attr(PAUSED, trial.until)
+        del self.mine[trial.number]
+        trial.claim.release(forget=True)
+        self._write_books()
+        last = reports[-1]
+        self._say(f"trial {trial.number} paused at step {last.step} with {last.value:.4f}")
+
+    def _drop_paused(self) -> None:
+        """The search is over: trials that were never promoted are told as pruned."""
+        assert self.ladder is not None
+        with self._desk():
+            if self._running():
+                return  # of another sweeper, which does this when it is through
+            paused = [trial.number for trial in self._running(with_paused=True)]
+            climbers = self._climbers()
+            counts, done = self.ladder.counts(climbers), sum(c.standing is Standing.completed for c in climbers)
+            for number in paused:
+                live = trial_of(self.study, number)
+                reason = f"not among the best at step {live.user_attrs[PAUSED]}"
+                live.set_user_attr(VERDICT, Verdict.pruned.value)
+                live.set_user_attr(REASON, reason)
+                self._tell(number, "PRUNED")
+                for run_dir in run_dirs(self.folder / str(number)):
+                    record_drop(run_dir, reason)
+            run, full = steps_of(self.folder, [entry.number for entry in self._counted()], self.settings.seeds)
+        if counts and full:
+            came = ", ".join(f"{count} trial(s) to step {step}" for step, count in counts)
+            self.books.plan["rungs"] = {"reached": [list(pair) for pair in counts], "steps": run, "full_steps": full}
+            ran = f"{run} steps were run of {full} without pausing ({run / full:.2f})"
+            self._say(f"rungs: {came}, {done} to the end; {ran}")
+
     def _why_no_more(self) -> str:
         """Why no new trial is drawn; empty where one may be. Said once."""
         counted = self._counted()
         if len(counted) >= self.budget.trials:
             return f"all {self.budget.trials} trials have begun"
+        return self._why_stop(counted)
+
+    def _why_stop(self, counted: Sequence[Entry]) -> str:
+        """Why nothing is begun any more, although there would be more to do; empty where nothing speaks against it."""
         ended = sorted(
             (entry for entry in counted if entry.values and entry.status == "completed"),
             key=lambda entry: (entry.dates[1] or 0.0, entry.number),
@@ -440,7 +570,9 @@ class Campaign:
             claim.release(forget=True)
             advice = f"{error.advice} A value that suits some trials only is given with when: see docs/sweeps.md."
             raise ConfigError(f"trial {number} ({in_short(params)}): {error.message}", advice=advice.strip()) from error
-        trial = Trial(number, claim, point, config, self._seeds(config), losses=int(attributes.get(LOSSES, 0)))
+        until = attributes.get(UNTIL, self.ladder.first) if self.ladder else None
+        losses = int(attributes.get(LOSSES, 0))
+        trial = Trial(number, claim, point, config, self._seeds(config), losses=losses, until=until)
         overrides = [*point.overrides]
         live.set_user_attr(
             POINT, {"overrides": overrides, "params": _json(point.params), "config_hash": config_hash(config)}
@@ -451,7 +583,8 @@ class Campaign:
             return None
         self._refused_in_a_row = 0
         self.mine[number] = trial
-        self._skip_what_is_done(trial)
+        if self._skip_what_is_done(trial):
+            return None
         if trial.seeds:
             return trial
         self._settle(trial)
@@ -460,16 +593,20 @@ class Campaign:
     def _seeds(self, config: ExperimentConfig) -> list[int | None]:
         return [*seeds_of(config.seed, self.settings.seeds)] or [None]
 
-    def _skip_what_is_done(self, trial: Trial) -> None:
-        """Reads the results that a sweeper before us did not come to tell."""
+    def _skip_what_is_done(self, trial: Trial) -> bool:
+        """Reads the results that a sweeper before us did not come to tell; whether the trial has paused."""
         while trial.seeds:
             result = read_record(self._run_dir(trial, trial.seeds[0]) / "result.json")
             if not result:
-                return
+                return False
             outcome = judge(result, self.books.objectives)
+            if outcome.verdict is Verdict.paused and self._has_arrived(trial):
+                self._pause(trial)
+                return True
             if not outcome.verdict.is_final:
-                return
+                return False
             self._note(trial, outcome)
+        return False
 
     def _refuse(self, trial: Trial, missed: list[float | None]) -> None:
         """A point that misses a constraint is not run; the sampler learns of it."""
@@ -507,11 +644,14 @@ class Campaign:
         seed = trial.seeds[0]
         run_dir = self._run_dir(trial, seed)
         of_seed = "" if seed is None else f" seed={seed}"
-        self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}")
+        to_rung = "" if trial.pause_after is None else f" to step {trial.pause_after}"
+        self._say(f"\ntrial {trial.number}: {in_short(trial.point.params)}{of_seed}{to_rung}")
         self._write_books()
         if self.slots.are_here:
             wait_until_free(run_dir, self._say)
         overrides = self._overrides(trial.number, trial.point, seed)
+        if trial.pause_after is not None:
+            overrides.append(f"sweep.pause_after={trial.pause_after}")
         self.slots.start(Work(trial.number, run_dir, tuple(overrides)))
 
     def _overrides(self, number: int, point: Point, seed: int | None) -> list[str]:
@@ -537,6 +677,9 @@ class Campaign:
             if is_stopping:
                 return
             raise UserError(f"trial {trial.number} ({in_short(trial.point.params)}): {outcome.reason}")
+        if outcome.verdict is Verdict.paused and self._has_arrived(trial):
+            self._pause(trial)
+            return
         if not outcome.verdict.is_final:  # lost, or asked to stop by somebody else
             self._lost(trial, outcome, work, is_stopping)
             return

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Task = Callable[..., dict[str, Any]]
 # Set by this package in a cell's overrides; of no interest to a reader of tags.
-_OWN_KEYS = ("trial", "sweep.name", "launch.machines", "launch.pack")
+_OWN_KEYS = ("trial", "sweep.name", "launch.machines", "launch.pack", "sweep.pause_after")
 # Launchers that mean nothing to a single run: it is done in this process.
 _FOR_ONE_RUN = ("BasicLauncher", "MgmWarmLauncher")
 
@@ -382,8 +382,8 @@ def _exit_code(record: dict[str, Any]) -> int:
     mine = record.get("grid", [trial["number"] for trial in record["trials"]])
     states = [trial["status"] for trial in record["trials"] if trial["number"] in mine]
     # A search whose hours are over leaves trials that go on with more of them.
-    good = ("completed", "pruned", "interrupted") if record.get("stopped_because") else ("completed", "pruned")
-    return EXIT_DONE if all(state in good for state in states) else EXIT_FAILED
+    left = ("paused", "interrupted") if record.get("stopped_because") else ()
+    return EXIT_DONE if all(state in ("completed", "pruned", *left) for state in states) else EXIT_FAILED
 
 
 def _shown(arguments: list[str]) -> int:

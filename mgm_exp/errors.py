@@ -122,6 +122,12 @@ class Pruned(MgmError):
     exit_code = EXIT_DONE
 
 
+class Paused(MgmError):
+    """A run came to the step where it was to pause (``sweep.pause_after``): its state was saved."""
+
+    exit_code = EXIT_DONE
+
+
 class Interrupted(MgmError):
     """A signal asked the run to stop; its state was saved: exit code 130."""
 

@@ -23,7 +23,7 @@ from mgm_exp import stages
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
 from mgm_exp.continuation import Origin, offered
 from mgm_exp.doctor import explained_error
-from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Pruned
+from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Paused, Pruned
 from mgm_exp.folders import open_store, read_record
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
@@ -82,7 +82,8 @@ def run_experiment(
 
     Raises:
         Interrupted: a signal stopped the run; its state is saved.
-        MgmError: the run failed; ``result.json`` says why. (One that a search stopped has the status ``pruned``.)
+        MgmError: the run failed; ``result.json`` says why. (One that a search stopped has the status ``pruned``, one
+            that waits at a rung ``paused``.)
     """
     run_dir = Path(run_dir).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -114,9 +115,13 @@ class Experiment:
         self.started = time.time()
         self.sweep = sweep
         self.origin: Origin | None = None
+        # Of a run that goes on from its rung: what it took up to there.
+        before = read_record(self.run_dir / "result.json")
+        self.seconds_before = float(before.get("wall_s") or 0.0) if before.get("status") == "paused" else 0.0
         self.demo: Path | None = None
         self.origins: dict[str, Any] = {}
         self.trained: dict[str, Any] = {}
+        self.planned_steps: int | None = None
         self.reporter = reporter_for(config, run_dir)
         self.manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -146,6 +151,9 @@ class Experiment:
                 except Pruned as error:
                     self.recorder.say(f"pruned: {error}")
                     return self._finish("pruned", error)
+                except Paused as error:
+                    self.recorder.say(f"paused: {error}")
+                    return self._finish("paused", error)
                 except BaseException as error:
                     interrupted = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
                     try:
@@ -342,9 +350,12 @@ class Experiment:
         payload = self._payload(stage, payload_under, curated)
 
         def make(work: Path) -> dict[str, Any]:
+            begun = job(work)
             self._begin(stage, work)
+            if stage == "instruct" and self.config.sweep.pause_after is not None:
+                self._pause_if_there(begun)
             summary = (self._company.train_stage if self._company else train.run_stage)(
-                job(work),
+                begun,
                 on_start=lambda total, rows: self._stage_started(stage, total, rows),
                 on_row=self.recorder.row,
                 on_checkpoint=lambda folder: self._keep_checkpoint(stage, folder),
@@ -354,12 +365,36 @@ class Experiment:
             )
             return summary.to_dict()
 
-        output = self._produce(stage, payload, make)
+        try:
+            output = self._produce(stage, payload, make)
+        except Pruned as error:
+            if self.reporter.was_stopped or not self.reporter.is_paused:
+                raise
+            raise self._paused() from error
         if output.reused:
             rows = _json_lines(output.path / "metrics.jsonl")
             self._stage_started(stage, int(output.meta["steps"]), rows)
         self.recorder.stage_finished(stage, output.meta, reused=output.reused)
         return output
+
+    def _pause_if_there(self, begun: Any) -> None:
+        """Raises Paused where the stage has come to the rung already, in this run or in one of equal settings."""
+        from mgm_exp.train.metrics_file import read_rows
+
+        for row in read_rows(begun.metrics):
+            if row.get("event") == "validation":
+                self._validated(int(row["step"]), float(row["value"]))
+        if self.reporter.is_paused:
+            raise self._paused()
+
+    def _paused(self) -> Paused:
+        before = read_record(self.run_dir / "result.json").get("planned_steps")
+        self.planned_steps = self.planned_steps or before
+        of = f" of {self.planned_steps}" if self.planned_steps else ""
+        return Paused(
+            f"The instruct stage paused after step {self.reporter.last_step}{of}; its state is saved.",
+            advice="It goes on from there when its search promotes it.",
+        )
 
     def _payload(
         self, stage: str, under: Callable[[ExperimentConfig], stages.Payload], curated: StageOutput
@@ -383,6 +418,8 @@ class Experiment:
     def _stage_started(self, stage: str, total: int, rows: list[dict[str, Any]]) -> None:
         """Hands on what a stage has already: validation points of a stage that was begun or made elsewhere, too."""
         self.recorder.stage_started(stage, total, rows)
+        if stage == "instruct":
+            self.planned_steps = total
         for row in rows:
             if row.get("event") == "validation":
                 self._validated(int(row["step"]), float(row["value"]))
@@ -442,7 +479,8 @@ class Experiment:
             "eval_keys": self.scoring.eval_keys,
             "objective": self.scoring.metrics.get(objective),
             "steps": self.trained.get("steps", self.reporter.last_step),
-            "wall_s": round(time.time() - self.started, 3),
+            "planned_steps": self.planned_steps,
+            "wall_s": round(self.seconds_before + time.time() - self.started, 3),
             "train_tokens_per_s": self.trained.get("train_tokens_per_s"),
             "peak_memory_gib": self.trained.get("peak_memory_gib"),
             "trainable_parameters": self.manifest["trainable"]["n_total"] or None,
@@ -450,7 +488,7 @@ class Experiment:
         }
         if error is not None and status == "failed":
             result["error"] = explained_error(explain(error), self.run_dir, self.recorder.say)
-        elif status in ("interrupted", "pruned") and isinstance(error, MgmError):
+        elif status in ("interrupted", "paused", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)
         self.recorder.finish(result)

@@ -194,7 +194,7 @@ def _table(title: str, lines: list[Line]) -> Table:
     has_jobs = any(line.job for line in lines)
     if has_jobs:
         table.add_column("job", no_wrap=True)
-    colours = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow"}
+    colours = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "paused": "blue"}
     for line in lines:
         table.add_row(
             Text(line.what),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from mgm_exp.ledger import FILE, SCHEMA_VERSION
 from mgm_exp.repeats import mean_metrics, run_dirs
 from mgm_exp.rows import Allowance, encode_row, encode_rows
 from mgm_exp.search.outcome import Verdict
+from mgm_exp.search.rungs import is_paused
 from mgm_exp.store import Lease, write_atomic
 
 if TYPE_CHECKING:
@@ -57,6 +58,24 @@ class Entry:
         """As it stands in ``sweep.json``."""
         hidden = ("is_feasible", "is_counted", "dates")
         return {key: value for key, value in vars(self).items() if key not in hidden} | {"feasible": self.is_feasible}
+
+
+def steps_of(folder: Path, numbers: Iterable[int], seeds: int) -> tuple[int, int]:
+    """Optimizer steps of the instruct stage: those that trials have run, and those of running all to their ends.
+
+    Args:
+        folder: The sweep's.
+        numbers: Its trials.
+        seeds: Runs of each trial that comes to its end.
+    """
+    run, planned = 0, []
+    for number in numbers:
+        results = [read_record(path / "result.json") for path in run_dirs(folder / str(number))]
+        run += sum(int(result.get("steps") or 0) for result in results)
+        first = results[0]  # one that completed early (early stopping) would have done so in any case
+        planned.append(int(first.get("steps" if first.get("status") == "completed" else "planned_steps") or 0))
+    longest = max(planned, default=0)
+    return run, seeds * sum(steps or longest for steps in planned)
 
 
 class StudyBooks:
@@ -111,8 +130,9 @@ class StudyBooks:
             status: str | None = Verdict(verdict).status if verdict in Verdict.__members__ else "failed"
         else:
             is_running = self.claim(trial.number).holder() is not None
+            is_waiting = is_paused(attributes) and not is_running
             began = any((path / "config.yaml").exists() for path in run_dirs(run_dir))
-            status = "interrupted" if began and not is_running else None
+            status = "paused" if is_waiting else "interrupted" if began and not is_running else None
         reason = attributes.get(REASON)
         error = next((result["error"] for result in results if result.get("error")), None)
         if error is None and reason:
@@ -123,12 +143,12 @@ class StudyBooks:
             params=dict(point["params"]),
             config_hash=point["config_hash"],
             status=status,
-            verdict=verdict,
+            verdict=verdict or (status if status == "paused" else None),
             metrics=mean_metrics(results),
             values=attributes.get(VALUES),
             run_dir=str(trial.number),
             seconds=sum(float(result.get("wall_s") or 0.0) for result in results) if results else None,
-            error=error if status != "completed" else None,
+            error=error if status not in ("completed", "paused") else None,
             is_feasible=not any(violation > 0 for violation in attributes.get("violations", ())),
             is_counted=verdict != REFUSED,
             dates=tuple(date.timestamp() if date else None for date in (trial.datetime_start, trial.datetime_complete)),  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     "completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "pruned": "dim",
-    "infeasible": "magenta", "not finite": "magenta",
+    "paused": "blue", "infeasible": "magenta", "not finite": "magenta",
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Row:
     """One trial.
 
     Args:
-        state: completed, pruned, infeasible, not finite, failed, running, interrupted or waiting.
+        state: completed, pruned, infeasible, not finite, failed, running, paused, interrupted or waiting.
         where: At which step it is, or was stopped.
         last: Its last validation score.
         reason: Why it is not completed, in a sentence; empty where the state says all.
@@ -62,7 +62,7 @@ def _row(folder: Path, trial: Mapping[str, Any]) -> Row:
         is_running = any((run / LEASE).is_dir() and Lease(run / LEASE).holder() is not None for run in runs)
         state = "running" if is_running else state
     step = _last_step(runs[-1]) if state in ("running", "interrupted") else None
-    if state == "pruned" and reports:
+    if state in ("paused", "pruned") and reports:
         step = max(report.step for report in reports)
     error = trial.get("error") or {}
     reason = str(error.get("message", "")) if state in ("failed", "infeasible", "not finite", "interrupted") else ""
@@ -142,7 +142,7 @@ def time_left(record: Mapping[str, Any], rows: list[Row]) -> str:
     """A guess from the time that trials took so far; empty before there is one."""
     ended = [row.seconds for row in rows if row.seconds and row.state in ("completed", "pruned")]
     more = int(record.get("n_trials") or 0) - sum(
-        row.state not in ("running", "waiting", "interrupted") for row in rows
+        row.state not in ("running", "waiting", "paused", "interrupted") for row in rows
     )
     if not ended or more <= 0:
         return ""

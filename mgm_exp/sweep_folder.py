@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import NAME
-from mgm_exp.errors import ConfigError, Interrupted, MgmError
+from mgm_exp.errors import ConfigError, Interrupted, MgmError, Pruned
 from mgm_exp.folders import LEASE, confined, read_record, writable
 from mgm_exp.store import Lease, LeaseHeld, write_atomic
 
@@ -93,6 +93,15 @@ def record_stop(run_dir: Path, reason: str, overrides: Sequence[str]) -> None:
         write_result(run_dir, {**result, "error": explain(error)})
     else:
         record_failure(run_dir, error, overrides, status="interrupted")
+
+
+def record_drop(run_dir: Path, reason: str) -> None:
+    """Notes that a run which waited at its rung will not go on: its search is over."""
+    from mgm_exp.record import explain, write_result
+
+    result = read_record(run_dir / "result.json")
+    if result.get("status") == "paused":
+        write_result(run_dir, {**result, "status": "pruned", "error": explain(Pruned(reason))})
 
 
 def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str], *, status: str = "failed") -> None:

@@ -262,6 +262,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.seeds": NOTHING,
     "sweep.slots": NOTHING,
     "sweep.isolate": NOTHING,
+    "sweep.pause_after": NOTHING,
     "sweep.retries": NOTHING,
     "sweep.max_failures": NOTHING,
     "sweep.storage": NOTHING,
@@ -275,6 +276,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.pruner.min_step": NOTHING,
     "sweep.pruner.reduction_factor": NOTHING,
     "sweep.pruner.startup": NOTHING,
+    "sweep.pruner.synchronous": NOTHING,
     "sweep.pruner.patience": NOTHING,
     "sweep.pruner.min_delta": NOTHING,
     "sweep.pruner.p_threshold": NOTHING,
@@ -412,7 +414,7 @@ NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
     *("plateau_patience", "gradient_statistics_every", "loss_chunk", "bucket_size", "feature_cache_gb"),
-    *("rows", "longest_text", "price", "population", "min_step", "hours", "trials"),
+    *("rows", "longest_text", "price", "population", "min_step", "pause_after", "hours", "trials"),
 )
 
 

@@ -29,7 +29,7 @@ class Run:
     Args:
         path: The folder.
         name: How it is called in a comparison: the folder as it was given, or below the sweep that was given.
-        status: completed, failed, pruned, interrupted or running.
+        status: completed, failed, pruned, paused, interrupted or running.
         cause: Why it is not completed; empty for a completed run.
         result, manifest, config: Content of the run's files, empty where they are not there; config is flat
             (``train.lr``).

@@ -42,6 +42,7 @@ _COLOURS = {
     "failed": "bold red",
     "interrupted": "yellow",
     "pruned": "yellow",
+    "paused": "cyan",
     "running": "cyan",
 }
 _NAME = ("run", "what differs")

@@ -18,7 +18,13 @@ _MOST_VALUES = 6
 _FEW_IMAGES = 30
 """With fewer clusters a bootstrap interval does not hold what it promises."""
 _PHRASES = {"better": "is better than", "worse": "is worse than"}
-_ENDED = {"failed": "failed", "interrupted": "was interrupted", "pruned": "was pruned", "running": "is still running"}
+_ENDED = {
+    "failed": "failed",
+    "interrupted": "was interrupted",
+    "paused": "waits at its rung",
+    "pruned": "was pruned",
+    "running": "is still running",
+}
 _BASELINES = (
     "question only: the most frequent training answer to the same words, no image seen; untouched base: before any "
     "training; aligned only: after the align stage"

@@ -262,13 +262,15 @@ class Card(Enum):
 class PrunerName(Enum):
     """Who stops hopeless trials at their validation points.
 
-    ``asha`` keeps the best share of each rung, ``hyperband`` does so for several rungs' beginnings, ``median`` stops
-    what is worse than half of the trials at the same step, ``patient`` does so only after a while without progress,
-    ``wilcoxon`` compares the seeds of a trial with those of the best one (sweep.seeds).
+    ``rungs`` stops none for good: all pause at a rung with their state kept, and the best go on. ``asha`` keeps the
+    best share of each rung, ``hyperband`` does so for several rungs' beginnings, ``median`` stops what is worse than
+    half of the trials at the same step, ``patient`` does so only after a while without progress, ``wilcoxon`` compares
+    the seeds of a trial with those of the best one (sweep.seeds).
     """
 
     none = "none"
     asha = "asha"
+    rungs = "rungs"
     hyperband = "hyperband"
     median = "median"
     patient = "patient"

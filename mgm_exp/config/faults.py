@@ -20,6 +20,7 @@ from mgm_exp.config.choices import (
     Machines,
     Offload,
     Precision,
+    PrunerName,
     RecipeEngine,
 )
 from mgm_exp.config.data import PERCENTILE, RECIPE_OPERATORS
@@ -168,6 +169,12 @@ def _validation_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"sweep.objectives={sweep.objectives} has one twice"
     if sweep.budget.interrupt and sweep.budget.hours is None:
         yield "sweep.budget.interrupt=true needs sweep.budget.hours: it says when running trials stop"
+    if sweep.pruner.name is PrunerName.rungs and train.validation.every_steps is None:
+        yield "sweep.pruner.name=rungs needs train.validation.every_steps: a trial pauses at a validation point"
+    if sweep.pruner.name is PrunerName.rungs and sweep.objectives:
+        yield "sweep.pruner.name=rungs needs one objective: with sweep.objectives no trial is better than all others"
+    if sweep.pause_after is not None and train.validation.every_steps is None:
+        yield "sweep.pause_after needs train.validation.every_steps: a run pauses at a validation point"
     if sweep.pruner.reduction_factor < 2:
         yield f"sweep.pruner.reduction_factor={sweep.pruner.reduction_factor} must be 2 or above"
 
@@ -240,6 +247,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "sweep.seeds": sweep.seeds,
         "sweep.slots": sweep.slots,
         "sweep.max_failures": sweep.max_failures,
+        "sweep.pause_after": sweep.pause_after,
         "sweep.sampler.population": sweep.sampler.population,
         "sweep.pruner.min_step": sweep.pruner.min_step,
         "sweep.pruner.p_threshold": sweep.pruner.p_threshold,

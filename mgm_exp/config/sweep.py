@@ -26,10 +26,15 @@ class PrunerConfig:
     """How a search stops hopeless trials; needs train.validation.every_steps (wilcoxon: sweep.seeds)."""
 
     name: PrunerName = PrunerName.asha
-    # No trial is stopped before this optimizer step. null: at its first validation point at the earliest.
+    # No trial is stopped (rungs: pauses) before this optimizer step. null: at its first validation point at the
+    # earliest.
     min_step: int | None = None
-    # asha, hyperband: one of so many trials goes on from each rung to the next, which lasts so many times as long.
+    # asha, rungs, hyperband: one of so many trials goes on from each rung to the next, which lasts so many times as
+    # long.
     reduction_factor: int = 3
+    # rungs: whether all trials have come to a rung before the best of them leave it. true: the winner does not depend
+    # on the number of slots or on what took how long; false: no slot waits for the slowest, for many slots.
+    synchronous: bool = True
     # median, patient, wilcoxon: trials that end before any is stopped (wilcoxon: seeds).
     startup: int = 3
     # patient: validation points without progress that are waited for.
@@ -89,6 +94,9 @@ class SweepConfig:
     slots: int | None = None
     # A new process for each trial, rather than a worker that stays for the next one (hydra/launcher=warm).
     isolate: bool = False
+    # The run saves its state and pauses at its first validation point at or after this step of the instruct stage; the
+    # same command with a later one, or null, continues it. A search with sweep.pruner.name=rungs sets it for each run.
+    pause_after: int | None = None
     # How often a trial that was lost (a killed process, a lost machine) is continued before it counts as failed.
     retries: int = 3
     # Trials that may fail for an unknown reason before the sweep stops.

@@ -22,6 +22,7 @@ from mgm_exp.errors import (
     MgmError,
     MissingDependencyError,
     ModelError,
+    Paused,
     Pruned,
     TrainingFailed,
 )
@@ -187,6 +188,7 @@ FAULTS = (
 
 _OWN_CAUSES: tuple[tuple[type[MgmError], str, str], ...] = (
     (Pruned, "a search stopped the run at a validation point", "Nothing is wrong: other trials do better."),
+    (Paused, "the run has come to its rung", "Nothing is wrong: it goes on from there if it is among the best."),
     (Interrupted, "a signal or Ctrl-C asked the run to stop", f"{CONTINUES.capitalize()}."),
     (ConfigError, "the configuration", "Change the named keys; `python -m mgm_exp --help` shows what is allowed."),
     (DataError, "the data", "Mend or leave out the named rows, or see data.bad_rows and data.max_bad_share."),

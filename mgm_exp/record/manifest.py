@@ -11,7 +11,7 @@ from mgm_exp.record.secrets import redact
 from mgm_exp.store import write_json_atomic
 
 SCHEMA_VERSION = 1
-STATUSES = ("completed", "failed", "pruned", "interrupted")
+STATUSES = ("completed", "failed", "pruned", "paused", "interrupted")
 
 _MANIFEST = (
     "run_id config_hash command git packages python platform device seed stages data model trainable "

@@ -240,7 +240,7 @@ class WandbRun:
         error = result.get("error") or {}
         facts.update({f"error/{key}": value for key, value in error.items()})
         self.run.summary.update({**facts, **(result.get("metrics") or {})})
-        self.run.finish(exit_code=0 if result["status"] == "completed" else 1)
+        self.run.finish(exit_code=0 if result["status"] in ("completed", "paused") else 1)
 
     def check_disk(self) -> None:
         """Raises OSError when almost nothing is left on the disk of the run folder."""

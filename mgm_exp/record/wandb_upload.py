@@ -48,7 +48,7 @@ FINISH_S = 600.0
 # What was just sent is looked for again after so many seconds: W&B may take a moment to count it.
 PATIENCE_S = (0.0, 1.0, 3.0, 10.0)
 # A trial's own keys in its overrides say nothing to a reader of tags.
-_OWN_KEYS = ("trial", "sweep.name")
+_OWN_KEYS = ("trial", "sweep.name", "sweep.pause_after")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Charts of a search, as SVG files in its folder: history, importance, parallel coordinates, slices, Pareto front."""
+"""Charts of a search, as SVG files in its folder: history, importance, parallel coordinates, slices, rungs, Pareto
+front."""
 
 from __future__ import annotations
 
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import Direction
 from mgm_exp.search.drawing import GOOD, INK, LOST, PALE, Drawing, Scale
+from mgm_exp.search.rungs import PAUSED
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.trial import FrozenTrial
 
 # Below so many completed trials, shares of importance would be an invention.
 LEAST_FOR_IMPORTANCE = 4
@@ -49,10 +52,12 @@ def draw_study(study: Study, folder: Path, objectives: Sequence[str], directions
         if trial.value is not None and trial.state.is_finished()
     ]
     done = [dot for dot in dots if not dot.is_pruned]
+    climbers = [trial for trial in trials if PAUSED in trial.user_attrs and trial.intermediate_values]
+    rungs = [_rungs(climbers, folder / "rungs.svg")] if len(climbers) > 1 else []
     if len(done) < 2:
-        return []
+        return rungs
     name, direction = objectives[0], directions[0]
-    drawn = [_history(dots, folder / "history.svg", name, direction)]
+    drawn = [*rungs, _history(dots, folder / "history.svg", name, direction)]
     distributions = {key: value for trial in trials for key, value in trial.distributions.items()}
     axes = {key: value for key, value in distributions.items() if any(key in dot.params for dot in done)}
     drawn.append(_slices(dots, axes, folder / "slices.svg", name))
@@ -97,6 +102,32 @@ def _history(dots: list[Dot], path: Path, name: str, direction: Direction) -> Pa
     for number in sorted({dots[0].number, dots[-1].number}):
         drawing.text(x(number), 330, str(number), anchor="middle")
     drawing.text(340, 350, "trial (hollow: pruned, with its last score; line: best so far)", anchor="middle", fill=PALE)
+    return drawing.save(path)
+
+
+def _rungs(climbers: list[FrozenTrial], path: Path) -> Path:
+    """How far each trial climbed: a line through its scores, hollow at the rung where it waits or was left."""
+    drawing = Drawing(640, 380, "Rungs: how far each trial went")
+    x = Scale([float(step) for trial in climbers for step in trial.intermediate_values], 70, 610, log=True)
+    y = Scale([value for trial in climbers for value in trial.intermediate_values.values()], 310, 60)
+    _axis(drawing, y, x.start - 12)
+    for step in sorted({int(trial.user_attrs[PAUSED]) for trial in climbers}):
+        if x.low <= step <= x.high:
+            drawing.line([(x(step), 52), (x(step), 314)], dash="2 4")
+            drawing.text(x(step), 330, str(step), anchor="middle")
+    for trial in sorted(climbers, key=lambda trial: len(trial.intermediate_values)):
+        points = sorted(trial.intermediate_values.items())
+        is_done, waits = trial.state.name == "COMPLETE", not trial.state.is_finished()
+        stroke = GOOD if is_done else INK if waits else PALE
+        drawing.line([(x(step), y(value)) for step, value in points], stroke=stroke, width=2 if is_done else 1.2)
+        step, value = points[-1]
+        how = "ran to its end" if is_done else "waits" if waits else "was not promoted"
+        says = f"trial {trial.number}: {how}, {value:.4g} at step {step}"
+        drawing.point(x(step), y(value), fill=stroke, says=says, is_hollow=not is_done)
+    drawing.text(340, 352, "optimizer step (dashed: rungs trials paused at)", anchor="middle")
+    drawing.text(
+        340, 370, "score; filled: ran to its end; hollow: waits, or was not promoted", anchor="middle", fill=PALE
+    )
     return drawing.save(path)
 
 

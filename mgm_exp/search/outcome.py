@@ -26,7 +26,8 @@ class Verdict(Enum):
     ``completed``: it has a value. ``pruned``: stopped at a validation point. ``infeasible``: out of memory, or a
     constraint is missed; the sampler learns to avoid it. ``not_finite``: the loss became NaN; counts as pruned with its
     last value. ``lost``: killed from outside; goes on from its checkpoint. ``interrupted``: asked to stop; goes on with
-    the next command. ``failed``: for a reason that is not known. ``user_error``: every other trial would fail too.
+    the next command. ``paused``: waits at a rung with its state kept. ``failed``: for a reason that is not known.
+    ``user_error``: every other trial would fail too.
     """
 
     completed = "completed"
@@ -35,17 +36,18 @@ class Verdict(Enum):
     not_finite = "not_finite"
     lost = "lost"
     interrupted = "interrupted"
+    paused = "paused"
     failed = "failed"
     user_error = "user_error"
 
     @property
     def is_final(self) -> bool:
         """Whether the trial is over for the study."""
-        return self not in (Verdict.lost, Verdict.interrupted, Verdict.user_error)
+        return self not in (Verdict.lost, Verdict.interrupted, Verdict.paused, Verdict.user_error)
 
     @property
     def status(self) -> str:
-        """As ``sweep.json`` calls it: completed, pruned, failed or interrupted."""
+        """As ``sweep.json`` calls it: completed, pruned, failed, paused or interrupted."""
         if self in (Verdict.infeasible, Verdict.not_finite):
             return "pruned"
         if self in (Verdict.lost, Verdict.interrupted):
@@ -121,6 +123,8 @@ def judge(result: Mapping[str, Any], objectives: Sequence[str], ending: Ending |
         return Outcome(Verdict.interrupted, (), ending.set_aside, result)
     if ending.how or (ending.exit_code or 0) < 0:  # what it may have said of itself is of an earlier stretch
         return Outcome(Verdict.lost, (), ending.how or _lost(ending), result)
+    if status == "paused" and not ending.exit_code:
+        return Outcome(Verdict.paused, (), _message(result), result)
     if status == "interrupted" or ending.exit_code == 130:
         return Outcome(Verdict.interrupted, (), _message(result) or "interrupted", result)
     if ending.exit_code == 2:

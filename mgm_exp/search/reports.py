@@ -44,19 +44,26 @@ class Reporter:
         run_dir: The run's folder.
         trial: Gives the Optuna trial that this run belongs to, on first use, or None; None: the run is no trial of a
             search, or one that cannot be pruned.
+        pause_after: The run pauses at its first validation point at or after this step; None: it does not pause.
     """
 
-    def __init__(self, run_dir: Path, trial: Callable[[], Any] | None = None) -> None:
+    def __init__(self, run_dir: Path, trial: Callable[[], Any] | None = None, pause_after: int | None = None) -> None:
         self.path = Path(run_dir) / FILE
         self._open = trial
         self._trial: Any = None
         self.reports = read_reports(self.path)
         self._known = {report.step for report in self.reports}
+        self._pause_after = pause_after
 
     @property
     def was_stopped(self) -> bool:
         """Whether the pruner has said so already, in this run or in the one that this one continues."""
         return any(report.stop for report in self.reports)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run has come to where it is to pause."""
+        return self._pause_after is not None and self.last_step >= self._pause_after
 
     @property
     def last_step(self) -> int:
@@ -66,13 +73,13 @@ class Reporter:
     def report(self, step: int, value: float) -> bool:
         """Notes a validation point; whether the run should stop."""
         if step in self._known:
-            return self.was_stopped
+            return self.was_stopped or self.is_paused
         stop = self._ask(step, value)
         self._known.add(step)
         self.reports.append(Report(step, value, stop))
         # Whole, not appended: behind a line that a kill tore nothing could be read.
         write_atomic(self.path, "".join(_line(report) for report in self.reports))
-        return stop
+        return stop or self.is_paused
 
     def _ask(self, step: int, value: float) -> bool:
         if self._open is None:
@@ -106,10 +113,12 @@ def reporter_for(config: ExperimentConfig, run_dir: Path) -> Reporter:
         and _is_first_seed(run_dir)
     )
     if not can_be_pruned:
-        return Reporter(run_dir)
+        return Reporter(run_dir, pause_after=sweep.pause_after)
     number = config.trial
     assert number is not None
-    return Reporter(run_dir, lambda: trial_in_study(sweep, sweep_folder(run_dir), number, config))
+    return Reporter(
+        run_dir, lambda: trial_in_study(sweep, sweep_folder(run_dir), number, config), pause_after=sweep.pause_after
+    )
 
 
 def _is_first_seed(run_dir: Path) -> bool:

@@ -35,13 +35,16 @@ NSGA2_POPULATION = 50
 _NEEDS = {SamplerName.gp: ("scipy", "torch"), SamplerName.cmaes: ("cmaes",), SamplerName.qmc: ("scipy",)}
 
 
-def make_sampler(config: SamplerConfig, space: Space, *, with_constraints: bool = False) -> BaseSampler:
+def make_sampler(
+    config: SamplerConfig, space: Space, *, with_constraints: bool = False, with_pauses: bool = False
+) -> BaseSampler:
     """The sampler that ``sweep.sampler`` names.
 
     Args:
         config: ``sweep.sampler``.
         space: What is searched.
         with_constraints: Whether trials may be infeasible (samplers that can, learn to avoid these).
+        with_pauses: Whether trials wait at rungs: these run for Optuna, and are not to count as bad ones.
 
     Raises:
         MissingDependencyError: a package that this sampler needs is not installed.
@@ -62,7 +65,7 @@ def make_sampler(config: SamplerConfig, space: Space, *, with_constraints: bool 
     def make(seed: int) -> BaseSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna calls most of its options experimental
-            return _make(config, seed, space.is_conditional, constraints)
+            return _make(config, seed, space.is_conditional, constraints, constant_liar=not with_pauses)
 
     if config.name is SamplerName.qmc:  # a sequence of points, which one seed numbers: it has to stay one
         return make(config.seed)
@@ -74,6 +77,8 @@ def _make(
     seed: int,
     is_conditional: bool,
     constraints: Callable[[FrozenTrial], Sequence[float]] | None,
+    *,
+    constant_liar: bool,
 ) -> BaseSampler:
     from optuna import samplers
 
@@ -84,7 +89,8 @@ def _make(
             n_startup_trials=startup,
             multivariate=True,
             group=is_conditional,
-            constant_liar=True,  # a trial that runs elsewhere counts as a bad one: its place is not proposed again
+            # A trial that runs elsewhere counts as a bad one: its place is not proposed again.
+            constant_liar=constant_liar,
             constraints_func=constraints,
             warn_independent_sampling=False,
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from mgm_exp.campaign import Campaign
 from mgm_exp.config import (
+    BudgetConfig,
     Direction,
     ExperimentConfig,
     PlateauConfig,
@@ -21,6 +22,7 @@ from mgm_exp.config import (
     SamplerConfig,
     SweepConfig,
 )
+from mgm_exp.record import empty_result
 from mgm_exp.search.outcome import Ending
 from mgm_exp.search.pruners import make_pruner
 from mgm_exp.search.reports import reporter_for, study_name
@@ -48,6 +50,8 @@ def config_of(settings: SweepConfig, overrides: Sequence[str]) -> ExperimentConf
     adapter = replace(config.adapter, rank=int(values.get("adapter.rank", 8)))
     validation = replace(config.train.validation, every_steps=1)
     trial = int(values["trial"]) if "trial" in values else None
+    if "sweep.pause_after" in values:
+        settings = replace(settings, pause_after=int(values["sweep.pause_after"]))
     return replace(
         config,
         adapter=adapter,
@@ -59,13 +63,12 @@ def config_of(settings: SweepConfig, overrides: Sequence[str]) -> ExperimentConf
 
 
 class Direct(Slots):
-    """One slot; a trial notes that it began, reports, and leaves its result."""
+    """One slot; a trial notes that it began, reports, and leaves its result. ``size`` trials begin before one ends."""
 
-    size = 1
-
-    def __init__(self, settings: SweepConfig, step_s: float) -> None:
-        self.settings, self.step_s = settings, step_s
+    def __init__(self, settings: SweepConfig, step_s: float, points: int = POINTS, size: int = 1) -> None:
+        self.settings, self.step_s, self.points, self.size = settings, step_s, points, size
         self.done: list[tuple[Work, Ending]] = []
+        self.failing: Sequence[int] = ()
 
     @property
     def busy(self) -> int:
@@ -89,16 +92,27 @@ class Direct(Slots):
         reporter, value = reporter_for(config, work.run_dir), config.adapter.rank / 64
         checkpoint = work.run_dir / "checkpoint.txt"
         done, stopped = int(checkpoint.read_text()) if checkpoint.exists() else 0, reporter.was_stopped
-        for step in range(done + 1, POINTS + 1):
+        for step in range(done + 1, self.points + 1):
+            if reporter.is_paused:
+                break
             time.sleep(self.step_s)
-            while step == POINTS and is_held(work.run_dir):
+            while step == self.points and is_held(work.run_dir):
                 time.sleep(0.02)
             with open(work.run_dir / "steps.txt", "a", encoding="utf-8") as steps:
                 steps.write(f"{step}\n")
-            stopped = reporter.report(step, value * step / POINTS) or stopped
+            if step < self.points or config.sweep.pause_after is None:  # the last rung is the trial's end
+                stopped = reporter.report(step, value * step / self.points) or stopped
             write_atomic(checkpoint, str(step))
-        metrics = {} if stopped else {"demo/accuracy": value}
-        result = {"status": "pruned" if stopped else "completed", "metrics": metrics, "wall_s": 0.1, "error": None}
+            done = step
+        status = "completed"
+        if done < self.points or stopped:
+            status = "paused" if reporter.is_paused else "pruned"
+        elif config.adapter.rank in self.failing:
+            status = "failed"
+        metrics = {} if status != "completed" else {"demo/accuracy": value}
+        error = {"type": "X", "message": "told to", "cause": "", "advice": ""} if status == "failed" else None
+        facts = {"steps": done, "planned_steps": self.points, "wall_s": 0.1, "error": error}
+        result = {**empty_result(work.run_dir.name, status), "metrics": metrics, **facts}
         write_json_atomic(work.run_dir / "result.json", result)
 
     def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
@@ -115,6 +129,7 @@ def hold_file(folder: Path) -> Path:
 
 
 def is_held(run_dir: Path) -> bool:
+    run_dir = run_dir.parent if run_dir.name.startswith("seed_") else run_dir
     try:
         return int(run_dir.name) >= int(hold_file(run_dir.parent).read_text())
     except FileNotFoundError:
@@ -130,6 +145,14 @@ def search(
     pruner: PrunerName = PrunerName.median,
     plateau: int | None = None,
     say: Any = None,
+    enqueue: Sequence[dict[str, Any]] = ({"adapter.rank": 8, "seed": 0},),
+    points: int = POINTS,
+    factor: int = 2,
+    synchronous: bool = True,
+    slots: int = 1,
+    seeds: int = 1,
+    failing: Sequence[int] = (),
+    budget: BudgetConfig | None = None,
 ) -> dict[str, Any]:
     """One call of the command: continues what is there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,9 +160,11 @@ def search(
         name="s",
         n_trials=n_trials,
         storage=storage,
-        enqueue=[{"adapter.rank": 8, "seed": 0}],
+        enqueue=list(enqueue),
         sampler=SamplerConfig(startup=2),
-        pruner=PrunerConfig(pruner, startup=1),
+        pruner=PrunerConfig(pruner, startup=1, reduction_factor=factor, synchronous=synchronous),
+        seeds=seeds,
+        budget=budget or BudgetConfig(),
         plateau=PlateauConfig(plateau),
     )
     with Lease(folder / ".desk"):
@@ -151,12 +176,14 @@ def search(
             make_pruner(settings.pruner, 1),
         )
     books = StudyBooks(folder, "s", ["demo/accuracy"], [Direction.maximize], study)
+    places = Direct(settings, step_s, points, slots)
+    places.failing = failing
     campaign = Campaign(
         study,
         SPACE,
         books,
         config_of(settings, ()),
-        Direct(settings, step_s),
+        places,
         lambda name, overrides: None,
         lambda overrides: config_of(settings, overrides),
         say or (lambda text: None),

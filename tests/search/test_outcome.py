@@ -69,9 +69,9 @@ def test_a_field_of_the_result_may_be_an_objective() -> None:
 
 
 def test_statuses_are_those_of_the_contract() -> None:
-    assert {verdict.status for verdict in Verdict} == {"completed", "failed", "pruned", "interrupted"}
+    assert {verdict.status for verdict in Verdict} == {"completed", "failed", "paused", "pruned", "interrupted"}
     assert {verdict for verdict in Verdict if not verdict.is_final} == {
-        Verdict.lost, Verdict.interrupted, Verdict.user_error,
+        Verdict.lost, Verdict.interrupted, Verdict.paused, Verdict.user_error,
     }  # fmt: skip
 
 

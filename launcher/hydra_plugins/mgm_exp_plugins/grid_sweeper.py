@@ -75,6 +75,7 @@ class MgmGridSweeper(ComposingSweeper):
 
     def _check(self, grid: Grid) -> list[tuple[Cell, ExperimentConfig | Exception]]:
         """Composes and validates every cell, before the first one starts."""
+        from mgm_exp.config import PrunerName
         from mgm_exp.errors import ConfigError, DoesNotFit
 
         checked = [(cell, self._config_of(cell)) for cell in grid.cells()]
@@ -84,6 +85,14 @@ class MgmGridSweeper(ComposingSweeper):
             others = "" if len(faults) == 1 else f" (None of the {len(faults)} cells can be run; this is the first.)"
             kind = DoesNotFit if isinstance(first, DoesNotFit) else ConfigError
             raise kind(f"{getattr(first, 'message', first)}{others}", advice=getattr(first, "advice", ""))
+        for _, config in checked:
+            if not isinstance(config, Exception) and (
+                config.sweep.pause_after is not None or config.sweep.pruner.name is PrunerName.rungs
+            ):
+                raise ConfigError(
+                    "A grid runs every cell to its end: sweep.pruner.name=rungs and sweep.pause_after are a search's.",
+                    advice="hydra/sweeper=mgm_optuna sweep.sampler.name=grid runs every point of a grid, with rungs.",
+                )
         return checked
 
     def _config_of(self, cell: Cell) -> ExperimentConfig | Exception:

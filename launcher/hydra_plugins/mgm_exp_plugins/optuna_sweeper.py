@@ -46,6 +46,7 @@ class MgmOptunaSweeper(ComposingSweeper):
             Interrupted: a signal; the same command continues.
         """
         from mgm_exp.campaign import Campaign
+        from mgm_exp.config import PrunerName
         from mgm_exp.search import make_pruner, make_sampler, open_storage, open_study, storage_place
         from mgm_exp.search.reports import study_name
         from mgm_exp.study_books import StudyBooks
@@ -57,7 +58,8 @@ class MgmOptunaSweeper(ComposingSweeper):
         sweep = base.sweep
         objectives = sweep.objectives or [sweep.objective or f"{base.eval.benchmarks[0]}/accuracy"]
         directions = sweep.directions or [sweep.direction]
-        sampler = make_sampler(sweep.sampler, space, with_constraints=True)
+        pauses = sweep.pruner.name is PrunerName.rungs
+        sampler = make_sampler(sweep.sampler, space, with_constraints=True, with_pauses=pauses)
         for number, point in enumerate(sweep.enqueue):
             space.fixed_point(point, f"sweep.enqueue[{number}]")
         settings = self._settings(space, objectives, directions, sweep.seeds)

@@ -44,7 +44,7 @@ def verdict(view: View) -> Html:
         page.finding(_LEVELS[pairs[k]["verdict"]] if len(lines) == len(pairs) else level, text)
         for k, text in enumerate(lines)
     ]
-    ended = [entry for entry in view.entries if entry["status"] not in ("completed", "running", "pruned")]
+    ended = [entry for entry in view.entries if entry["status"] not in ("completed", "running", "paused", "pruned")]
     if ended:
         text = f"{len(ended)} of {len(view.entries)} runs did not end as they should."
         found.append(page.finding("warning", text, "They take part in no comparison; their causes stand below."))
