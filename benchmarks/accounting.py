@@ -126,8 +126,9 @@ def _model(config: Any, adapter: Any, work: Any) -> Any:
     config._attn_implementation = "sdpa"
     model = meta_model(config)
     model.model.mines_natively = work.mines_natively
+    model.lm_head.kernel, model.lm_head.chunk = work.loss_kernel, work.loss_chunk
     if work.checkpointing:
-        model.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing(True if work.blocks is None else work.blocks)
     if work.stage == "features":
         model.requires_grad_(False)
     else:

@@ -80,6 +80,48 @@ def test_at_the_size_of_mgm_2b_it_is_near_what_pytorch_counts(name: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [
+        ("LoRA r=16, checkpointing", {"blocks": 6}),
+        ("LoRA r=16, checkpointing", {"blocks": 12, "batch": 2}),
+        ("LoRA r=16, checkpointing, 4 samples", {"loss_kernel": "fused", "loss_chunk": 1200}),
+        ("full, checkpointing", {"loss_kernel": "fused"}),
+        ("full, checkpointing", {"blocks": 9, "loss_chunk": 64}),
+    ],
+)
+def test_switches_of_how_it_runs_are_near_what_pytorch_counts(name: str, switches: dict[str, Any]) -> None:
+    adapter, work = next((adapter, work) for case, adapter, work in cases() if case == name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predicted, counted = compared(adapter, replace(work, **switches))
+    assert predicted == pytest.approx(counted, rel=0.1)
+
+
+def test_fewer_recomputed_blocks_need_more_memory_and_less_work() -> None:
+    """Monotone, so that the first number of blocks that fits is the best; and `auto` takes it."""
+    from mgm_exp.compose import compose
+    from mgm_exp.plan import fitted, plan_cell
+
+    mgm = ["model=mgm_2b", "train=official", "adapter=lora_r16", "train.micro_batch_size=4", "device=cpu"]
+    rtx = [*mgm, "plan.device=rtx4090", "plan.rows=1000", "plan.align_rows=1000"]
+    cells = [plan_cell(compose([*rtx, f"model.gradient_checkpointing={n}"])) for n in (0, 6, 12, 18)]
+    peaks = [cell.stages[-1].peak.total for cell in cells]
+    flops = [cell.stages[-1].flops or 0.0 for cell in cells]
+    assert peaks == sorted(peaks, reverse=True) and flops == sorted(flops)
+    always = plan_cell(compose([*rtx, "model.gradient_checkpointing=true"]))
+    assert always.stages[-1].peak.total <= peaks[-1] * 1.001 and always.stages[-1].flops == flops[-1]
+    auto = plan_cell(compose([*rtx, "model.gradient_checkpointing=auto"]))
+    assert auto.verdict == "fits"
+    chosen = auto.stages[-1].work.blocks
+    assert chosen is not None and 0 < chosen < 18
+    one_less = plan_cell(compose([*rtx, f"model.gradient_checkpointing={chosen - 1}"]))
+    assert one_less.verdict != "fits" or one_less.largest.name == "align"
+    config = compose([*mgm, "model.gradient_checkpointing=3"])
+    assert fitted(config, "instruct") is config
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mgm_7b", "mgm_8b", "mgm_13b"])
 @pytest.mark.parametrize("name", ["LoRA r=16", "full, checkpointing", "full in pure bf16, checkpointing, 2 samples"])
 def test_at_the_size_of_the_llama_models_it_is_near_what_pytorch_counts(model: str, name: str) -> None:
