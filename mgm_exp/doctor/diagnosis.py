@@ -198,17 +198,32 @@ def _signs(entry: Entry, case: Case) -> Iterator[Fact]:
 
 
 def _order(found: list[Finding]) -> list[Finding]:
-    """The surest first; what follows from another right after all that follow from nothing."""
+    """What ends runs before what they survive, the surest first; then what only says that something failed, and what
+    follows from another."""
     causes = {finding.entry.id: finding for finding in found if finding.confidence >= LEAST}
-    ranked = sorted(causes.values(), key=lambda finding: (-finding.confidence, finding.entry.id))
+    ranked = sorted(causes.values(), key=_rank)
     first, later = [], []
     for finding in ranked:
-        of = next((o for o in ranked if finding.entry.id in o.entry.leads_to and o.confidence >= LEAST_CAUSE), None)
+        of = next((other for other in ranked if _is_cause_of(other, finding)), None)
         if of is None:
             first.append(finding)
         else:
             later.append(Finding(finding.entry, finding.confidence, finding.evidence, of.entry.id))
     return first + later
+
+
+def _rank(finding: Finding) -> tuple[int, float, str]:
+    entry = finding.entry
+    tier = 2 if entry.secondary else 0 if entry.severity == "fatal" else 1
+    return tier, -finding.confidence, entry.id
+
+
+def _is_cause_of(cause: Finding, finding: Finding) -> bool:
+    """Whether the one explains the other: an entry says so, or the other says no more than that something failed."""
+    if cause.confidence < LEAST_CAUSE:
+        return False
+    explains = finding.entry.secondary and not cause.entry.secondary and cause.entry.severity == "fatal"
+    return explains or finding.entry.id in cause.entry.leads_to
 
 
 def _last_words(case: Case) -> Iterator[Evidence]:
