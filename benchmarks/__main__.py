@@ -39,6 +39,7 @@ BENCHMARKS = (
     "train_head",
     "feature_cache",
     "merge_memory",
+    "warm_start",
     "sweep_overhead",
     "sweep_pruning",
     "sweep_rungs",
