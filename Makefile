@@ -11,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 JOBS ?= 2
 PYTEST := env OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help setup demo test test-full lint types audit audit-online extensions unit bench clean
+.PHONY: help setup demo test test-full lint types audit audit-online extensions unit bench bench-all clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ extensions: setup-dev
 
 bench: setup  ## benchmarks side by side with what others offer -> benchmarks/results.json
 	@scripts/timed "benchmarks" -- $(BIN)/python -m benchmarks
+
+bench-all: setup  ## all benchmarks, the long ones too
+	@scripts/timed "all benchmarks" -- $(BIN)/python -m benchmarks --all
 
 .PHONY: setup-dev
 setup-dev:

@@ -1,6 +1,7 @@
 """Runs benchmarks, each in a process of its own, and writes ``benchmarks/results.json`` and a table.
 
-python -m benchmarks                       # all; some twenty minutes on two cores
+python -m benchmarks                       # all but the long ones; less than twenty minutes on two idle cores
+python -m benchmarks --all                 # the long ones, too
 python -m benchmarks data_validation       # one; the rows of the others stay as they are
 python -m benchmarks --quick               # small data: whether it runs, not how fast; nothing is written
 """
@@ -15,23 +16,33 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mgm_exp.store import read_json, write_atomic, write_json_atomic
 
 BENCHMARKS = (
+    "start_up",
+    "sweep_trainer",
+    "trainer_rungs",
+    "ablation_grid",
+    "train_loop",
     "data_text_statistics",
     "data_recaptioning",
     "data_validation",
     "data_memory",
     "plan_memory",
     "model_mining",
+    "train_head",
     "feature_cache",
     "merge_memory",
+    "warm_start",
     "sweep_overhead",
     "sweep_pruning",
+    "sweep_rungs",
     "sweep_kills",
     "evaluate_throughput",
     "evaluate_adapters",
@@ -43,9 +54,20 @@ BENCHMARKS = (
     "scale_store",
     "scale_slurm",
 )
+# Minutes each; `make bench-all` runs them, or their name does.
+LONG = (
+    "data_text_statistics",
+    "data_recaptioning",
+    "sweep_rungs",
+    "sweep_kills",
+    "scale_study",
+    "scale_sweep",
+    "scale_store",
+)
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+COMPARED = ("torch", "transformers", "peft", "accelerate", "deepspeed", "optuna", "hydra-core", "py-data-juicer")
 # One thread a process: what is compared is work, not who takes more cores.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -53,7 +75,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m benchmarks ARGUMENTS``: 0, or 1 if a result is wrong or a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Runs benchmarks, side by side.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(BENCHMARKS)} (default: the short)"
+    )
+    parser.add_argument("--all", action="store_true", help=f"the long ones, too: {', '.join(LONG)}")
     parser.add_argument("--quick", action="store_true", help="small data, nothing is written")
     parser.add_argument("--work", type=Path, help="folder for the data (default: a temporary one)")
     parser.add_argument("--alone", metavar="FILE", type=Path, help=argparse.SUPPRESS)
@@ -64,12 +89,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.alone is not None:
         return _alone(options.names[0], options.work, options.quick, options.alone)
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in options.names or BENCHMARKS:
+    seconds: dict[str, float] = {}
+    for name in options.names or [name for name in BENCHMARKS if options.all or name not in LONG]:
         print(f"{name} ...", flush=True)
+        began = time.monotonic()
         found[name] = _in_a_process(name, options.work, options.quick)
+        seconds[name] = round(time.monotonic() - began, 1)
         _show(found[name])
+        print(f"  took {seconds[name]:.0f} s", flush=True)
     if not options.quick:
-        _write(found)
+        _write(found, seconds)
     rows = [row for rows in found.values() for row in rows]
     is_wrong = any("DIFFER" in row["exactness"] for row in rows)
     return int(is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
@@ -103,28 +132,32 @@ def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
     return 0
 
 
-def _write(found: dict[str, list[dict[str, Any]]]) -> None:
+def _write(found: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> None:
     """The new rows in place of the same benchmarks' old ones, in the order of the benchmarks."""
-    before = read_json(RESULTS)["rows"] if RESULTS.exists() else []
-    for row in before:
-        if row["benchmark"] not in found:
-            found.setdefault(f"old {row['benchmark']}", []).append(row)
-    rows = [row for name in BENCHMARKS for row in [*found.get(name, []), *found.get(f"old {name}", [])]]
-    write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), "rows": rows})
-    _write_table(rows)
+    before = read_json(RESULTS) if RESULTS.exists() else {"rows": []}
+    kept = [row for row in before["rows"] if row["benchmark"] in set(BENCHMARKS) - set(found)]
+    rows = sorted(
+        [*kept, *(row for new in found.values() for row in new)], key=lambda row: BENCHMARKS.index(row["benchmark"])
+    )
+    took = {**before.get("seconds", {}), **seconds}
+    took = {name: took[name] for name in BENCHMARKS if name in took}
+    write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), "seconds": took, "rows": rows})
+    for line in _write_table(rows):
+        print(line)
     print(f"written: {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
 
 
-def _write_table(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table in README.md, between its two marks."""
+def _write_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as a table in README.md, between its two marks; the table."""
     head, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
     tail = rest.partition(END)[2]
     lines = ["| what | ours | peer | ratio | goal | same results? |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
-        goal = "" if row["goal"] is None else f"{row['goal']:.1f} ({'met' if row['met'] else '**missed**'})"
-        numbers = f"{row['ours']:.2f} {row['unit']} | {row['peer']:.2f} {row['unit']} | {row['ratio']:.1f}"
+        goal = "" if row["goal"] is None else f"{row['goal']:.2f} ({'met' if row['met'] else '**missed**'})"
+        numbers = f"{row['ours']:.2f} {row['unit']} | {row['peer']:.2f} {row['unit']} | {row['ratio']:.2f}"
         lines.append(f"| {row['name']} | {numbers} | {goal} | {row['exactness']} |")
     write_atomic(README, f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}")
+    return lines
 
 
 def _machine() -> dict[str, Any]:
@@ -132,9 +165,27 @@ def _machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
         "system": platform.system(),
+        "processor": _processor(),
         "python": platform.python_version(),
+        "packages": {name: _version(name) for name in COMPARED},
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

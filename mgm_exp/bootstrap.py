@@ -23,6 +23,8 @@ SWEEPS = ROOT / "sweeps"
 LAUNCHER = ROOT / "launcher"
 # Environment variable by which a trial knows which process started it: it ends with it.
 PARENT = "MGM_EXP_PARENT"
+# Environment variable that makes a process a worker of a sweep: the number of the socket over which it gets its runs.
+WARM = "MGM_EXP_WARM"
 # Set in jobs of a batch system: a run waits until the processes of the job before it have left its folder.
 WAIT = "MGM_EXP_WAIT"
 
@@ -73,12 +75,14 @@ def register() -> None:
     from mgm_exp.packed.settings import PackedConfig
     from mgm_exp.slurm.settings import SlurmConfig
     from mgm_exp.volcano.settings import VolcanoConfig
+    from mgm_exp.warm.settings import WarmConfig
 
     store = ConfigStore.instance()
     if "base_schema.yaml" not in store.repo:
         store.store(name="base_schema", node=ExperimentConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="slurm_schema", node=SlurmConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="local_schema", node=LocalConfig, provider="mgm_exp")
+        store.store(group="hydra/launcher", name="warm_schema", node=WarmConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="packed_schema", node=PackedConfig, provider="mgm_exp")
         store.store(group="hydra/launcher", name="volcano_schema", node=VolcanoConfig, provider="mgm_exp")
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Task = Callable[..., dict[str, Any]]
 # Set by this package in a cell's overrides; of no interest to a reader of tags.
 _OWN_KEYS = ("trial", "sweep.name", "launch.machines", "launch.pack", "sweep.pause_after")
+# Launchers that mean nothing to a single run: it is done in this process.
+_FOR_ONE_RUN = ("BasicLauncher", "MgmWarmLauncher")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Job:
     Args:
         task: With the signature of ``run_experiment``, the default.
         command: The command line, for the manifest.
-        program: The command line, without overrides, that runs one experiment with this task.
+        program: The command line, without overrides, that runs one experiment with this task; empty: there is none.
     """
 
     task: Task | None = None
@@ -105,7 +107,8 @@ def run_once(
             raise ConfigError("These overrides describe a sweep (hydra.mode=MULTIRUN), not one run; use -m or sweep().")
         config = checked(tree, overrides)
         refuse_hydra_settings(tree)
-        if config.trial is None and not str(tree.hydra.launcher._target_).endswith(".BasicLauncher"):
+        launcher = str(tree.hydra.launcher._target_).rpartition(".")[2]
+        if config.trial is None and launcher not in _FOR_ONE_RUN:
             raise ConfigError(
                 "A launcher (hydra/launcher=...) is for sweeps: one run would stay on this machine.",
                 advice="Give -m with it: a sweep of one trial is a run that is launched.",
@@ -115,7 +118,12 @@ def run_once(
             folder = _wanted_folder(tree, config) if wanted else _run_folder(config)
             if wanted and os.environ.get(bootstrap.WAIT) == "1":
                 wait_until_free(folder, print)
-            arguments = [*bootstrap.quote_numeric_choices(overrides), f"hydra.run.dir={quoted(str(folder))}"]
+            arguments = bootstrap.quote_numeric_choices(overrides)
+            if wanted and str(folder) == str(tree.hydra.run.dir):
+                loader: Any = hydra.config_loader  # see compose.session
+                loader.hand_out(arguments, tree)
+            else:
+                arguments.append(f"hydra.run.dir={quoted(str(folder))}")
             try:
                 return _one_job(hydra, arguments, Job(task, tuple(command)))
             except LeaseHeld:
@@ -173,7 +181,8 @@ def run_sweep(
             )
         arguments = bootstrap.quote_numeric_choices([item for item in overrides if not item.startswith("hydra.mode=")])
         try:
-            trial = Job(task, tuple(command), tuple(program or own_program(config_dir)))
+            own = own_program(config_dir) if task is None else ()
+            trial = Job(task, tuple(command), tuple(program or own))
             result = hydra.multirun(CONFIG_NAME, trial, [*arguments, "hydra.mode=MULTIRUN"])
         except (HydraException, OmegaConfBaseException) as error:
             raise explained(error, overrides) from error
@@ -260,7 +269,14 @@ def main(
     """
     _end_with_parent()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(partial(run_arguments, program=program, task=task, child=child), arguments)
+    body = partial(run_arguments, program=program, task=task, child=child)
+    if bootstrap.WARM in os.environ:
+        from mgm_exp.warm.worker import inherited_channel, serve
+
+        channel = inherited_channel()
+        if channel is not None:
+            return serve(channel, lambda run: guarded(body, [*arguments, *run]), loads_torch=task is None)
+    return guarded(body, arguments)
 
 
 def _end_with_parent() -> None:
@@ -347,6 +363,9 @@ def _run_or_sweep(options: Any, chosen: dict[str, Any], child: Sequence[str] | N
 
 def _describes_sweep(overrides: list[str], config_dir: str | None) -> bool:
     """Whether a chosen file (``+sweeps=NAME``) or override sets Hydra's mode to a sweep."""
+    modes = [item for item in overrides if item.startswith("hydra.mode=")]
+    if modes and modes[-1] == "hydra.mode=RUN":  # a trial of a sweep
+        return False
     may_set_it = re.compile(r"\+{0,2}(?:sweeps|experiment|debug|hydra[./].*)=")
     if config_dir is None and not any(may_set_it.match(item) for item in overrides):
         return False

@@ -15,10 +15,19 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 # Merged trees that are kept: choices of files, not cells.
 _KEPT = 32
+# What loaders of this process share, where they do: files, and merged trees.
+_SHARED: list[tuple[dict[Any, dict[str, Any]], dict[Any, DictConfig]]] = []
+
+
+def keep_files() -> None:
+    """From now on, all loaders of this process share what they read: a worker composes one run after another."""
+    if not _SHARED:
+        _SHARED.append(({}, {}))
 
 
 class RememberingLoader(ConfigLoaderImpl):
@@ -26,8 +35,28 @@ class RememberingLoader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
-        self._files: dict[Any, dict[str, Any]] = {}
-        self._merged: dict[Any, DictConfig] = {}
+        self._files: dict[Any, dict[str, Any]]
+        self._merged: dict[Any, DictConfig]
+        self._composed: tuple[list[str], DictConfig] | None = None
+        self._files, self._merged = _SHARED[0] if _SHARED else ({}, {})
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As Hydra's; what :meth:`hand_out` was given is not composed again."""
+        composed, self._composed = self._composed, None
+        if composed is not None and composed[0] == overrides and run_mode is RunMode.RUN:
+            return composed[1]
+        return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+
+    def hand_out(self, overrides: list[str], tree: DictConfig) -> None:
+        """A tree that was composed to be checked is the next one that is loaded, to be run, with these overrides."""
+        self._composed = (overrides, tree)
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]

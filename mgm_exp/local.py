@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mgm_exp.errors import ConfigError
 from mgm_exp.gpus import dealt, visible_gpus
@@ -31,23 +31,32 @@ class LocalConfig:
     mem_gb: float | None = None
 
 
+Settings = TypeVar("Settings", bound=LocalConfig)
+
+
 def settings_of(launcher: Mapping[str, Any]) -> LocalConfig:
     """The checked settings of a composed ``hydra.launcher`` node (or of a launcher's arguments).
 
     Raises:
         ConfigError: What was given, what is allowed.
     """
+    return checked_settings(LocalConfig, launcher, "docs/processes.md")
+
+
+def checked_settings(kind: type[Settings], launcher: Mapping[str, Any], page: str) -> Settings:
+    """As :func:`settings_of`, of a launcher that has these keys and more; ``page`` explains them."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(LocalConfig), OmegaConf.create(dict(launcher)))
+        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(launcher)))
         settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}.", advice="See docs/processes.md.") from error
-    assert isinstance(settings, LocalConfig)
-    for key, value in {"slots": settings.slots, "mem_gb": settings.mem_gb}.items():
-        if value is not None and not 0 < value < float("inf"):
+        raise ConfigError(f"hydra.launcher: {str(error).splitlines()[0]}.", advice=f"See {page}.") from error
+    assert isinstance(settings, kind)
+    for key, value in vars(settings).items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not 0 < value < float("inf"):
             raise ConfigError(f"hydra.launcher.{key}={value} must be a finite number above 0, or null.")
     return settings
 
@@ -58,8 +67,18 @@ def local_slots(settings: LocalConfig, config: ExperimentConfig, program: Sequen
     Raises:
         ConfigError: Two numbers of slots are given, or there are too few GPUs, or a hostfile is given.
     """
-    from mgm_exp.config import Device
     from mgm_exp.slots import ChildProcesses
+
+    return ChildProcesses(places_of(settings, config), program, mem_gb=settings.mem_gb)
+
+
+def places_of(settings: LocalConfig, config: ExperimentConfig) -> list[list[str]]:
+    """The GPUs of each slot of a sweep on this machine; empty lists where there are none.
+
+    Raises:
+        ConfigError: as :func:`local_slots`.
+    """
+    from mgm_exp.config import Device
 
     if None not in (settings.slots, config.sweep.slots) and settings.slots != config.sweep.slots:
         raise ConfigError(
@@ -73,5 +92,4 @@ def local_slots(settings: LocalConfig, config: ExperimentConfig, program: Sequen
             "several machines.",
             advice="Give sweep.slots=1, or drop the hostfile.",
         )
-    places = dealt(gpus, slots, config.devices, share=settings.share_gpus)
-    return ChildProcesses(places, program, mem_gb=settings.mem_gb)
+    return dealt(gpus, slots, config.devices, share=settings.share_gpus)

@@ -19,7 +19,7 @@ def tree_gib(pid: int) -> float:
     total, pending = 0.0, [pid]
     while pending:
         current = pending.pop()
-        total += _own_gib(current)
+        total += own_gib(current)
         pending += children.get(current, [])
     return total
 
@@ -31,7 +31,8 @@ def _parent(entry: Path) -> int | None:
         return None
 
 
-def _own_gib(pid: int) -> float:
+def own_gib(pid: int) -> float:
+    """GiB of one process; 0 where there is no /proc, or it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     except OSError:

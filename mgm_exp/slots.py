@@ -97,6 +97,9 @@ class Slots(ABC):
         """Whether the sweep may end now and its runs go on without it (``launch.wait=false``)."""
         return False
 
+    def close(self) -> None:  # noqa: B027 - most keep nothing
+        """The sweep is over: what was kept for further runs ends."""
+
 
 class InProcess(Slots):
     """One slot, in this process: a run has ended when :meth:`start` returns.
@@ -180,21 +183,11 @@ class ChildProcesses(Slots):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment(slot)},
+                env={**os.environ, **environment_of(self._places[slot], self.size)},
                 start_new_session=True,
             )
-        with contextlib.suppress(OSError):  # it has ended already, or this system has no such thing
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_FIRST_TO_GO))
+        goes_first(process.pid)
         self._running[slot] = (work, process, oom_kills())
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        variables = {PARENT: str(os.getpid())}
-        if "OMP_NUM_THREADS" not in os.environ:
-            cores = usable_cores()
-            variables["OMP_NUM_THREADS"] = str(max(1, cores // self.size))
-        if self._places[slot]:
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self._places[slot])
-        return variables
 
     def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
         self._wait(timeout_s)
@@ -207,10 +200,7 @@ class ChildProcesses(Slots):
             del self._running[slot]
             used = self._over.pop(slot, None)
             if used is not None and code != 0:
-                why = (
-                    f"it used {used:.1f} GiB of host memory, and hydra.launcher.mem_gb={self._mem_gb:g} allows no more"
-                )
-                found.append((work, Ending(code, over_limit=why)))
+                found.append((work, Ending(code, over_limit=over_limit(used, self._mem_gb))))
                 continue
             kills = oom_kills()
             memory = kills is not None and kills_before is not None and kills > kills_before
@@ -253,6 +243,32 @@ class ChildProcesses(Slots):
         return found
 
 
+def environment_of(place: Sequence[str], slots: int) -> dict[str, str]:
+    """What the environment of a child says: who its parent is, its GPUs, and its share of the cores.
+
+    Args:
+        place: Its GPUs, as CUDA_VISIBLE_DEVICES names them.
+        slots: How many share this machine.
+    """
+    variables = {PARENT: str(os.getpid())}
+    if "OMP_NUM_THREADS" not in os.environ:
+        variables["OMP_NUM_THREADS"] = str(max(1, usable_cores() // slots))
+    if place:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(place)
+    return variables
+
+
+def goes_first(pid: int) -> None:
+    """Has the kernel, when memory ends, take this process before the sweep."""
+    with contextlib.suppress(OSError):  # it has ended already, or this system has no such thing
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(_FIRST_TO_GO))
+
+
+def over_limit(used_gib: float, mem_gb: float | None) -> str:
+    """Why a run was ended that used too much memory."""
+    return f"it used {used_gib:.1f} GiB of host memory, and hydra.launcher.mem_gb={mem_gb or 0:g} allows no more"
+
+
 def make_slots(
     launcher: Any,
     config: ExperimentConfig,
@@ -265,20 +281,30 @@ def make_slots(
     Args:
         launcher: Hydra's. One of ours offers ``make_slots(config, program) -> Slots``.
         config: Of the sweep.
-        program: The command line that runs one experiment, without its overrides.
+        program: The command line that runs one experiment, without its overrides; empty where the task is a function
+            that only this process has.
         launch, record: See :class:`InProcess`.
     """
-    if hasattr(launcher, "make_slots"):
+    if hasattr(launcher, "make_slots") and program:
         slots: Slots = launcher.make_slots(config, list(program))
         return slots
+    refuse_leaving(config)
+    if config.sweep.slots in (None, 1) and not config.sweep.isolate:
+        return InProcess(launch, record)
+    return local_slots(LocalConfig(slots=config.sweep.slots or 1), config, program)
+
+
+def refuse_leaving(config: ExperimentConfig) -> None:
+    """Trials of this machine cannot go on without the sweep.
+
+    Raises:
+        ConfigError: ``launch.wait=false`` asks for it.
+    """
     if not config.launch.wait:
         raise ConfigError(
             "launch.wait=false needs somebody else who runs the trials: hydra/launcher=slurm.",
             advice="Leave it away: trials of this machine end with the command that started them.",
         )
-    if config.sweep.slots in (None, 1) and not config.sweep.isolate:
-        return InProcess(launch, record)
-    return local_slots(LocalConfig(slots=config.sweep.slots or 1), config, program)
 
 
 def own_program(config_dir: str | None = None) -> list[str]:

@@ -98,9 +98,10 @@ def _unknown_launcher_key(key: str, given: str) -> ConfigError:
     from mgm_exp.local import LocalConfig
     from mgm_exp.slurm import SlurmConfig
     from mgm_exp.volcano import VolcanoConfig
+    from mgm_exp.warm.settings import WarmConfig
 
     name = key.split(".")[2]
-    sections = {"local": LocalConfig, "slurm": SlurmConfig, "volcano": VolcanoConfig}
+    sections = {"local": LocalConfig, "slurm": SlurmConfig, "volcano": VolcanoConfig, "warm": WarmConfig}
     names = {
         launcher: [field.name for field in fields(section) if field.name != "_target_"]
         for launcher, section in sections.items()

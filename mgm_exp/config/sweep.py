@@ -89,10 +89,10 @@ class SweepConfig:
     n_trials: int = 20
     # Runs of each trial, with seeds seed, seed+1, ...: its value is their mean.
     seeds: int = 1
-    # Trials at the same time. On this machine 1 is in this process, and more are processes of their own, each with
-    # GPUs of its own. null: 1; with hydra/launcher=local one for each set of `devices` GPUs.
+    # Trials at the same time, each with GPUs of its own. null: one for each set of `devices` GPUs of this machine, one
+    # without GPUs; with hydra/launcher=basic one, in the sweep's own process.
     slots: int | None = None
-    # A process for each trial even with one slot: a crash (out of memory) then ends the trial and not the sweep.
+    # A new process for each trial, rather than a worker that stays for the next one (hydra/launcher=warm).
     isolate: bool = False
     # The run saves its state and pauses at its first validation point at or after this step of the instruct stage; the
     # same command with a later one, or null, continues it. A search with sweep.pruner.name=rungs sets it for each run.

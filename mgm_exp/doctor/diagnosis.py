@@ -7,7 +7,7 @@ then curves and data. What to run next, for a profile, is only said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mgm_exp.doctor.case import ERROR, TEXT, Case
@@ -88,6 +88,7 @@ class Diagnosis:
         notes: What could not be read.
         observed: Facts that a reader wants to see, such as what is left on the disk.
         is_run: Whether ``name`` is a run's folder.
+        reached: Stage -> steps that were recorded.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
     is_run: bool = False
+    reached: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_well(self) -> bool:
@@ -108,6 +110,7 @@ class Diagnosis:
             "schema_version": 1,
             "name": self.name,
             "status": self.status or None,
+            "reached": dict(self.reached),
             "causes": [finding.as_json() for finding in self.findings],
             "unexplained": [{"place": item.place, "quote": item.quote} for item in self.unexplained],
             "observed": list(self.observed),
@@ -134,6 +137,9 @@ def diagnose(case: Case, known: Sequence[Entry] | None = None) -> Diagnosis:
         notes=case.notes,
         observed=tuple(_observed(case.facts)),
         is_run=case.folder is not None,
+        reached={
+            stage: int(facts["curves.steps"].value) for stage, facts in case.stages.items() if "curves.steps" in facts
+        },
     )
 
 
@@ -198,17 +204,32 @@ def _signs(entry: Entry, case: Case) -> Iterator[Fact]:
 
 
 def _order(found: list[Finding]) -> list[Finding]:
-    """The surest first; what follows from another right after all that follow from nothing."""
+    """What ends runs before what they survive, the surest first; then what only says that something failed, and what
+    follows from another."""
     causes = {finding.entry.id: finding for finding in found if finding.confidence >= LEAST}
-    ranked = sorted(causes.values(), key=lambda finding: (-finding.confidence, finding.entry.id))
+    ranked = sorted(causes.values(), key=_rank)
     first, later = [], []
     for finding in ranked:
-        of = next((o for o in ranked if finding.entry.id in o.entry.leads_to and o.confidence >= LEAST_CAUSE), None)
+        of = next((other for other in ranked if _is_cause_of(other, finding)), None)
         if of is None:
             first.append(finding)
         else:
             later.append(Finding(finding.entry, finding.confidence, finding.evidence, of.entry.id))
     return first + later
+
+
+def _rank(finding: Finding) -> tuple[int, float, str]:
+    entry = finding.entry
+    tier = 2 if entry.secondary else 0 if entry.severity == "fatal" else 1
+    return tier, -finding.confidence, entry.id
+
+
+def _is_cause_of(cause: Finding, finding: Finding) -> bool:
+    """Whether the one explains the other: an entry says so, or the other says no more than that something failed."""
+    if cause.confidence < LEAST_CAUSE:
+        return False
+    explains = finding.entry.secondary and not cause.entry.secondary and cause.entry.severity == "fatal"
+    return explains or finding.entry.id in cause.entry.leads_to
 
 
 def _last_words(case: Case) -> Iterator[Evidence]:

@@ -39,8 +39,8 @@ GROUPS = {
 # fatal: it ends a run. warning: a run goes on or completes with it, and its result is doubtful or slow.
 SEVERITIES = ("fatal", "warning")
 _KEYS = {
-    "title", "group", "severity", "strength", "text", "unless", "signs", "supports", "excludes", "leads_to", "cause",
-    "look", "fix", "run", "source",
+    "title", "group", "severity", "strength", "text", "unless", "signs", "supports", "excludes", "leads_to",
+    "secondary", "cause", "look", "fix", "run", "source",
 }  # fmt: skip
 _ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
@@ -60,6 +60,7 @@ class Entry:
         supports: Sets of conditions that make it likelier.
         excludes: Sets of conditions that rule it out.
         leads_to: Ids of entries that are its consequences: found together, this is the cause.
+        secondary: It only says that something else failed: whatever else is found is the cause.
         cause: Why it happens.
         look: What else to look at to be sure.
         fix: What to do, the first one first.
@@ -81,6 +82,7 @@ class Entry:
     supports: tuple[tuple[Condition, ...], ...] = ()
     excludes: tuple[tuple[Condition, ...], ...] = ()
     leads_to: tuple[str, ...] = ()
+    secondary: bool = False
     look: tuple[str, ...] = ()
     run: str = ""
 
@@ -152,6 +154,7 @@ def entry_of(identifier: str, given: Any) -> Entry:
             supports=_conditions(given, "supports"),
             excludes=_conditions(given, "excludes"),
             leads_to=_texts(given, "leads_to"),
+            secondary=given.get("secondary") is True,
             look=_texts(given, "look"),
             run=str(given.get("run", "")).strip(),
         )

@@ -18,12 +18,15 @@ from mgm_exp.doctor.case import METRICS_BYTES, read_log_bytes
 from mgm_exp.doctor.curves import Row, stages_of
 from mgm_exp.doctor.robust import is_finite, log_of, noise
 from mgm_exp.errors import UserError
+from mgm_exp.record import redact_text
 from mgm_exp.store import parse_record, read_record, read_yaml
 
 # Steps whose mean difference is judged, and by how many of its standard errors it must differ.
 WINDOW, SIGNIFICANT = 16, 5.0
 # The least noise that is believed where batches differ (5 %), and where they are the same (rounding, growing slowly).
 LEAST_NOISE, LEAST_SAME_NOISE = 0.05, 1e-4
+# Of the same batches, a logarithmic difference that rounding does not make.
+VISIBLE = 0.01
 MOST_DIFFERENCES = 12
 # Settings that say where and how a run was recorded, not what it computes.
 _ELSEWHERE = ("name", "paths", "tracker", "sweep", "launch", "trial", "plan")
@@ -233,7 +236,7 @@ def _noise_of(pairs: Sequence[Pair], key: str, batches_at: int | None) -> float:
     series = _series(pairs, key)
     if batches_at is None:
         # Of the beginning, before anything can have grown
-        begin = [a - b for _, a, b in series[: max(WINDOW, len(series) // 4)]]
+        begin = [a - b for _, a, b in series[: max(WINDOW // 2, len(series) // 8)]]
         return max(LEAST_SAME_NOISE, noise(begin))
     return max(LEAST_NOISE, math.hypot(noise([a for _, a, _ in series]), noise([b for _, _, b in series])))
 
@@ -257,6 +260,9 @@ def _significant(pairs: Sequence[Pair], key: str, batches_at: int | None) -> tup
         rest = differences[place : place + 2 * width]
         if sum((value > 0) == (level_there > 0) for value in rest) >= 0.75 * len(rest):
             begin = _change_in(differences, place, width)
+            if batches_at is None:  # the difference has no noise of batches: back to where it began to grow
+                while begin and abs(differences[begin - 1]) > VISIBLE:
+                    begin -= 1
             return key, series[begin][0], level, fmean(differences[begin : begin + width])
     return None if one_sided is None else (key, one_sided, level, math.inf)
 
@@ -326,15 +332,23 @@ def _reasons(partings: Sequence[Parting], settings: Sequence[str], data: Sequenc
             yield f"{stage}: batches and rate were still the same: it is a setting (below), the weights or arithmetic"
 
 
-def _settings(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in sorted({*a, *b}, key=str):
+def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that differ, those that both have first: the others are of another version of the program."""
+    ours, theirs = dict(_leaves(a)), dict(_leaves(b))
+    changed = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    for key in sorted(changed, key=lambda key: not (key in ours and key in theirs)):
+        old, new = (_short(side[key]) if key in side else "not there" for side in (ours, theirs))
+        yield f"{key}: {old} -> {new}"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
         if not prefix and key in _ELSEWHERE:
             continue
-        old, new = a.get(key), b.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _settings(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key}: {_short(old)} -> {_short(new)}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _data(folder: Path) -> dict[str, Any]:
@@ -425,5 +439,5 @@ def _named(stages: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = redact_text(str(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,6 +19,7 @@ from mgm_exp.config import ExperimentConfig
 from mgm_exp.errors import MgmError, ProcessKilled
 from mgm_exp.evaluate.batches import blocks
 from mgm_exp.evaluate.passes import OnAnswers, Plan
+from mgm_exp.model.resident import let_go
 from mgm_exp.store import start_pool_process
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Crew:
         """
         wanted = [set(batches) for batches in todo]
         waiting = blocks(sorted(set().union(*wanted)), processes)
+        let_go()  # of bases that stay in this process: the others need the memory
         while len(self._members) < min(processes, len(waiting)):
             self._members.append(_Member(self._config, self._device, len(self._members), self._size))
         task = _Task(benchmark, plan, list(weights))

@@ -55,7 +55,7 @@ class _LateCrossEntropy(torch.autograd.Function):
             h = hidden[part].to(ctx.dtype)
             p = _wide(h @ w.t()).softmax(-1)
             p[torch.arange(len(p), device=p.device), target[part]] -= 1
-            p = (p * grad).to(ctx.dtype)
+            p = p.mul_(grad).to(ctx.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = p @ w
             if grad_weight is not None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from mgm_exp.errors import MissingDependencyError, ModelError
+from mgm_exp.model import resident
 from mgm_exp.model.attention import AttentionChoice, choose_attention
 from mgm_exp.model.configuration import MGMConfig
 from mgm_exp.model.folders import ModelSource, find_source, find_tower, read_json, source_of_section
@@ -262,7 +263,23 @@ def _load(
     attention = choose_attention(asked_attention, target, weights_dtype)
     config._attn_implementation = attention.name
     config.dtype = weights_dtype
+    return resident.base_of(
+        ("mgm", repr(source), str(target), str(weights_dtype), repr(attention)),
+        seed,
+        lambda: _read(source, config, target, weights_dtype, attention, seed),
+    )
+
+
+def _read(
+    source: ModelSource,
+    config: MGMConfig,
+    target: torch.device,
+    weights_dtype: torch.dtype,
+    attention: AttentionChoice,
+    seed: int,
+) -> resident.Loaded:
     plan = plan_tensors(source, config)
+    stamps = resident.stamps_of(sorted({source.folder, *(place.file.parent for place in plan.places.values())}))
     model = _empty_model(config, target, weights_dtype)
     report = _fill(model, source, plan, attention, seed)
     _keep_packed(model, plan, target)
@@ -273,7 +290,7 @@ def _load(
     model.load_report = report
     for line in report.lines():
         log.info("%s", line)
-    return model, report
+    return resident.Loaded(model, report, stamps, seed if report.initialised else None)
 
 
 def _fill(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.errors import ConfigError
-from mgm_exp.record import redact_text
 from mgm_exp.slurm.settings import ContainerRuntime, SlurmConfig
 
 JOB = Path(__file__).with_name("job.py")
@@ -162,6 +161,8 @@ def _described(runs: Sequence[tuple[Path, Sequence[str]]]) -> list[str]:
 
 
 def _without_secrets(text: str) -> str:
+    from mgm_exp.record import redact_text  # here: the schema of this launcher is loaded with every command
+
     for number, line in enumerate(text.splitlines(), 1):
         hidden = redact_text(line)
         if hidden != line:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.bootstrap import CONF, LAUNCHER, ROOT, SWEEPS
-from mgm_exp.record import SOURCE, git_state
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _SKIPPED = ("__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache")
@@ -27,6 +26,8 @@ def snapshot(folder: Path) -> Path:
     Returns:
         The copy: what ``PYTHONPATH`` is to begin with.
     """
+    from mgm_exp.record import SOURCE, git_state
+
     files = dict(_files())
     origin: dict[str, Any] = {"git": git_state(ROOT)}
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode())

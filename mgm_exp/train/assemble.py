@@ -261,8 +261,10 @@ def put_connector(model: Any, job: TrainJob, config: ExperimentConfig) -> None:
 def make_trainable(model: Any, stage: str, config: ExperimentConfig, settings: StageSettings) -> TrainableSet:
     """Puts the adapter on, declares what is trained and switches to training mode."""
     from mgm_exp.model import family_of
+    from mgm_exp.model.resident import own
 
     trainable = family_of(config.model).make_trainable(model, stage, config, derived_seed(config.seed, "adapter"))
+    own(parameter for parameter in model.parameters() if parameter.requires_grad)
     if settings.zero_stage == 0 and settings.precision is not Precision.fp32:
         # Plain PyTorch trains in fp32 and computes under autocast; DeepSpeed keeps fp32 masters of its own
         for parameter in model.parameters():

@@ -163,6 +163,9 @@ def _in_this_process(job: TrainJob, config: ExperimentConfig, listener: Listener
 
 
 def _in_processes(job: TrainJob, config: ExperimentConfig, listener: Listener, stop: StopRequest) -> StageSummary:
+    from mgm_exp.model.resident import let_go
+
+    let_go()  # the processes that are started now have the GPUs to themselves
     cluster = cluster_of(config)
     engine = "DeepSpeed" if config.zero.stage else "PyTorch"
     where = f" on {', '.join(cluster.names)}" if cluster.size > 1 else ""

@@ -18,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mgm_exp.errors import ConfigError
-from mgm_exp.record import redact_text
 from mgm_exp.volcano.schema import faults_of
 from mgm_exp.volcano.settings import VolcanoConfig
 
@@ -114,6 +113,8 @@ def _check(settings: VolcanoConfig, run_dir: Path, overrides: Sequence[str], dev
             f"gpus_per_node={settings.gpus_per_node}.",
             advice="Ask for more nodes or GPUs, or set devices to what there is.",
         )
+    from mgm_exp.record import redact_text  # here: the schema of this launcher is loaded with every command
+
     for item in overrides:
         if redact_text(item) != item or _HELD_SECRET.search(item):
             raise ConfigError(

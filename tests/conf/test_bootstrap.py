@@ -86,6 +86,22 @@ print("LOADED", sorted({{name.split(".")[0] for name in sys.modules}} & set({HEA
     assert list(tmp_path.iterdir()) == [], "nothing is written"
 
 
+def test_status_and_report_of_a_sweep_load_no_torch(tmp_path: Path) -> None:
+    from tests.compare.run_folders import write_demo_sweep
+
+    sweep = write_demo_sweep(tmp_path / "outputs" / "sweeps" / "demo")
+    code = f"""
+import sys
+from mgm_exp.cli import main
+codes = [main(["status", "--root", {str(tmp_path / "outputs")!r}]), main(["status", {str(sweep)!r}])]
+codes.append(main(["report", {str(sweep)!r}, "--out", {str(tmp_path / "report.html")!r}]))
+print("CODES", codes)
+print("LOADED", sorted({{name.split(".")[0] for name in sys.modules}} & set({HEAVY!r}) - {{"numpy", "PIL"}}))
+"""
+    done = python(code, tmp_path, PYTHONPATH=str(REPOSITORY))
+    assert "CODES [0, 0, 0]" in done.stdout and "LOADED []" in done.stdout, done.stdout[-500:] + done.stderr
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files as a wheel of this repository lays them out, by the mapping in pyproject.toml."""

@@ -52,11 +52,23 @@ def trials(scratch: Path) -> list[Trial]:
         for name, fault, text in texts(folder):
             expected = "" if folder is NO_FAULT else fault
             found.append(Trial(kind, name, expected, diagnose(case_of_text(text))))
+    ends_runs = {entry.id for entry in entries() if entry.severity == "fatal" and not entry.secondary}
+    for name, fault, text in texts(EXCERPTS):
+        if fault in ends_runs:
+            examined = diagnose(case_of_text(amid_others(text)))
+            found.append(Trial("fatal ones amid other lines", name, fault, examined))
     for kind, table in (("runs", FAULTY), ("runs without a fault", HEALTHY)):
         for name, made in table.items():
             examined = diagnose(case_of_run(build(scratch / kind / name, made())))
             found.append(Trial(kind, name, name if table is FAULTY else "", examined))
     return found
+
+
+def amid_others(text: str) -> str:
+    """An excerpt as it stands in a log of several processes: after what went well, before what others say of it."""
+    before = "\n".join((NO_FAULT / f"{name}.txt").read_text() for name in ("deepspeed-start", "nccl-info", "own-run"))
+    after = "\n".join((EXCERPTS / f"{name}.txt").read_text() for name in ("nccl-remote-gone", "worker-process-failed"))
+    return f"{before}\n{text}\n{after}\nSending process 40122 closing signal SIGTERM\n"
 
 
 def table(found: list[Trial]) -> str:
@@ -93,9 +105,9 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def written(page: str, scratch: Path) -> str:
+def written(page: str, found: list[Trial]) -> str:
     """The page with both places rewritten."""
-    page = _between(page, BEGIN, END, table(trials(scratch)))
+    page = _between(page, BEGIN, END, table(found))
     return _between(page, BEGIN_LIST, END_LIST, listing())
 
 
@@ -109,4 +121,4 @@ def _between(page: str, begin: str, end: str, content: str) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), Path(place)), encoding="utf-8")
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), trials(Path(place))), encoding="utf-8")

@@ -44,6 +44,13 @@ def test_what_follows_from_a_cause_stands_behind_it(tmp_path: Path) -> None:
     assert first.evidence[0].place == "log.txt:1"
 
 
+def test_what_ends_a_run_stands_before_what_it_would_have_survived() -> None:
+    text = "wandb: ERROR Run initialization has timed out after 90 sec\nMemoryError\nConnection closed by peer\n"
+    found = diagnose(case_of_text(text)).findings
+    assert [finding.entry.id for finding in found] == ["host-out-of-memory", "wandb-unreachable", "nccl-remote-gone"]
+    assert found[2].follows_from == "host-out-of-memory"
+
+
 def test_settings_and_curves_that_fit_make_a_cause_surer(tmp_path: Path) -> None:
     alone = diagnose(case_of_text("Loss or gradient was not finite (loss nan)")).findings[0]
     nan = rows(60, lambda step: None if step > 50 else falling(step))

@@ -128,7 +128,7 @@ def test_search_finds_entries_that_hold_every_word_titles_first() -> None:
     assert search("") == [] == search("nonsenseword")
 
 
-def test_the_page_says_what_is_measured(tmp_path: Path) -> None:
+def test_the_page_says_what_is_measured(examined: list[Trial]) -> None:
     """``python -m tests.doctor.accuracy`` writes it."""
     page = PAGE.read_text(encoding="utf-8")
-    assert written(page, tmp_path) == page
+    assert written(page, examined) == page

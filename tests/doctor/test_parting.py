@@ -76,6 +76,16 @@ def test_another_rate_is_the_reason_that_is_given(tmp_path: Path) -> None:
     assert found.settings == ("train.lr: 0.0001 -> 0.0003",)
 
 
+def test_of_the_same_batches_the_first_step_that_grew_apart_is_named(tmp_path: Path) -> None:
+    """Each step leads further away: the noise of the whole says little, the equal beginning much."""
+
+    def faster(step: int) -> float:
+        return falling(step) * math.exp(-0.09 * max(0, step - 6))
+
+    (parting,) = compared(tmp_path, rows(60, falling), rows(60, faster)).partings
+    assert parting.first_difference == parting.parts_at == 7
+
+
 def test_other_rows_are_told_with_their_statistics(tmp_path: Path) -> None:
     def data(kept: int, words: float, fingerprint: str) -> dict[str, Any]:
         return {"fingerprint": fingerprint, "instruct": {"rows": 100, "kept": kept, "text": {"words_mean": words}}}

@@ -40,7 +40,9 @@ def test_a_sweep_of_two_adapters_shares_its_data_and_is_compared(
     from mgm_exp.model import check_merged, merge_run
     from mgm_exp.trained import find_trained
 
-    sweep = mgm_exp.sweep(overrides("adapter=lora_r8,full", "train.validation.every_steps=2", "sweep.name=two"))
+    sweep = mgm_exp.sweep(
+        ["hydra/launcher=basic", *overrides("adapter=lora_r8,full", "train.validation.every_steps=2", "sweep.name=two")]
+    )
     assert [trial["status"] for trial in sweep["trials"]] == ["completed", "completed"]
     folder = root / "sweeps" / "two"
     runs = [folder / trial["run_dir"] for trial in sweep["trials"]]

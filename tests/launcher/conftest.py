@@ -34,6 +34,12 @@ def _small_task() -> Callable[..., dict[str, Any]]:
     return module.small_task  # type: ignore[no-any-return]
 
 
+def _here(arguments: tuple[str, ...]) -> list[str]:
+    """A sweep's trials run in its own process where no launcher is given: what starting workers costs is saved."""
+    is_given = any(item.startswith("hydra/launcher=") for item in arguments)
+    return [*arguments, *([] if is_given else ["hydra/launcher=basic"])]
+
+
 class App:
     """``python -m mgm_exp`` with the small task, its results below ``root``."""
 
@@ -49,13 +55,13 @@ class App:
         self.monkeypatch.setenv("SMALL_FAIL", fail)
         child = [sys.executable, str(PROGRAM)]
         self.monkeypatch.setenv("PYTHONPATH", python_path())
-        return main([*arguments, f"paths.root={self.root}"], task=self.task, child=child)
+        return main([*_here(arguments), f"paths.root={self.root}"], task=self.task, child=child)
 
     def start(self, *arguments: str, stop: str = "", fail: str = "") -> subprocess.Popen[str]:
         """Starts a command line in a process of its own."""
         environment = os.environ | {"PYTHONPATH": python_path(), "SMALL_STOP": stop, "SMALL_FAIL": fail}
         return subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments, f"paths.root={self.root}"],
+            [sys.executable, str(PROGRAM), *_here(arguments), f"paths.root={self.root}"],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

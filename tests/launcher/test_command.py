@@ -171,15 +171,15 @@ def test_the_names_for_notebooks(app: Any, monkeypatch: pytest.MonkeyPatch) -> N
     from mgm_exp.errors import ConfigError, TrainingFailed
 
     monkeypatch.setattr(command, "_run_experiment", app.task)
-    root = f"paths.root={app.root}"
+    root, here = f"paths.root={app.root}", "hydra/launcher=basic"  # workers would run the experiment itself
     result = mgm_exp.run(["adapter=lora_r16", root])
     assert (result["status"], result["metrics"]["demo/accuracy"]) == ("completed", 0.8)
-    sweep = mgm_exp.sweep(["zero=2", root])
+    sweep = mgm_exp.sweep(["zero=2", here, root])
     assert [trial["status"] for trial in sweep["trials"]] == ["completed"]
     monkeypatch.setenv("SMALL_FAIL", "5")
     with pytest.raises(TrainingFailed):
         mgm_exp.run(["adapter.rank=5", root])
-    failed = mgm_exp.sweep(["adapter.rank=5,6", root])
+    failed = mgm_exp.sweep(["adapter.rank=5,6", here, root])
     assert [trial["status"] for trial in failed["trials"]] == ["failed", "completed"]
     with pytest.raises(ConfigError, match="more than one value"):
         mgm_exp.run(["adapter=lora_r8,lora_r16", root])

@@ -111,3 +111,10 @@ def test_a_search_in_slots_of_its_own(app: Any) -> None:
 def test_a_misspelt_key_is_explained(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert app("-m", "hydra/launcher=local", "hydra.launcher.slot=2", "seed=0,1") == 2
     assert "slot" in capsys.readouterr().err
+
+
+def test_workers_that_stay_do_a_grid(app: Any) -> None:
+    code = app("-m", "hydra/launcher=warm", "device=cpu", "sweep.retries=0", "adapter.rank=4,8,12", fail="8:killed")
+    states = {trial["params"]["adapter.rank"]: trial["status"] for trial in app.sweep()["trials"]}
+    assert code == 1
+    assert [str(states[key]) for key in sorted(states, key=int)] == ["completed", "failed", "completed"]

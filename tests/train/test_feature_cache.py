@@ -85,11 +85,6 @@ def test_each_tier_gives_the_same_bits(
     )
     assert_same(result(job, on_progress=lambda *told: heard.append(told)), expected)
     assert heard[-1][1:] == (6, 6), "five images, and the zeros of rows without one"
-    again = with_cache(make_job(stage, name="again", **SETTINGS, **settings), tmp_path / "store", mining)
-    again.config["train"]["feature_cache"] = tier
-    heard.clear()
-    assert_same(result(again, on_progress=lambda *told: heard.append(told)), expected)
-    assert not heard, "all were there"
 
 
 def test_towers_do_not_run_in_a_step(make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

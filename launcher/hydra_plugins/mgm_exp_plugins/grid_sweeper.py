@@ -165,6 +165,8 @@ class Round:
                 f"Stopped in trial {where} of sweep {self.ledger.name}; {_counts(self.ledger)}.",
                 advice="The same command continues.",
             ) from stop
+        finally:
+            self.slots.close()
 
     def _run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
         from mgm_exp.repeats import seeds_of

@@ -84,6 +84,7 @@ class MgmOptunaSweeper(ComposingSweeper):
         try:
             return campaign.run()
         finally:
+            slots.close()
             self._show(folder, study, books)
 
     # -- the search space and what its points compose to -------------------------------------------------------

@@ -18,6 +18,7 @@ from mgm_exp.config import AdapterConfig, AdapterKind
 from mgm_exp.errors import ModelError
 from mgm_exp.model.layout import LlmLayout, n_elements
 from mgm_exp.model.loading import seeded_uniform
+from mgm_exp.model.resident import own
 from mgm_exp.model.tensors import official_name
 
 Shapes = dict[str, tuple[int, ...]]
@@ -215,6 +216,7 @@ def copy_exactly(
                 f"expected {list(parameter.shape)}.",
                 advice="It was made for another base model.",
             )
+    own(parameters.values())
     with torch.no_grad():
         for name, parameter in parameters.items():
             if widen:

@@ -16,6 +16,7 @@ from mgm_exp.errors import ModelError
 from mgm_exp.model.adapters.base import by_official_name, copy_exactly
 from mgm_exp.model.adapters.files import read_safetensors, safetensors_names, write_tensors
 from mgm_exp.model.loading import connector_start
+from mgm_exp.model.resident import own
 from mgm_exp.model.tensors import CONNECTOR, official_name, read_pickled
 from mgm_exp.model.trainable import connector_names
 
@@ -107,6 +108,7 @@ def reset_connector(model: nn.Module, part: str, seed: int) -> list[str]:
     names = sorted(n for n in connector_names() if part == "connector" or "mm_projector" in n) if part != "none" else []
     parameters = by_official_name(model)
     shapes = {n: tuple(parameters[n].shape) for n in connector_names()}
+    own(parameters[name] for name in names)
     with torch.no_grad():
         for name in names:
             parameters[name].copy_(connector_start(name, shapes, seed))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mgm_exp.model.loading import seeded_uniform
+from mgm_exp.model.resident import own
 
 
 @torch.no_grad()
@@ -36,6 +37,8 @@ def start_from_principal_part(
         The factors as they begin, by official name, on the CPU.
     """
     began: dict[str, Tensor] = {}
+    places = list(places)
+    own(parameters[f"{place}.weight"] for place in places)
     for place in places:
         weight = parameters[f"{place}.weight"]
         whole = weight.float()

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from mgm_exp.errors import MissingDependencyError, ModelError
-from mgm_exp.model.attention import choose_attention
+from mgm_exp.model import resident
+from mgm_exp.model.attention import AttentionChoice, choose_attention
 from mgm_exp.model.execution import checkpoint_first
 from mgm_exp.model.folders import read_json
 from mgm_exp.model.hf.processor import HfProcessor
@@ -104,8 +105,6 @@ def build_hf(
         ModelError: files are missing, damaged or do not fit the configuration.
         MissingDependencyError: a device or a kernel that is not there.
     """
-    from transformers import AutoModelForImageTextToText
-
     folder = Path(str(section["path"])).expanduser()
     open_config(folder)
     if not any(folder.glob("*.safetensors")):
@@ -120,6 +119,23 @@ def build_hf(
     attention = choose_attention(asked, target, weights_dtype)
     # Where nothing was asked for, parts that have no SDPA may choose what they have
     words = {} if asked == "auto" and attention.name == "sdpa" else {"attn_implementation": attention.name}
+    model, report = resident.base_of(
+        ("hf", str(folder.resolve()), str(target), str(weights_dtype), repr(attention), repr(words)),
+        None,
+        lambda: _read(folder, target, weights_dtype, attention, words),
+    )
+    if blocks := section.get("gradient_checkpointing"):
+        _checkpoint_activations(model)
+        checkpoint_first(model, blocks)
+    return model, report
+
+
+def _read(
+    folder: Path, target: torch.device, weights_dtype: torch.dtype, attention: AttentionChoice, words: dict[str, str]
+) -> resident.Loaded:
+    from transformers import AutoModelForImageTextToText
+
+    stamps = resident.stamps_of([folder])
     with _in_words(folder, "weights"), without_bars():
         model, found = AutoModelForImageTextToText.from_pretrained(
             str(folder), dtype=weights_dtype, use_safetensors=True, output_loading_info=True, **_LOCAL, **words
@@ -131,9 +147,6 @@ def build_hf(
     model = model.to(target)
     model.eval()
     _greedy(model, folder)
-    if blocks := section.get("gradient_checkpointing"):
-        _checkpoint_activations(model)
-        checkpoint_first(model, blocks)
     model.source_folder = str(folder)
     report = {
         "folder": str(folder),
@@ -146,7 +159,7 @@ def build_hf(
         "device": str(target),
     }
     log.info("%s", report)
-    return model, report
+    return resident.Loaded(model, report, stamps)
 
 
 def _greedy(model: Any, folder: Path) -> None:

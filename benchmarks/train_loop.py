@@ -1,0 +1,81 @@
+"""A step of our loop against the Trainer's, and the memory that both take above the loaded process.
+
+The same trial on both sides; see :mod:`benchmarks.trials`. For the loop both compute the loss at supervised positions
+and encode their images in every step, so that nothing but the loop differs; for memory each is as it is. Processes run
+one after another, in alternated order.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measurement import Row
+from benchmarks.prototype import VOCABULARY, write_model
+from benchmarks.trials import apart, near, prepared
+
+REPEATS, REPEATS_QUICK = 2, 1
+LOOP, MEMORY = 1 / 1.03, 1 / 0.6
+CHUNKED = "train.loss_chunk=16"
+# Words of MGM-2B's vocabulary for each unit of its width, which is what logits cost beside activations.
+WORDS_A_UNIT = 125
+
+
+def run(work: Path, quick: bool = False) -> list[Row]:
+    """Both rows."""
+    bench = prepared(work, quick)
+    curated = bench.curated()
+    same: dict[str, Any] = {"label_head": True}
+    ours, theirs = [], []
+    for repeat in range(REPEATS_QUICK if quick else REPEATS):
+        sides: list[tuple[list[dict[str, Any]], Callable[[], dict[str, Any]]]] = [
+            (ours, lambda: bench.stage("stage", curated)),
+            (theirs, lambda: bench.trainer(0, **same)),
+        ]
+        for found, side in sides if repeat % 2 == 0 else reversed(sides):
+            found.append(side())
+    others = {engine: bench.own_loop(engine, **same) for engine in ("torch", "accelerate")}
+    wide = bench.work / "wide"
+    wide.mkdir()
+    write_model(wide, WORDS_A_UNIT * 256)
+    lean, full = bench.stage("wide_stage", curated, f"model.path={wide}", CHUNKED), bench.trainer(0, model=str(wide))
+    whole = bench.stage("whole_stage", curated, f"model.path={wide}")
+    far = apart([ours[0]["losses"]] * 2, [theirs[0]["losses"], others["accelerate"]["losses"]])
+    exactness = f"the same work: {near(far)}"
+    ratios = [paired(mine, other) for mine, other in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    step = statistics.median(ours[0]["step_s"])
+    beside = ", ".join(f"{name} {paired(ours[0], found):.2f}" for name, found in others.items())
+    return [
+        Row(
+            "a step of the loop, and the Trainer's",
+            "s",
+            step,
+            step * ratio,
+            None if quick else LOOP,
+            exactness,
+            f"images decoded and encoded in each step, the loss at supervised positions on both sides; ratio of the "
+            f"same step's CPU time, median over steps, of {len(ratios)} alternated repeats "
+            f"({', '.join(f'{value:.2f}' for value in ratios)}); against ours: {beside}",
+        ),
+        Row(
+            "memory above the loaded process, and the Trainer's",
+            "MiB",
+            lean["above_mib"],
+            full["above_mib"],
+            None if quick else MEMORY,
+            near(apart([lean["losses"]], [full["losses"]])),
+            "highest resident memory while training less what is resident once all is loaded, with "
+            f"{WORDS_A_UNIT * 256:,} words: as many for the width as MGM-2B has; {CHUNKED} (without it "
+            f"{whole['above_mib']:.0f} MiB). With {VOCABULARY:,} words "
+            f"{ours[0]['above_mib']:.0f} MiB, the Trainer with our loss {theirs[0]['above_mib']:.0f} MiB",
+        ),
+    ]
+
+
+def paired(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
+    """Median over the steps of how many times longer the other side takes for the same step; the first is left out."""
+    pairs = zip(ours["step_s"][1:], theirs["step_s"][1:], strict=True)
+    return statistics.median(other / mine for mine, other in pairs)

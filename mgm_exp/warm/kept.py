@@ -1,0 +1,36 @@
+"""What a worker keeps from one run for the next: merged configuration files, and the base models' tensors.
+
+Nothing is kept in a process that is no worker.
+"""
+
+from __future__ import annotations
+
+
+def keep() -> None:
+    """From now on this process keeps things."""
+    from mgm_exp.config_loader import keep_files
+    from mgm_exp.model import resident
+
+    keep_files()
+    resident.keep()
+
+
+def check() -> bool:
+    """After a run: what is kept is what it was, or it is let go, and that is said. Whether the run let go of any."""
+    from mgm_exp.model import resident
+
+    return resident.check()
+
+
+def kept_gib() -> tuple[float, float]:
+    """GiB of host memory and of GPU memory that are kept on purpose."""
+    from mgm_exp.model import resident
+
+    return resident.kept_gib()
+
+
+def said() -> list[str]:
+    """Sentences for the user, each once."""
+    from mgm_exp.model import resident
+
+    return resident.said()
