@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,6 +221,16 @@ class Comparisons:
         del adapted, model
         let_go(self.device)
         return statistics.median(walls[WARM_UP:]), peak, loaded
+
+    def pack(self) -> list[Row]:
+        """Eight trials in a pack and in turn, whole stages of a small model: what is idle at a micro-batch of 1."""
+        from benchmarks.pack import prepared
+
+        with tempfile.TemporaryDirectory() as folder:
+            bench = prepared(Path(folder), 8 if self.is_dry else 32, 1 if self.is_dry else 6, self.full.device)
+            found = bench.row(2 if self.is_dry else 8, 1, 1 if self.is_dry else 2)
+        row = self._row("pack of 8: trials of micro-batch 1 in turn", "s", found.ours, found.peer, 1.5, None, "")
+        return [replace(row, exactness=found.exactness, evidence=found.evidence)]
 
     def evaluate(self) -> list[Row]:
         """Greedy answers of a fixed length to 16 questions, in one batch and one after the other."""

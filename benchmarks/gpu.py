@@ -149,6 +149,7 @@ class Bench:
             ("cache", rows.cache),
             ("loop and memory", rows.trainer),
             ("evaluate", rows.evaluate),
+            ("pack", rows.pack),
         ]
         for name, make in comparisons:
             if self._is_left_out(name):
@@ -232,7 +233,7 @@ class Bench:
 # Rows of whole sweeps: they need data, processes and more than ten minutes.
 NOT_HERE = {
     "help": "`python -m benchmarks`: it uses no GPU",
-    "sweep8, sweep8 + ASHA, ablation grid, pack K=8": "sweeps of whole runs; `python -m benchmarks` has them",
+    "sweep8, sweep8 + ASHA, ablation grid": "sweeps of whole runs; `python -m benchmarks` has them",
 }
 
 

@@ -4,7 +4,7 @@ The model and data of :mod:`benchmarks.prototype`, features of the towers kept b
 loaded once in both ways: what is left is what packing itself gives or takes. Trials differ in rank, alpha, rate,
 dropout and seed, so that each sees the samples in an order of its own. CPU time of the whole stage (adapters put in,
 steps, checkpoint, outputs), one thread, repeats alternated, median of the ratios. On one core nothing is idle that a
-pack could use: the goal is that it costs nothing. What it gives on a GPU is measured by benchmarks/gpu.py.
+pack could use: the goal is that it costs nothing. On a GPU benchmarks/gpu.py measures the pack of 8.
 """
 
 from __future__ import annotations
@@ -44,22 +44,28 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     """A row for each case."""
     import torch
 
+    torch.set_num_threads(1)
+    bench = prepared(work, 8 if quick else 32, STEPS_QUICK if quick else STEPS)
+    return [bench.row(*case) for case in (CASES_QUICK if quick else CASES)]
+
+
+def prepared(work: Path, images: int, steps: int, device: str = "cpu") -> Bench:
+    """Model and rows on the disk; on a GPU wall time is what counts."""
     from benchmarks.prototype import make_prototype
 
-    torch.set_num_threads(1)
-    made = make_prototype(work / "prototype", images=8 if quick else 32, asked=0, taught=0)
+    made = make_prototype(work / "prototype", images=images, asked=0, taught=0)
     records = work / "records.jsonl"
     rows = json.loads(made.rows.read_text(encoding="utf-8"))
     records.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    bench = Bench(work, made, records, STEPS_QUICK if quick else STEPS)
-    return [bench.row(*case) for case in (CASES_QUICK if quick else CASES)]
+    return Bench(work, made, records, steps, device)
 
 
 class Bench:
     """Both ways to train the same trials."""
 
-    def __init__(self, work: Path, made: Any, records: Path, steps: int) -> None:
-        self.work, self.made, self.records, self.steps = work, made, records, steps
+    def __init__(self, work: Path, made: Any, records: Path, steps: int, device: str = "cpu") -> None:
+        self.work, self.made, self.records, self.steps, self.device = work, made, records, steps, device
+        self.clock = time.process_time if device == "cpu" else time.perf_counter
 
     def row(self, count: int, micro_batch: int, repeats: int) -> Row:
         ways = {"pack": self._pack, "serial": self._serial}
@@ -70,15 +76,16 @@ class Bench:
             for name in sorted(ways, reverse=repeat % 2 == 1):
                 jobs = self._jobs(name, count, micro_batch)
                 gc.collect()
-                began = time.process_time()
+                began = self.clock()
                 ways[name](jobs)
-                seconds[name].append(time.process_time() - began)
+                seconds[name].append(self.clock() - began)
                 losses[name] = [_losses(job) for job in jobs]
         apart = max(
             abs(ours - alone)
             for mine, other in zip(losses["pack"], losses["serial"], strict=True)
             for ours, alone in zip(mine, other, strict=True)
         )
+        clock = "one thread, CPU time" if self.device == "cpu" else "wall time"
         ratios = [serial / pack for pack, serial in zip(seconds["pack"], seconds["serial"], strict=True)]
         print(count, micro_batch, {name: [round(x, 2) for x in values] for name, values in seconds.items()}, flush=True)
         return Row(
@@ -89,7 +96,7 @@ class Bench:
             GOAL if count == 8 else None,
             f"tolerance: losses {'within' if apart <= NEAR else 'DIFFER:'} {apart:.1g}",
             f"{count} LoRA trials of {self.steps} steps of 4 samples, ranks 2 to 16, own seeds and dropout, 8 M "
-            f"parameters, fp32, one thread, CPU time; ratios {', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))}",
+            f"parameters, fp32, {clock}; ratios {', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))}",
         )
 
     def _jobs(self, way: str, count: int, micro_batch: int) -> list[Any]:
@@ -103,7 +110,8 @@ class Bench:
         for number, (rank, alpha, lr, dropout) in enumerate(TRIALS[:count]):
             config = compose(
                 [
-                    *self.made.overrides(),
+                    *(override for override in self.made.overrides() if not override.startswith("device=")),
+                    f"device={self.device}",
                     *("adapter=lora_r8", f"adapter.rank={rank}", f"adapter.alpha={alpha}", f"train.lr={lr}"),
                     *(f"adapter.dropout={dropout}", f"seed={number}", f"train.max_steps={self.steps}"),
                     *("train.global_batch_size=4", f"train.micro_batch_size={micro_batch}", "train.workers=0"),
@@ -139,7 +147,7 @@ class Bench:
 
         base = SharedBase()
         for job in jobs:
-            ranks = Ranks.alone(Device.cpu)
+            ranks = Ranks.alone(Device(self.device))
             with own_generators(derived_seed(job.experiment().seed, job.stage), ranks.device):
                 alone(training(job, ranks, Listener(), StopRequest(), functools.partial(assemble, build=base.build)))
 

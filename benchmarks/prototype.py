@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 IMAGES, ASKED = 96, 32
-TAUGHT = 16
+TAUGHT = 40
 VOCABULARY = 4096
 COLOURS = {"red": (200, 40, 40), "blue": (40, 60, 200), "green": (40, 170, 60), "yellow": (230, 210, 50)}
 KINDS = ("circle", "square", "triangle")

@@ -31,7 +31,8 @@ def run(work: Path, quick: bool = False) -> list[Row]:
         pruned = beside.submit(bench.pruned_trainers)
         rungs = bench.sweep("rungs", CACHED, *RUNGS)
         cpu_s, scores, steps = pruned.result()
-    trainer = [bench.trainer(number) for number in range(count)] if quick else read_json(TRAINER)["trials"]
+    is_new = quick or not TRAINER.exists()
+    trainer = [bench.trainer(number) for number in range(count)] if is_new else read_json(TRAINER)["trials"]
     begun = [found["losses"][: len(mine)] for found, mine in zip(trainer, rungs.losses, strict=True)]
     winner = best([found["score"] for found in trainer])
     differ = "" if rungs.winner == winner else ": they DIFFER"

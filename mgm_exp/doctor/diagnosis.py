@@ -7,7 +7,7 @@ then curves and data. What to run next, for a profile, is only said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mgm_exp.doctor.case import ERROR, TEXT, Case
@@ -88,6 +88,7 @@ class Diagnosis:
         notes: What could not be read.
         observed: Facts that a reader wants to see, such as what is left on the disk.
         is_run: Whether ``name`` is a run's folder.
+        reached: Stage -> steps that were recorded.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
     is_run: bool = False
+    reached: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def is_well(self) -> bool:
@@ -108,6 +110,7 @@ class Diagnosis:
             "schema_version": 1,
             "name": self.name,
             "status": self.status or None,
+            "reached": dict(self.reached),
             "causes": [finding.as_json() for finding in self.findings],
             "unexplained": [{"place": item.place, "quote": item.quote} for item in self.unexplained],
             "observed": list(self.observed),
@@ -134,6 +137,9 @@ def diagnose(case: Case, known: Sequence[Entry] | None = None) -> Diagnosis:
         notes=case.notes,
         observed=tuple(_observed(case.facts)),
         is_run=case.folder is not None,
+        reached={
+            stage: int(facts["curves.steps"].value) for stage, facts in case.stages.items() if "curves.steps" in facts
+        },
     )
 
 

@@ -18,7 +18,9 @@ _RUN = re.compile(r"\bRUN\b")
 
 def in_words(diagnosis: Diagnosis) -> str:
     """The most likely causes, the evidence for each, what to do, and what to run next."""
-    status = f" ({diagnosis.status})" if diagnosis.status else ""
+    steps = ", ".join(f"{stage} {count} steps" for stage, count in diagnosis.reached.items())
+    known = "; ".join(part for part in (diagnosis.status, steps) if part)
+    status = f" ({known})" if known else ""
     lines = [f"{diagnosis.name}{status}"]
     if diagnosis.is_well:
         lines.append("nothing that is known to be wrong was found")

@@ -30,8 +30,9 @@ from mgm_exp.store import usable_cores
 if TYPE_CHECKING:
     from mgm_exp.config import ExperimentConfig
 
-# What the process of a pack prints about all its trials, in the folder of the first one.
-OUTPUT = "pack.txt"
+# What the process of a pack prints about all its trials, in the folder of the first one; lines that begin so are also
+# for the user.
+OUTPUT, ABOUT = "pack.txt", "pack:"
 _OWN_PROGRAM = [sys.executable, "-m", "mgm_exp"]
 _PROCESS = (sys.executable, "-m", "mgm_exp.packed.process")
 
@@ -47,6 +48,17 @@ class _Pack:
     output: Path
     kills_before: int | None
     torn: bytes = b""
+    told: int = 0  # bytes of its output
+
+    def tell(self) -> None:
+        """Prints what it says of the pack: who trains alone and why, how many share a pass."""
+        with open(self.output, "rb") as file:
+            file.seek(self.told)
+            *lines, rest = file.read().split(b"\n")
+            self.told = file.tell() - len(rest)
+        for line in lines:
+            if line.startswith(ABOUT.encode()):
+                print(line.decode(errors="replace"), flush=True)
 
 
 @dataclass
@@ -106,11 +118,11 @@ class PackedSlots(Slots):
         self._wait(timeout_s)
         found: list[tuple[Work, Ending]] = []
         for place, pack in list(self._packs.items()):
-            found += _heard(pack)
             code = pack.process.poll()
+            found += _heard(pack)  # after the look: nothing that it said before it ended is missed
+            pack.tell()
             if code is None:
                 continue
-            found += _heard(pack)
             del self._packs[place]
             pack.answers.close()
             found += self._died(pack, code)
@@ -145,6 +157,7 @@ class PackedSlots(Slots):
         read_end, write_end = os.pipe()
         output = works[0].run_dir / OUTPUT
         with open(output, "ab") as file:
+            told = file.seek(0, os.SEEK_END)
             # As in ChildProcesses: from the main thread, in a session of its own
             process = subprocess.Popen(
                 [*self._process, str(write_end), *self._config_dir],
@@ -164,7 +177,8 @@ class PackedSlots(Slots):
             process.stdin.write(json.dumps(orders).encode())
         os.set_blocking(read_end, False)
         answers = os.fdopen(read_end, "rb", buffering=0)
-        return _Pack(process, {work.number: work for work in works}, len(works), answers, output, oom_kills())
+        by_number = {work.number: work for work in works}
+        return _Pack(process, by_number, len(works), answers, output, oom_kills(), told=told)
 
     def _arguments(self, work: Work) -> list[str]:
         here = [ONE_MACHINE] if len(self._places) > 1 else []

@@ -49,4 +49,11 @@ def test_a_dry_run_goes_through_every_rung_and_row(tmp_path: Path) -> None:
     not_run = {rung["name"]: rung["why_not"] for rung in found["ladder"] if not rung["rounds"]}
     assert set(not_run) <= {"Liger's loss"}, not_run
     assert all("needs a" in why for why in not_run.values())
-    assert [row["name"].partition(":")[0] for row in found["rows"]] == ["head", "mining", "cache", "loop", "evaluate"]
+    assert [row["name"].partition(":")[0] for row in found["rows"]] == [
+        "head",
+        "mining",
+        "cache",
+        "loop",
+        "evaluate",
+        "pack of 8",
+    ]

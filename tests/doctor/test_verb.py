@@ -45,7 +45,7 @@ def test_runs_one_and_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     )
     assert doctor(bad) == 1 and "the learning rate is too high" in capsys.readouterr().out
     assert doctor(good) == 0
-    capsys.readouterr()
+    assert f"{good} (completed; instruct 300 steps)" in capsys.readouterr().out
     assert doctor(good, bad, "--json", tmp_path / "two.json") == 1
     assert "instruct: 160 steps in both" in capsys.readouterr().out
     (parting,) = json.loads((tmp_path / "two.json").read_text())["partings"]

@@ -362,3 +362,10 @@ def test_seeds_of_a_grid_take_the_slots_there_are(app: Any) -> None:
     assert app("-m", "adapter.rank=4", "sweep.seeds=3", "sweep.slots=2", "sweep.retries=0", fail="") == 0
     assert app.sweep()["trials"][0]["metrics"]["demo/accuracy"] == pytest.approx(0.2)
     assert seed_calls(app, 0) == {"seed_0": 1, "seed_1": 1, "seed_2": 1}
+
+
+def test_a_grid_has_no_rungs_and_says_what_has(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    points = "train.validation.every_steps=1"
+    assert app("-m", "adapter.rank=1,2", "sweep.pruner.name=rungs", points) == 2
+    assert "sweep.sampler.name=grid" in capsys.readouterr().err
+    assert app("-m", "adapter.rank=1,2", "sweep.pause_after=3", points) == 2

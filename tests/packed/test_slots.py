@@ -25,6 +25,7 @@ orders = json.load(sys.stdin)
 with open(os.environ["PACKS"], "a") as file:
     file.write(json.dumps([order["number"] for order in orders]) + "\\n")
 print("a line of the process", flush=True)
+print("pack: so many train together", flush=True)
 waits = []
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
 for order in orders:
@@ -63,13 +64,16 @@ class Packs:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
 
-def test_trials_that_come_together_are_one_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_come_together_are_one_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     packs = Packs(tmp_path, monkeypatch, trials=2)
     packs.start("0", "1", "2")
     assert packs.slots.busy == 3
     assert packs.until_ended() == {0: 0, 1: 1, 2: 2}
     assert packs.made() == [[0, 1], [2]]
-    assert (tmp_path / "0" / "pack.txt").read_text() == "a line of the process\n"
+    assert (tmp_path / "0" / "pack.txt").read_text().startswith("a line of the process\n")
+    assert capsys.readouterr().out == "pack: so many train together\n" * 2
 
 
 def test_two_places_get_equal_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

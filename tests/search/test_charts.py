@@ -49,6 +49,23 @@ def test_four_charts_hold_every_trial(tmp_path: Path) -> None:
         )
 
 
+def test_rungs_show_who_climbed_how_far(tmp_path: Path) -> None:
+    found = optuna.create_study(direction="maximize")
+    for length in (1, 1, 2, 3):
+        trial = found.ask()
+        for step in range(1, length + 1):
+            trial.report(step / 10, 10 * step)
+        trial.set_user_attr("paused", 10 * min(length, 2))
+        if length == 1:
+            found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        elif length == 3:
+            found.tell(trial, 0.4)
+    (file,) = draw_study(found, tmp_path, ["demo/accuracy"], [Direction.maximize])
+    assert file.name == "rungs.svg" and circles(file) == 4
+    assert {"10", "20"} <= set(texts(file))
+    assert all(words in file.read_text() for words in ("was not promoted", "waits", "ran to its end"))
+
+
 def test_what_decides_is_said_in_shares(tmp_path: Path) -> None:
     shares = importances(study(24))
     assert set(shares) == {"train.lr", "<adapter & co>"}

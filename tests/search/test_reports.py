@@ -121,6 +121,17 @@ def test_a_trial_of_a_grid_asks_no_study(tmp_path: Path, caplog: pytest.LogCaptu
     assert not (tmp_path / "study.journal").exists()
 
 
+def test_a_run_pauses_at_the_first_point_from_its_rung_on_and_goes_on_with_a_later_one(tmp_path: Path) -> None:
+    config = replace(config_of(None), sweep=SweepConfig(pause_after=15))
+    reporter = reporter_for(config, tmp_path)
+    assert not reporter.report(10, 0.5) and not reporter.is_paused
+    assert reporter.report(20, 0.6) and reporter.is_paused and not reporter.was_stopped
+    again = reporter_for(config, tmp_path)
+    assert again.is_paused, "a run that was killed there need not train to know it"
+    later = reporter_for(replace(config, sweep=SweepConfig(pause_after=30)), tmp_path)
+    assert not later.is_paused and later.report(20, 0.6) is False and later.report(30, 0.7)
+
+
 def test_damaged_reports_are_reported_again(tmp_path: Path) -> None:
     (tmp_path / "reports.jsonl").write_text('{"step": 10, "value": 0.5}\n{"step": 20, "val', encoding="utf-8")
     reporter = Reporter(tmp_path)
