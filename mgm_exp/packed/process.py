@@ -100,9 +100,11 @@ def main(arguments: Sequence[str]) -> int:
     """See the module."""
     from mgm_exp import bootstrap
     from mgm_exp.store import die_with_parent
+    from mgm_exp.warm.kept import keep
 
     die_with_parent(parent_pid=int(os.environ.pop(bootstrap.PARENT)))
     bootstrap.offline()
+    keep()  # the base that trials were trained on is also that of their evaluations
     descriptor = int(arguments[0])
     os.set_inheritable(descriptor, False)  # not for processes that a run starts
     orders = [

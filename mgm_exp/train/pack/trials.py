@@ -6,6 +6,7 @@ of the trials alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgm_exp.data import IMAGE_TOKEN_INDEX
 from mgm_exp.train.assemble import Stage, assemble
 from mgm_exp.train.determinism import determinism
 from mgm_exp.train.generators import OwnGenerators
@@ -28,6 +30,9 @@ from mgm_exp.train.tf32 import tf32
 
 # As it stands in records and checkpoints, where a trial alone has "pytorch".
 ENGINE = "pack"
+# Positions (samples times length) of a pass from which on a CPU core is slower, not faster, with more: they leave its
+# caches. Measured with layers of 256 to 1024.
+CPU_POSITIONS = 2048
 
 
 class Trial:
@@ -132,16 +137,24 @@ class Pack:
             trial.stage = None  # its weights are written
 
     def _groups(self, alive: Sequence[Trial]) -> list[list[Trial]]:
-        """Whose passes are taken together: trials with equally many samples, as many as there is memory for."""
-        by_samples: dict[int, list[Trial]] = {}
-        for trial in alive:
-            assert trial.due is not None
-            by_samples.setdefault(trial.due.micro.samples, []).append(trial)
-        found = []
-        for same in by_samples.values():
-            width = self._width or len(same)
-            found += [same[first : first + width] for first in range(0, len(same), width)]
+        """Whose passes are taken together: trials with equally many samples of much the same length (shorter ones are
+        filled up), as many as there is memory for, and as still gain by it."""
+        found: list[list[Trial]] = []
+        samples = 0
+        for trial in sorted(alive, key=_size):
+            mine, length = _size(trial)
+            group = found[-1] if found else []
+            is_full = len(group) == self._width or (len(group) + 1) * mine * length > self._most_positions(trial)
+            if not group or mine != samples or is_full:
+                group = []
+                found.append(group)
+            samples = mine
+            group.append(trial)
         return found
+
+    def _most_positions(self, trial: Trial) -> float:
+        assert trial.due is not None
+        return CPU_POSITIONS if trial.due.engine.ranks.device.type == "cpu" else math.inf
 
     def _take(self, group: Sequence[Trial], body: Body, places: Sequence[int]) -> None:
         if len(group) == 1:
@@ -171,3 +184,13 @@ class Pack:
         else:
             for trial, (loss, state) in zip(group, taken, strict=True):
                 trial.taken(loss, state)
+
+
+def _size(trial: Trial) -> tuple[int, int]:
+    """Samples of the pass that is due, and the length of its longest row as the model will merge it."""
+    due, stage = trial.due, trial.stage
+    assert due is not None and stage is not None
+    ids, mask = due.micro.batch["input_ids"], due.micro.batch["attention_mask"]
+    images = ((ids == IMAGE_TOKEN_INDEX) & mask).sum(1)
+    lengths = mask.sum(1) + images * (stage.processor.n_visual_tokens - 1)
+    return due.micro.samples, min(int(lengths.max()), stage.settings.max_length)
