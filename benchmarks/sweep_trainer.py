@@ -74,7 +74,7 @@ def _rows(
     def row(what: str, sweep: Sweep, goal: float, exactness: str, more: str) -> Row:
         return Row(f"sweep8, {what}", "s", sweep.cpu_s, theirs, None if quick else goal, exactness, f"{how}; {more}")
 
-    equal = f"trial {number} (with dropout) and the same run in a process of its own, nothing cached: "
+    equal = f"trial {number} and the same run in a process of its own, nothing cached: "
     equal += "losses, adapter and answers bit-equal" if is_equal else "they DIFFER"
     apart_packed = apart(packed.losses, ours.losses)
     tolerance = f"losses within {apart_packed:.1g} of the bit-equal sweep's"

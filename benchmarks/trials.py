@@ -21,17 +21,18 @@ from benchmarks.prototype import Prototype, make_prototype
 # What the Trainer's trials took when they were last run; see benchmarks/sweep_trainer.py.
 TRAINER = Path(__file__).parent / "peers" / "trainer.json"
 STEPS, BATCH = 16, 4
-STEPS_QUICK, TRIALS_QUICK = 4, 2
-# rank, alpha, learning rate, dropout
+STEPS_QUICK, TRIALS_QUICK = 4, 3
+# rank, alpha, learning rate, dropout. Rates at which training is calm: where gradients jump, Adam makes of the last bit
+# of a sum another run within a few steps, and nothing could be compared.
 POINTS: tuple[tuple[int, int, float, float], ...] = (
     (8, 16, 2e-4, 0.0),
     (2, 4, 5e-4, 0.0),
-    (16, 32, 5e-3, 0.05),
-    (4, 16, 1e-2, 0.0),
-    (16, 64, 1e-3, 0.1),
-    (8, 8, 2e-3, 0.0),
-    (4, 4, 2e-2, 0.0),
-    (2, 8, 3e-3, 0.1),
+    (16, 32, 1e-3, 0.05),
+    (4, 16, 5e-4, 0.0),
+    (16, 64, 3e-4, 0.1),
+    (8, 8, 1e-3, 0.0),
+    (4, 4, 5e-5, 0.0),
+    (2, 8, 1e-3, 0.1),
 )
 KEYS = ("adapter.rank", "adapter.alpha", "train.lr", "adapter.dropout")
 TRAINED = (
@@ -51,8 +52,9 @@ SEARCH = (
     "adapter.dropout=interval(0,0.2)",
     "sweep.pruner.name=none",
 )
-# How far two losses may be apart, relatively, that are sums of the same numbers in another order.
-NEAR = 5e-6
+# How far two losses may be apart, relatively, whose sums were taken in another order: a last bit at the first step, of
+# which 16 steps of Adam made 6e-6 at most.
+NEAR = 2e-5
 
 
 def prepared(work: Path, quick: bool) -> Bench:
