@@ -61,14 +61,14 @@ def train_stage(job: TrainJob, ranks: Ranks, listener: Listener, stop: StopReque
 
 
 def training(
-    job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest, make: Assemble = assemble
+    job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest, make: Assemble | None = None
 ) -> Passes[StageSummary]:
     """The same, as the passes that it asks for; its global generators are its own while it runs.
 
     Args:
-        make: Puts the stage together.
+        make: Puts the stage together; None: as for one that trains alone.
     """
-    run = _Run(job, ranks, listener, stop, make)
+    run = _Run(job, ranks, listener, stop, make or assemble)
     try:
         return (yield from run.train())
     finally:

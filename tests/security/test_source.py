@@ -31,6 +31,10 @@ ALLOWED = {
     ("mgm_exp/record/wandb_upload.py", "network"): "the name of the error that W&B's client raises",
     ("mgm_exp/train/launch.py", "network"): "a free port for processes of one run",
     ("mgm_exp/train/machines.py", "network"): "the names of this machine, for the hostfile",
+    **{
+        (f"mgm_exp/warm/{name}.py", "network"): "a socket pair that a worker inherits from its sweep; no address"
+        for name in ("protocol", "slots", "worker")
+    },
     ("mgm_exp/store/processes.py", "network"): "the name of this machine, for leases",
     (
         "mgm_exp/train/ranks.py",
