@@ -128,7 +128,7 @@ def _stages_of(folder: Path, *, is_gpu: bool) -> Iterator[Finished]:
     rows = _rows(folder / "metrics.jsonl")
     for name, plan in plans.items():
         steps = [row for row in rows if row.get("stage") == name and "event" not in row]
-        found = _measured(plan, steps[_WARM_UP:])
+        found = _measured(plan, steps)
         if found is not None:
             flops, seconds, peak = found
             yield Finished(
@@ -138,15 +138,23 @@ def _stages_of(folder: Path, *, is_gpu: bool) -> Iterator[Finished]:
 
 
 def _measured(plan: StagePlan, steps: Sequence[dict[str, Any]]) -> tuple[float, float, float] | None:
-    """Operations, seconds and peak GiB of some steps; the plan's count is scaled by how long their samples were."""
-    seconds = sum(float(row.get("seconds") or 0.0) for row in steps)
-    if not steps or seconds <= 0 or not plan.flops or not plan.steps:
+    """Operations, seconds and peak GiB of the steps after the first ones; the plan's count is scaled by how long their
+    samples were. A row's ``seconds`` and ``tokens`` are those of all steps so far."""
+    if len(steps) <= _WARM_UP or not plan.flops or not plan.steps:
         return None
-    share = len(steps) / plan.steps
-    tokens = sum(float(row.get("tokens") or 0.0) for row in steps)
-    length = tokens / (plan.tokens * share) if plan.tokens and tokens else 1.0
-    peak = max(float(row.get("peak_memory_gib") or 0.0) for row in steps)
-    return plan.flops * share * length, seconds, peak
+    before, last = steps[_WARM_UP - 1], steps[-1]
+    seconds = _number(last, "seconds") - _number(before, "seconds")
+    if seconds <= 0:
+        return None
+    share = (len(steps) - _WARM_UP) / plan.steps
+    tokens = _number(last, "tokens") - _number(before, "tokens")
+    length = tokens / (plan.tokens * share) if plan.tokens and tokens > 0 else 1.0
+    return plan.flops * share * length, seconds, max(_number(row, "peak_memory_gib") for row in steps)
+
+
+def _number(row: dict[str, Any], key: str) -> float:
+    value = row.get(key)
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -31,9 +31,13 @@ def finished_run(
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(config)), encoding="utf-8")
     (folder / "data.json").write_text(json.dumps({"align": {"kept": 24}, "instruct": {"kept": 24}}), encoding="utf-8")
-    step = {"stage": "instruct", "loss": 1.0, "tokens": plan.tokens / 12, "peak_memory_gib": facts.get("peak", 9.0)}
+    step = {"stage": "instruct", "loss": 1.0, "peak_memory_gib": facts.get("peak", 9.0)}
     seconds = plan.flops / 12 / SPEED * seconds_factor
-    rows = [{**step, "step": i + 1, "seconds": seconds if i > 1 else 1e6} for i in range(12)]
+    # Sums so far, as a run writes them; the first two steps warm up, and do not count
+    rows: list[dict[str, Any]] = [
+        {**step, "step": i + 1, "seconds": 1e6 + seconds * max(0, i - 1), "tokens": plan.tokens / 12 * (i + 1)}
+        for i in range(12)
+    ]
     rows.append({"stage": "instruct", "event": "resumed", "step": 12, "seconds": 1e6})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     manifest = {
