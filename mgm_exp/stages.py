@@ -80,7 +80,7 @@ class Sources:
 def config_hash(config: ExperimentConfig) -> str:
     """Hash of all that defines the experiment: two runs with equal hashes are the same experiment."""
     values = plain(config)
-    for key in ("name", "paths", "tracker", "sweep", "plan", "launch", "trial"):
+    for key in ("name", "paths", "tracker", "sweep", "plan", "monitor", "alerts", "launch", "trial"):
         values.pop(key, None)
     if continued := (values["train"].pop("checkpoint", None) or {}).get("continue_from"):
         values["continued_from"] = continued
