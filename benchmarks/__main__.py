@@ -28,6 +28,7 @@ BENCHMARKS = (
     "start_up",
     "sweep_trainer",
     "trainer_rungs",
+    "sweep_floor",
     "ablation_grid",
     "train_loop",
     "data_text_statistics",
@@ -56,6 +57,7 @@ BENCHMARKS = (
 )
 # Minutes each; `make bench-all` runs them, or their name does.
 LONG = (
+    "sweep_floor",
     "data_text_statistics",
     "data_recaptioning",
     "sweep_rungs",
