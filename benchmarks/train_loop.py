@@ -31,7 +31,8 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     bench = prepared(work, quick)
     curated = bench.curated()
     same: dict[str, Any] = {"label_head": True}
-    ours, theirs = [], []
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
     for repeat in range(REPEATS_QUICK if quick else REPEATS):
         sides: list[tuple[list[dict[str, Any]], Callable[[], dict[str, Any]]]] = [
             (ours, lambda: bench.stage("stage", curated)),
@@ -44,8 +45,8 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     wide.mkdir()
     write_model(wide, WORDS_A_UNIT * 256)
     trial = bench.trial(0)
-    with ThreadPoolExecutor(1) as beside:
-        trainer = beside.submit(bench.trainer, 0, trial, model=str(wide))
+    with ThreadPoolExecutor(1) as other_core:
+        trainer = other_core.submit(bench.trainer, 0, trial, model=str(wide))
         lean = bench.stage("wide_stage", curated, f"model.path={wide}", CHUNKED)
         whole = bench.stage("whole_stage", curated, f"model.path={wide}")
         full = trainer.result()

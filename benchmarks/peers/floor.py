@@ -80,7 +80,7 @@ class Floor:
         self.processor = load_processor(first["model"], first["max_length"])
         self.model = load_model(first["model"], dtype="float32")
         self.model.requires_grad_(False)
-        self.layers = {
+        self.layers: dict[str, Any] = {
             name: layer
             for name, layer in self.model.named_modules()
             if name.startswith("model.layers.") and isinstance(layer, torch.nn.Linear)
