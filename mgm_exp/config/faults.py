@@ -283,6 +283,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.longest_text": config.plan.longest_text,
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
+        "plan.host_memory_gib": config.plan.host_memory_gib,
         "launch.timeout_s": config.launch.timeout_s,
         "train.feature_cache_gb": train.feature_cache_gb,
     }
@@ -337,6 +338,8 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+    if not (config.plan.prices is None or isinstance(config.plan.prices, (str, dict))):
+        yield f"plan.prices={config.plan.prices!r} must be a file, or prices by card: {{h100: 2.5, currency: EUR}}"
     if config.plan.mfu > 1:
         yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:
