@@ -294,6 +294,8 @@ AFFECTS: dict[str, set[str]] = {
     "plan.mfu": NOTHING,
     "plan.refuse": NOTHING,
     "plan.price": NOTHING,
+    "plan.prices": NOTHING,
+    "plan.host_memory_gib": NOTHING,
     "seed": TRAINED,
     "name": NOTHING,
     "devices": TRAINED,
@@ -414,7 +416,7 @@ NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
     *("plateau_patience", "gradient_statistics_every", "loss_chunk", "bucket_size", "feature_cache_gb"),
-    *("rows", "longest_text", "price", "population", "min_step", "pause_after", "hours", "trials"),
+    *("rows", "longest_text", "text_tokens", "host_memory_gib", "price", "population", "min_step", "pause_after", "hours", "trials"),
 )
 
 

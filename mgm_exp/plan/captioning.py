@@ -175,6 +175,11 @@ def _of_folder(path: str, stamp: int) -> Captioner:
 
 @lru_cache(maxsize=4)
 def _of_name(name: str) -> Captioner:
+    return _of_blip2(known_config(name))
+
+
+def known_config(name: str) -> Any:
+    """``Blip2Config`` of one of :data:`KNOWN`."""
     from transformers import Blip2Config, OPTConfig
 
     width, layers, heads, vocabulary = KNOWN[name]
@@ -186,7 +191,7 @@ def _of_name(name: str) -> Captioner:
         num_hidden_layers=layers,
         num_attention_heads=heads,
     )
-    return _of_blip2(Blip2Config(text_config=text, num_query_tokens=_QUERIES))
+    return Blip2Config(text_config=text, num_query_tokens=_QUERIES)
 
 
 @lru_cache(maxsize=1)
@@ -202,10 +207,10 @@ def _of_demo() -> Captioner:
         encoder_hidden_size=128, cross_attention_frequency=1,
     )  # fmt: skip
     text = OPTConfig(
-        vocab_size=50_305, hidden_size=96, word_embed_proj_dim=96, ffn_dim=256, num_hidden_layers=2,
+        vocab_size=50_272, hidden_size=96, word_embed_proj_dim=96, ffn_dim=256, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=128,
     )  # fmt: skip
-    return _of_blip2(Blip2Config(vision_config=vision, qformer_config=former, text_config=text))
+    return _of_blip2(Blip2Config(vision_config=vision, qformer_config=former, text_config=text, num_query_tokens=20))
 
 
 def _of_blip2(config: Any) -> Captioner:

@@ -272,7 +272,8 @@ def _notes(
     elif measured.flops_per_s is None:
         yield "hours need plan.device=CARD, or --probe: the speed of this machine is not known"
     else:
-        yield f"hours {measured.source}, with {_lengths_in_words(stages)}; reading and resizing images is not in them"
+        yield f"hours {measured.source}; reading and resizing images is not in them"
+    yield f"tokens: {_lengths_in_words(stages)}"
     for phase in phases:
         if phase.what:
             yield f"{phase.name}: {phase.what}"

@@ -15,7 +15,8 @@ from mgm_exp.config import ExperimentConfig
 from mgm_exp.errors import ConfigError, UserError
 from mgm_exp.plan.architecture import architecture_of, parameters_of
 from mgm_exp.plan.cards import Device, verdict
-from mgm_exp.plan.cell import predicted_memory_gib
+from mgm_exp.plan.cell import plan_cell, predicted_memory_gib
+from mgm_exp.plan.memory import GIB
 
 ConfigOf = Callable[[Sequence[str]], ExperimentConfig]
 
@@ -24,6 +25,7 @@ BITS_A_PARAMETER = 2.0
 # What a learnt token tells, roughly: a loss of 0.7 nats is a bit.
 BITS_A_TOKEN = 1.0
 RANKS = (8, 16, 32, 64, 128)
+_USUAL_RANK = 16
 _MICRO = (32, 16, 8, 4, 2, 1)
 _LEAST_STEPS = 200
 _WARM_UP_STEPS = 10
@@ -50,6 +52,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Least:
+    """What a way to train needs at least, in GiB: one sample in a pass, every block computed again.
+
+    Args:
+        peak: Of a process.
+        state: Weights, gradients and optimizer at the peak, before activations.
+        verdict: ``fits``, ``tight`` or ``does not fit``.
+    """
+
+    peak: float
+    state: float
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """What to begin with.
 
@@ -59,12 +76,15 @@ class Suggestion:
         verdict: ``fits`` or ``tight``.
         table: Adapter -> way of sharding -> peak in GiB, or why it cannot be; with the batch and the checkpointing of
             the suggestion.
+        least: The same with one sample in a pass and gradient checkpointing: the peak, what weights, gradients and
+            optimizer take of it, and the verdict.
     """
 
     choices: list[Choice]
     peak_gib: float
     verdict: str
     table: dict[str, dict[str, float | str]]
+    least: dict[str, dict[str, Least | str]]
 
     @property
     def overrides(self) -> list[str]:
@@ -78,6 +98,10 @@ class Suggestion:
             "peak_gib": round(self.peak_gib, 4),
             "verdict": self.verdict,
             "table": self.table,
+            "least": {
+                name: {way: one if isinstance(one, str) else vars(one) for way, one in row.items()}
+                for name, row in self.least.items()
+            },
         }
 
 
@@ -138,7 +162,13 @@ def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens
     memory, gib = _memory(config_of, so_far, batch // base.devices, device)
     choices += memory
     chosen = [*so_far, *(part for choice in memory for part in choice.override.split())]
-    return Suggestion(choices, gib, verdict(gib, device), _table(config_of, chosen, choices[0].override))
+    return Suggestion(
+        choices,
+        gib,
+        verdict(gib, device),
+        _table(config_of, chosen, choices[0].override),
+        _least(config_of, given, choices[0].override, device),
+    )
 
 
 def _rank(config: ExperimentConfig, rows: int, text_tokens: int) -> Choice:
@@ -218,17 +248,46 @@ def _table(config_of: ConfigOf, chosen: Sequence[str], lora: str) -> dict[str, d
     """Peak of every adapter with every way of sharding."""
     rank = config_of([*chosen]).adapter.rank
     own = [item for item in chosen if not item.startswith(("adapter", "zero", "train.lr="))]
-    adapters = {
-        "full": ["adapter=full"],
-        f"LoRA r={rank}": lora.split(),
-        f"QLoRA r={rank}": ["adapter=qlora", f"adapter.rank={rank}"],
-    }
     found: dict[str, dict[str, float | str]] = {}
-    for name, adapter in adapters.items():
+    for name, adapter in _adapters(rank, lora).items():
         found[name] = {}
         for way, zero in ZERO.items():
             try:
                 found[name][way] = round(predicted_memory_gib(config_of([*own, *adapter, *zero])), 2)
             except ConfigError as error:
                 found[name][way] = error.message
+    return found
+
+
+def _adapters(rank: int, lora: str) -> dict[str, list[str]]:
+    return {
+        "full": ["adapter=full"],
+        f"LoRA r={rank}": lora.split(),
+        f"QLoRA r={rank}": ["adapter=qlora", f"adapter.rank={rank}"],
+    }
+
+
+def _least(config_of: ConfigOf, given: Sequence[str], lora: str, device: Device) -> dict[str, dict[str, Least | str]]:
+    """What every adapter needs at least, with every way of sharding; LoRA r=16 beside the rank that is suggested."""
+    rank = config_of([*given, *lora.split()]).adapter.rank
+    adapters = _adapters(rank, lora)
+    if rank != _USUAL_RANK:
+        adapters = {**adapters, **_adapters(_USUAL_RANK, f"adapter=lora_r{_USUAL_RANK}")}
+    own = [item for item in given if not item.startswith(("adapter", "zero"))]
+    again = [*own, "model.gradient_checkpointing=true", *_micro(1)]
+    found: dict[str, dict[str, Least | str]] = {}
+    for name, adapter in sorted(adapters.items(), key=lambda item: (item[0][0] != "f", item[0][0], len(item[0]))):
+        found[name] = {}
+        for way, zero in ZERO.items():
+            try:
+                config = config_of([*again, *adapter, *zero])
+            except ConfigError as error:
+                found[name][way] = error.message
+                continue
+            plan = plan_cell(config, with_advice=False)
+            stage = max(plan.stages, key=lambda stage: stage.peak.total)
+            peak = stage.peak
+            state = (peak.weights + peak.gradients + peak.optimizer) / GIB
+            gib = peak.total / GIB
+            found[name][way] = Least(round(gib, 2), round(state, 2), verdict(gib, device))
     return found
