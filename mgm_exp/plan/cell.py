@@ -51,7 +51,7 @@ class CellPlan:
         hours_of: Hours of each stage and phase; None: not known.
         devices: Processes, and cards that are held as long as the run lasts.
         hours: Of the whole run; None where those of training are not known.
-        cost: Hours x devices x price.
+        price: Of an hour of one device, in ``currency``; None: not known.
         host_gib, disk_gib: By component.
         device: Its name.
         room_gib: What tensors may take of it.
@@ -64,7 +64,7 @@ class CellPlan:
     hours_of: dict[str, float | None]
     devices: int
     hours: float | None
-    cost: float | None
+    price: float | None
     currency: str
     host_gib: dict[str, float]
     disk: dict[str, float]
@@ -90,6 +90,11 @@ class CellPlan:
         return None if self.hours is None else self.hours * self.devices
 
     @property
+    def cost(self) -> float | None:
+        """Hours x devices x price."""
+        return None if self.gpu_hours is None or self.price is None else round(self.gpu_hours * self.price, 2)
+
+    @property
     def disk_gib(self) -> float:
         return sum(self.disk.values())
 
@@ -106,8 +111,8 @@ class CellPlan:
             "steps": _sum(stage.steps for stage in self.stages),
             "tokens": _sum(stage.tokens for stage in self.stages),
             "flops": _sum(stage.flops for stage in self.stages),
-            "hours": self.hours,
-            "gpu_hours": None if self.gpu_hours is None else round(self.gpu_hours, 4),
+            "hours": _rounded(self.hours),
+            "gpu_hours": _rounded(self.gpu_hours),
             "cost": self.cost,
             "currency": self.currency,
             "disk_gib": round(self.disk_gib, 4),
@@ -188,8 +193,8 @@ def plan_cell(
         phases=phases,
         hours_of=hours_of,
         devices=config.devices,
-        hours=_rounded(hours),
-        cost=None if hours is None or price is None else round(hours * config.devices * price.amount, 2),
+        hours=hours,
+        price=price.amount if price else None,
         currency=price.currency if price else "",
         host_gib=host,
         disk=disk_gib(config, sizes, stages, phases, curated),

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import ExperimentConfig, Offload, validate
 from mgm_exp.errors import ConfigError, UserError
 from mgm_exp.plan.architecture import architecture_of, parameters_of
 from mgm_exp.plan.cards import Device, verdict
-from mgm_exp.plan.cell import plan_cell, predicted_memory_gib
+from mgm_exp.plan.cell import predicted_memory_gib
 from mgm_exp.plan.memory import GIB
+from mgm_exp.plan.stage_plan import plan_stage, stages_of
 
 ConfigOf = Callable[[Sequence[str]], ExperimentConfig]
 
@@ -36,6 +37,13 @@ ZERO = {
     "ZeRO-3": ("zero=3",),
     "ZeRO-3, offload": ("zero=3", "zero.offload_optimizer=cpu"),
 }
+_STAGES = {
+    "none": (0, Offload.none),
+    "ZeRO-2": (2, Offload.none),
+    "ZeRO-3": (3, Offload.none),
+    "ZeRO-3, offload": (3, Offload.cpu),
+}
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -246,48 +254,48 @@ def _memory_choices(zero: Sequence[str], size: int, checkpointing: bool, gib: fl
 
 def _table(config_of: ConfigOf, chosen: Sequence[str], lora: str) -> dict[str, dict[str, float | str]]:
     """Peak of every adapter with every way of sharding."""
-    rank = config_of([*chosen]).adapter.rank
+    rank = config_of(chosen).adapter.rank
     own = [item for item in chosen if not item.startswith(("adapter", "zero", "train.lr="))]
-    found: dict[str, dict[str, float | str]] = {}
-    for name, adapter in _adapters(rank, lora).items():
-        found[name] = {}
-        for way, zero in ZERO.items():
-            try:
-                found[name][way] = round(predicted_memory_gib(config_of([*own, *adapter, *zero])), 2)
-            except ConfigError as error:
-                found[name][way] = error.message
-    return found
-
-
-def _adapters(rank: int, lora: str) -> dict[str, list[str]]:
+    bases = {
+        "full": config_of([*own, "adapter=full"]),
+        f"LoRA r={rank}": config_of([*own, *lora.split()]),
+        f"QLoRA r={rank}": config_of([*own, "adapter=qlora", f"adapter.rank={rank}"]),
+    }
     return {
-        "full": ["adapter=full"],
-        f"LoRA r={rank}": lora.split(),
-        f"QLoRA r={rank}": ["adapter=qlora", f"adapter.rank={rank}"],
+        name: {way: _of_way(base, way, lambda config: round(predicted_memory_gib(config), 2)) for way in ZERO}
+        for name, base in bases.items()
     }
 
 
 def _least(config_of: ConfigOf, given: Sequence[str], lora: str, device: Device) -> dict[str, dict[str, Least | str]]:
     """What every adapter needs at least, with every way of sharding; LoRA r=16 beside the rank that is suggested."""
-    rank = config_of([*given, *lora.split()]).adapter.rank
-    adapters = _adapters(rank, lora)
-    if rank != _USUAL_RANK:
-        adapters = {**adapters, **_adapters(_USUAL_RANK, f"adapter=lora_r{_USUAL_RANK}")}
     own = [item for item in given if not item.startswith(("adapter", "zero"))]
     again = [*own, "model.gradient_checkpointing=true", *_micro(1)]
-    found: dict[str, dict[str, Least | str]] = {}
-    for name, adapter in sorted(adapters.items(), key=lambda item: (item[0][0] != "f", item[0][0], len(item[0]))):
-        found[name] = {}
-        for way, zero in ZERO.items():
-            try:
-                config = config_of([*again, *adapter, *zero])
-            except ConfigError as error:
-                found[name][way] = error.message
-                continue
-            plan = plan_cell(config, with_advice=False)
-            stage = max(plan.stages, key=lambda stage: stage.peak.total)
-            peak = stage.peak
-            state = (peak.weights + peak.gradients + peak.optimizer) / GIB
-            gib = peak.total / GIB
-            found[name][way] = Least(round(gib, 2), round(state, 2), verdict(gib, device))
-    return found
+    suggested = config_of([*again, *lora.split()])
+    bases = {"full": config_of([*again, "adapter=full"])}
+    for name, base in (("LoRA", suggested), ("QLoRA", config_of([*again, "adapter=qlora"]))):
+        for rank in sorted({suggested.adapter.rank, _USUAL_RANK}):
+            bases[f"{name} r={rank}"] = _with_rank(base, rank)
+
+    def least(config: ExperimentConfig) -> Least:
+        sizes = architecture_of(config.model)
+        peak = max((plan_stage(config, sizes, name).peak for name in stages_of(config)), key=lambda peak: peak.total)
+        gib, state = peak.total / GIB, (peak.weights + peak.gradients + peak.optimizer) / GIB
+        return Least(round(gib, 2), round(state, 2), verdict(gib, device))
+
+    return {name: {way: _of_way(base, way, least) for way in ZERO} for name, base in bases.items()}
+
+
+def _of_way(config: ExperimentConfig, way: str, found: Callable[[ExperimentConfig], Found]) -> Found | str:
+    """What is found of a configuration under a way of sharding, or why the two do not go together."""
+    stage, offload = _STAGES[way]
+    config = replace(config, zero=replace(config.zero, stage=stage, offload_optimizer=offload))
+    try:
+        validate(config)
+    except ConfigError as error:
+        return error.message
+    return found(config)
+
+
+def _with_rank(config: ExperimentConfig, rank: int) -> ExperimentConfig:
+    return replace(config, adapter=replace(config.adapter, rank=rank, alpha=2 * rank))

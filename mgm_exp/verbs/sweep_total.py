@@ -62,23 +62,18 @@ def _are_known(cells: Sequence[tuple[ExperimentConfig, CellPlan]]) -> bool:
 
 def _total(device: str, cells: Sequence[tuple[ExperimentConfig, CellPlan]], trials: int | None) -> Total:
     hours: dict[str, float] = {}
-    money: dict[str, float] = {}
-    currencies = set()
     alone, runs = 0.0, 0
     for config, plan in cells:
         for number, one in enumerate(_repeated(config, trials)):
             runs += 1
             alone += plan.gpu_hours or 0.0
             for part, key in keys_of(one, plan, number if trials is not None else None).items():
-                used = (plan.hours_of[part] or 0.0) * plan.devices
-                hours[key] = used
-                if plan.cost is not None and plan.hours:
-                    money[key] = used * plan.cost / (plan.hours * plan.devices)
-                    currencies.add(plan.currency)
-    is_priced = len(money) == len(hours) and len(currencies) == 1
-    cost = round(sum(money.values()), 2) if is_priced else None
-    currency = currencies.pop() if is_priced else ""
-    return Total(device, runs, sum(hours.values()), alone, cost, currency, trials is not None)
+                hours[key] = (plan.hours_of[part] or 0.0) * plan.devices
+    used = sum(hours.values())
+    prices = {(plan.price, plan.currency) for _, plan in cells}
+    price, currency = prices.pop() if len(prices) == 1 else (None, "")
+    cost = None if price is None else round(used * price, 2)
+    return Total(device, runs, used, alone, cost, currency, trials is not None)
 
 
 def _repeated(config: ExperimentConfig, trials: int | None) -> Iterator[ExperimentConfig]:
