@@ -342,8 +342,9 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key in ("memory_share", "throughput_share", "idle_share"):
         if getattr(config.monitor.limits, key) > 1:
             yield f"monitor.limits.{key}={getattr(config.monitor.limits, key)} must lie in (0, 1]"
-    if not 1 <= (config.monitor.prometheus_port or 9301) <= 65_535 or config.monitor.prometheus_port == 0:
-        yield f"monitor.prometheus_port={config.monitor.prometheus_port} must lie in 1..65535"
+    port = config.monitor.prometheus_port
+    if port is not None and not 1 <= port <= 65_535:
+        yield f"monitor.prometheus_port={port} must lie in 1..65535"
     if config.monitor.textfile is not None and config.monitor.every_s is None:
         yield "monitor.textfile needs monitor.every_s, the seconds after which the file is written anew; it is null"
     if config.plan.mfu > 1:
