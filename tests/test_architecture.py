@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "slurm": {"config", "store", "record", "bootstrap"},
 }
 # Folders of the package's faces.
-FACES = {"packed", "verbs", "warm"}
+FACES = {"campaign", "packed", "verbs", "warm"}
 # Nouns that belong to every room.
 COMMON = {"errors", "signals"}
 HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "accelerate", "optuna", "submitit", "ray")

@@ -204,6 +204,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.tf32": NOTHING,  # of a CPU; see test_tf32_belongs_to_what_a_gpu_makes
     "train.offload_activations": NOTHING,  # where activations wait changes no bit
     "train.gradient_statistics_every": NOTHING,
+    "train.profile": NOTHING,
     "train.guards.on_nonfinite": TRAINED,
     "train.guards.on_spike": TRAINED,
     "train.guards.on_divergence": TRAINED,
