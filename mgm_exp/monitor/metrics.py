@@ -101,13 +101,13 @@ class RunMetrics:
         self._begin_stage(0)
 
     def _begin_stage(self, total: int) -> None:
-        self._total, self._is_active, self._last = total, False, None
+        self._total, self._is_active = total, False
+        self._last: Step | None = None
         self._nonfinite = self._spikes = 0
         self._validation: float | None = None
         self._seconds = [0] * (len(BUCKETS) + 1)
         self._seconds_sum = 0.0
         self._before: float | None = None
-        self._last: Step | None
 
     def stage_started(self, stage: str, total: int, now: float) -> None:
         """A stage trains from now on."""
