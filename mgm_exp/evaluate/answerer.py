@@ -121,13 +121,12 @@ class MgmAnswerer:
 
         return features_of(self.model.model, tier, *self._stacked(pixels))
 
-    def depends_on_place(self, tier: str, pixels: Sequence[Pixels]) -> bool:
-        """Whether an image's features depend on its place among these."""
+    def depends_on_place(self, tier: str, pixels: Sequence[Pixels], features: Sequence[Mapping[str, Tensor]]) -> bool:
+        """Whether an image's features depend on its place among these; those of the first ones here are given."""
         from mgm_exp.model.features import depends_on_place, features_of
 
-        return depends_on_place(
-            *self._stacked(pixels), lambda low, high: features_of(self.model.model, tier, low, high)
-        )
+        low, high = self._stacked(pixels)
+        return depends_on_place(low, high, lambda *sides: features_of(self.model.model, tier, *sides), features)
 
     def see_features(self, features: Sequence[Mapping[str, Tensor]], detail: Sequence[Tensor]) -> list[Tensor]:
         """As ``see``, from features; ``detail`` are the high resolutions where features are of the low one alone."""
