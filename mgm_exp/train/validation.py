@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mgm_exp.config import EarlyStoppingConfig, ExperimentConfig, FeatureTier, trains_towers
+from mgm_exp.config import EarlyStoppingConfig, ExperimentConfig, trains_towers
 from mgm_exp.train.job import TrainJob
 from mgm_exp.train.ranks import Ranks
 
@@ -82,12 +82,11 @@ class Validation:
         return total / count
 
     def _keeper(self) -> Keeper | None:
-        """Of what towers see, where that stays as it is, and lies in one piece on this process."""
+        """Of what towers see, where they do not train, and lie in one piece on this process."""
         from mgm_exp.evaluate.kept import Keeper
 
-        train = self._stage.config.train
-        changes = trains_towers(train) or (train.feature_cache is FeatureTier.tokens and not train.freeze_connector)
-        return None if changes or self._is_joint else Keeper(self._stage.config)
+        config = self._stage.config
+        return None if trains_towers(config.train) or self._is_joint else Keeper(config)
 
     @property
     def _is_joint(self) -> bool:
