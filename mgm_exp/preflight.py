@@ -264,8 +264,8 @@ def _check_padding_free(config: ExperimentConfig, folder: Path, device: str) -> 
     dropout = read_json(folder / "config.json").get("attention_dropout")
     if dropout:
         raise ConfigError(
-            f"train.padding_free=true was given, and {folder / 'config.json'} has attention_dropout={dropout}: sdpa has "
-            "no dropout for several sequences in one row.",
+            f"train.padding_free=true was given, and {folder / 'config.json'} has attention_dropout={dropout}: sdpa "
+            "has no dropout for several sequences in one row.",
             advice="Use train.padding_free=false, or model.attn_implementation=flash_attention_2.",
         )
 

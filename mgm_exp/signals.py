@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mgm_exp.errors import Interrupted
+from mgm_exp.errors import EXIT_INTERRUPTED, Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # Set in jobs of a batch system: it sends several signals for one request (a warning, the end of the time, a signal to
@@ -24,6 +24,21 @@ ONCE = "MGM_EXP_STOP_ONCE"
 def is_asked_once() -> bool:
     """Whether further stop signals mean nothing new; else the second one ends the process at once."""
     return os.environ.get(ONCE) == "1"
+
+
+def heed_from_the_start() -> None:
+    """From now on a stop signal ends this process with 130, as it does later, where handlers that save take over.
+
+    To be called before anything large is imported. An import that is broken off may take an exception for a fault of
+    its own, so none is raised: where no other handler is in force there is nothing to put in order.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"Stopped by {signal.Signals(number).name}.\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
 
 
 @contextmanager
