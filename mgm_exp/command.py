@@ -342,10 +342,9 @@ def run_arguments(
         return _shown(arguments)
     command = [*program.split(), *arguments]
     chosen: dict[str, Any] = {"config_dir": options.config_dir, "command": command, "task": task}
-    from mgm_exp.signals import stop_on_signals
     from mgm_exp.train.board import board_of_experiment
 
-    with stop_on_signals(), board_of_experiment():
+    with board_of_experiment():
         return _run_or_sweep(options, chosen, child)
 
 

@@ -55,14 +55,23 @@ def stop_on_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for stop_signal in STOP_SIGNALS:
             signal.signal(stop_signal, signal.SIG_IGN if is_asked_once() else signal.SIG_DFL)
-        raise Interrupted(
-            f"Stopped by {signal.Signals(number).name}; what was finished is saved.",
-            advice="The same command continues from there.",
+        asked.append(
+            Interrupted(
+                f"Stopped by {signal.Signals(number).name}; what was finished is saved.",
+                advice="The same command continues from there.",
+            )
         )
+        raise asked[-1]
 
+    asked: list[Interrupted] = []
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
+    except Exception as error:
+        # OmegaConf makes an error of its own of what is raised inside of it, with places of the configuration.
+        if asked and error is not asked[-1] and asked[-1].message in str(error):
+            raise asked[-1] from None
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from mgm_exp.bootstrap import ROOT
+from mgm_exp.errors import Interrupted
+from mgm_exp.signals import stop_on_signals
 
 
 def runs(app: Any) -> list[Path]:
@@ -69,13 +72,12 @@ def test_a_signal_in_the_first_moment_ends_the_command_with_130(number: signal.S
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_while_a_run_is_composed_ends_it_with_130(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def signalled(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr("mgm_exp.command.refuse_hydra_settings", signalled)
-    assert app("adapter.rank=4") == 130
-    assert runs(app) == []
+def test_a_signal_while_a_configuration_is_merged_is_told_as_it_is() -> None:
+    OmegaConf.register_new_resolver("signalled", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted) as caught, stop_on_signals():
+        _ = OmegaConf.create({"a": "${signalled:}"}).a
+    OmegaConf.clear_resolver("signalled")
+    assert str(caught.value).startswith("Stopped by SIGTERM; what") and "full_key" not in str(caught.value)
 
 
 def test_a_killed_run_is_continued_and_a_running_one_is_not_touched(app: Any) -> None:
