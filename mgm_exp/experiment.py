@@ -328,6 +328,7 @@ class Experiment:
             visual_tokens=features.path if features else None,
             work=work,
             demo=self.demo,
+            profile=self.run_dir / "profile" if self.config.train.profile else None,
         )
 
     def _train(
@@ -375,6 +376,11 @@ class Experiment:
         if output.reused:
             rows = _json_lines(output.path / "metrics.jsonl")
             self._stage_started(stage, int(output.meta["steps"]), rows)
+            if self.config.train.profile:
+                self.recorder.say(
+                    f"{stage}: train.profile: nothing was trained here that could be recorded; its first steps are "
+                    f"computed again and recorded by: mgm-exp replay {self.run_dir} --profile {self.run_dir}/profile"
+                )
         self.recorder.stage_finished(stage, output.meta, reused=output.reused)
         return output
 

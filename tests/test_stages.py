@@ -24,6 +24,7 @@ from mgm_exp.config import (
     ModelConfig,
     ModelFamily,
     ModelLimitsConfig,
+    MonitorLimitsConfig,
     PathsConfig,
     Precision,
     RepetitionConfig,
@@ -203,6 +204,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.tf32": NOTHING,  # of a CPU; see test_tf32_belongs_to_what_a_gpu_makes
     "train.offload_activations": NOTHING,  # where activations wait changes no bit
     "train.gradient_statistics_every": NOTHING,
+    "train.profile": NOTHING,
     "train.guards.on_nonfinite": TRAINED,
     "train.guards.on_spike": TRAINED,
     "train.guards.on_divergence": TRAINED,
@@ -291,6 +293,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.direction": NOTHING,
     "sweep.rerun": NOTHING,
     **dict.fromkeys("plan.device plan.rows plan.align_rows plan.text_tokens plan.longest_text".split(), NOTHING),
+    **{f"monitor.limits.{key}": NOTHING for key in plain(MonitorLimitsConfig())},
     "plan.mfu": NOTHING,
     "plan.refuse": NOTHING,
     "plan.price": NOTHING,

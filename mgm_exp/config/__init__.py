@@ -100,6 +100,8 @@ from mgm_exp.config.model import (
 )
 from mgm_exp.config.surroundings import (
     LaunchConfig,
+    MonitorConfig,
+    MonitorLimitsConfig,
     PathsConfig,
     PlanConfig,
     TrackerConfig,
@@ -185,6 +187,8 @@ __all__ = [
     "ModelConfig",
     "ModelFamily",
     "ModelLimitsConfig",
+    "MonitorConfig",
+    "MonitorLimitsConfig",
     "Offload",
     "PathsConfig",
     "PlanConfig",

@@ -15,7 +15,7 @@ from mgm_exp.config.data import DataConfig
 from mgm_exp.config.evaluate import EvalConfig
 from mgm_exp.config.faults import validate
 from mgm_exp.config.model import AdapterConfig, ModelConfig
-from mgm_exp.config.surroundings import LaunchConfig, PathsConfig, PlanConfig, TrackerConfig
+from mgm_exp.config.surroundings import LaunchConfig, MonitorConfig, PathsConfig, PlanConfig, TrackerConfig
 from mgm_exp.config.sweep import SweepConfig
 from mgm_exp.config.train import TrainConfig, ZeroConfig
 from mgm_exp.errors import ConfigError
@@ -41,6 +41,7 @@ class ExperimentConfig:
     paths: PathsConfig = MISSING
     sweep: SweepConfig = field(default_factory=SweepConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     # Seeds data order, dropout, new weights.
     seed: int = 0
     # Folder name below <paths.root>/runs.

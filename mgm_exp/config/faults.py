@@ -283,6 +283,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.longest_text": config.plan.longest_text,
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
+        **{f"monitor.limits.{key}": value for key, value in plain(config.monitor.limits).items()},
         "launch.timeout_s": config.launch.timeout_s,
         "train.feature_cache_gb": train.feature_cache_gb,
     }
@@ -337,6 +338,9 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+    for key in ("memory_share", "throughput_share", "idle_share"):
+        if getattr(config.monitor.limits, key) > 1:
+            yield f"monitor.limits.{key}={getattr(config.monitor.limits, key)} must lie in (0, 1]"
     if config.plan.mfu > 1:
         yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:

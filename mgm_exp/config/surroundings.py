@@ -1,4 +1,4 @@
-"""What surrounds a run without changing its result: places, processes, tracker, plan."""
+"""What surrounds a run without changing its result: places, processes, tracker, plan, monitoring."""
 
 from __future__ import annotations
 
@@ -76,3 +76,39 @@ class PlanConfig:
     refuse: bool = True
     # Money for an hour of one device. null: no cost is shown.
     price: float | None = None
+
+
+@dataclass
+class MonitorLimitsConfig:
+    """When a rule of monitoring holds, in Prometheus and in the run itself. Lower limits tell sooner, and more often.
+
+    Shares are in 0..1, times in seconds.
+    """
+
+    # A gradient norm of so many times the median of the steps before it is a spike; so is such a loss.
+    grad_norm_factor: float = 10.0
+    loss_factor: float = 3.0
+    # Share of a GPU's memory in use, for memory_s.
+    memory_share: float = 0.9
+    memory_s: float = 60.0
+    # Training is stalled when it gives no sign for so long, and for so many times its median step.
+    stalled_s: float = 300.0
+    stalled_steps: float = 10.0
+    # So long without an answer of the run's process, or without its sign in a text file.
+    down_s: float = 60.0
+    # Free space that is too little; and space that ends within so many hours, where less than a fifth is left.
+    disk_free_gib: float = 10.0
+    disk_hours: float = 4.0
+    # Tokens a second, as a share of their median; use of a GPU while something trains.
+    throughput_share: float = 0.5
+    idle_share: float = 0.1
+    # What "now" means for throughput, use of a GPU and losses that are no number; what it is compared with.
+    recent_s: float = 300.0
+    history_s: float = 3600.0
+
+
+@dataclass
+class MonitorConfig:
+    """What a run says of its machine and of itself while it runs. No stage depends on it."""
+
+    limits: MonitorLimitsConfig = field(default_factory=MonitorLimitsConfig)
