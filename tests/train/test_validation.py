@@ -64,10 +64,14 @@ def test_validation_changes_no_bit_of_the_training(make_job: MakeJob, settings: 
     assert output_bytes(checked) == output_bytes(plain_job)
 
 
-def test_the_scores_are_those_of_the_evaluation_on_the_same_model(make_job: MakeJob, tmp_path: Path) -> None:
-    from mgm_exp.config import ExperimentConfig
+def test_the_scores_are_those_of_the_evaluation_on_the_same_model(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mgm_exp.config import ExperimentConfig, FeatureTier
     from mgm_exp.evaluate import HeldOut, evaluate, load_benchmark
+    from mgm_exp.evaluate.kept import Keeper
     from mgm_exp.model import load_model, load_processor
+    from mgm_exp.model.clip import ClipTower
     from mgm_exp.train.validation import validation_benchmark
 
     job = validated(make_job())
@@ -96,6 +100,30 @@ def test_the_scores_are_those_of_the_evaluation_on_the_same_model(make_job: Make
         model.train()
         assert held_out.scores(model) == expected == held_out.scores(model)
         assert model.training
+    paths = replace(config.paths, store=str(tmp_path / "store"))
+    for tier in (FeatureTier.clip, FeatureTier.towers, FeatureTier.tokens):
+        keeper = Keeper(replace(config, paths=paths, train=replace(config.train, feature_cache=tier)))
+        for _ in ("made", "taken up"):
+            assert HeldOut(benchmark, benchmark.questions, processor, False, keeper).scores(model) == expected
+            monkeypatch.setattr(ClipTower, "forward", lambda *_: pytest.fail("what is in the store is seen again"))
+        monkeypatch.undo()
+
+
+def test_points_share_what_towers_see_with_other_trials_while_the_connector_trains(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    from mgm_exp.store import Store
+
+    plain_job = validated(make_job(name="plain", steps=3))
+    run_stage(plain_job)
+    for name in ("first", "second"):
+        job = validated(make_job(name=name, steps=3))
+        job.config["paths"]["store"] = str(tmp_path / "store")
+        job.config["train"]["feature_cache"] = "towers"
+        run_stage(job)
+        assert (points(job), losses(job)) == (points(plain_job), losses(plain_job))
+        made = Store(tmp_path / "store").keys("image_features")
+        assert len(made) == 2, "a shard of training's groups and one of evaluation's, once for both trials"
 
 
 def test_a_run_that_is_told_to_stop_is_pruned_with_its_state_saved(make_job: MakeJob) -> None:
