@@ -178,8 +178,9 @@ class Experiment:
     def story(self) -> None:
         """Curate -> align -> instruct -> evaluate; what each one needs is what the one before it left."""
         found = check(self.config)
-        self._note_environment(found)
         self.origin = Origin.of(self.config, self.store)
+        self.recorder.begin()
+        self._note_environment(found)
         is_new = self.origin is None and self.sweep is None and not (self.run_dir / "checkpoints").is_dir()
         if is_new and (offer := offered(self.run_dir, self.config)):
             self.recorder.say(offer)
@@ -500,7 +501,9 @@ class Experiment:
             "error": None,
         }
         if error is not None and status == "failed":
-            result["error"] = explained_error(explain(error), self.run_dir, self.recorder.say)
+            # Of a run that was refused its error says all; what else is known of it is in the record.
+            say = self.recorder.say if self.recorder.has_begun else None
+            result["error"] = explained_error(explain(error), self.run_dir, say)
         elif status in ("interrupted", "paused", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)

@@ -72,6 +72,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
     if not is_data_only:
         _check_packages(config, device)
         _check_precision(config, device)
+        _check_padding_free(config, folder, device)
         _check_benchmarks(config)
     of_family = _check_family(config, folder)
     data = config.data
@@ -255,6 +256,19 @@ def _check_precision(config: ExperimentConfig, device: str) -> None:
             f"model.attn_implementation={config.model.attn_implementation.value} runs on GPUs only, and this run uses "
             "the CPU.",
             advice="Use sdpa, eager or auto.",
+        )
+
+
+def _check_padding_free(config: ExperimentConfig, folder: Path, device: str) -> None:
+    """Of the attentions that know where sequences begin, only the package flash-attn has dropout."""
+    if not config.train.padding_free or attention_of(config, device) != "sdpa":
+        return
+    dropout = read_json(folder / "config.json").get("attention_dropout")
+    if dropout:
+        raise ConfigError(
+            f"train.padding_free=true was given, and {folder / 'config.json'} has attention_dropout={dropout}: sdpa "
+            "has no dropout for several sequences in one row.",
+            advice="Use train.padding_free=false, or model.attn_implementation=flash_attention_2.",
         )
 
 
