@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from mgm_exp import stages
+from mgm_exp.alerts import AlertSink
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
 from mgm_exp.continuation import Origin, offered
 from mgm_exp.doctor import explained_error
@@ -137,8 +138,14 @@ class Experiment:
             "ended_at": None,
         }
         write_atomic(run_dir / "config.yaml", yaml.safe_dump(redact(plain(config)), sort_keys=False))
+        self.alerts = AlertSink(config.alerts, config.monitor.limits)
         self.recorder: Recorder = open_recorder(
-            config, run_dir, run_id=self.manifest["run_id"], overrides=overrides, sweep=sweep
+            config,
+            run_dir,
+            run_id=self.manifest["run_id"],
+            overrides=overrides,
+            sweep=sweep,
+            further=[self.alerts],
         )
         self.scoring = Scoring(config, run_dir, self._produce, self.recorder.progress, self.recorder.say)
 

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgm_exp.alerts import check_alerts
 from mgm_exp.capacity import refuse_what_does_not_fit
 from mgm_exp.config import (
     LEFT_OUT,
@@ -65,6 +66,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         UserError: naming what is missing, what was looked for, and what to do.
     """
     device = resolve_device(config.device, config.devices)
+    check_alerts(config.alerts)
     _check_recipe(config)
     folder = model_folder(config)  # before the benchmarks: who has no model has to download it first
     if not is_data_only:
