@@ -120,3 +120,18 @@ class MonitorConfig:
     # Folder for a text file with the same numbers, for node_exporter where no port may be opened. null: none.
     textfile: str | None = None
     limits: MonitorLimitsConfig = field(default_factory=MonitorLimitsConfig)
+
+
+@dataclass
+class AlertsConfig:
+    """Messages to people while a run or a sweep goes on and when it ends; monitor.limits says when. No stage depends
+    on it."""
+
+    # Where they go, as apprise writes addresses: mail, Slack, DingTalk, Feishu, WeCom, a webhook, ... Keys are named as
+    # variables of the environment ('slack://$A/$B/$C'); one that is written out is refused.
+    urls: list[str] = field(default_factory=list)
+    # At most one message of a kind in so many minutes, for a run or for all trials of a sweep together; so often what
+    # still holds is said again. Less tells more often.
+    every_minutes: float = 30.0
+    # Also tell how a run ends well, and a sweep: winner, difference and how sure, path of the report.
+    on_finish: bool = False

@@ -82,8 +82,10 @@ class Exporter:
     def _serve(self, host: str, first: int, targets: Path) -> None:
         from prometheus_client import start_http_server
 
-        last = min(first + PORTS_TRIED - 1, 65_535) if first else 0
-        for port in range(first, last + 1):
+        last = min(first + PORTS_TRIED - 1, 65_535)
+        claimed = _claimed(targets, self._labels["run"])
+        # A killed run keeps its address as long as there are others: its alert would be over when another one answers.
+        for port in sorted(range(first, last + 1), key=lambda port: _address(host, port) in claimed):
             try:
                 self._server, self._thread = start_http_server(port, addr=host, registry=self._registry)
                 break
@@ -95,13 +97,14 @@ class Exporter:
             log.warning("monitor: ports %d to %d of %s are all taken; the run goes on without", first, last, host)
             return
         port = self._server.server_port
-        if first not in (0, port):
-            log.warning("monitor: port %d is taken (by another run?); this run has %d", first, port)
-        address = f"{socket.gethostname() if host in _EVERYWHERE else host}:{port}"
+        if port != first:
+            log.warning("monitor: port %d is another run's; this one has %d", first, port)
+        address = _address(host, port)
         self.url = f"http://{address}/metrics"
         self._target = targets / f"{self._labels['run']}.json"
         targets.mkdir(parents=True, exist_ok=True)
-        _forget(address, targets)
+        if address in claimed:
+            claimed[address].unlink(missing_ok=True)  # of a run that was killed: the address is ours now
         write_json_atomic(self._target, [_target(address, self._labels)])
 
     def write(self) -> None:
@@ -124,17 +127,23 @@ class Exporter:
             self._server = None
 
 
+def _address(host: str, port: int) -> str:
+    return f"{socket.gethostname() if host in _EVERYWHERE else host}:{port}"
+
+
 def _target(address: str, labels: Mapping[str, str]) -> dict[str, Any]:
     return {"targets": [address], "labels": {**labels, "machine": socket.gethostname()}}
 
 
-def _forget(address: str, targets: Path) -> None:
-    """Drops target files of runs of this machine that had this address once: they were killed, and it is ours now."""
+def _claimed(targets: Path, run: str) -> dict[str, Path]:
+    """Addresses of this machine that other runs' target files name: of runs that live, or were killed."""
+    found = {}
     for path in targets.glob("*.json"):
         try:
             (known,) = json.loads(path.read_text(encoding="utf-8"))
-            is_old = known["targets"] == [address] and known["labels"]["machine"] == socket.gethostname()
+            (address,), labels = known["targets"], known["labels"]
+            if labels["machine"] == socket.gethostname() and labels["run"] != run:
+                found[str(address)] = path
         except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if is_old:
-            path.unlink(missing_ok=True)
+            continue  # no file of ours, or one that went meanwhile
+    return found

@@ -156,7 +156,7 @@ def test_several_runs_of_a_machine_each_have_a_port_and_a_target_file(
     first, second = (opened(training(run), prometheus_port=port) for run in ("one", "two"))
     assert first.url == f"http://127.0.0.1:{port}/metrics"
     assert first.url != second.url
-    assert f"port {port} is taken" in caplog.text
+    assert f"port {port} is another run's" in caplog.text
     assert read(first.url)["mgm_train_loss"] == read(second.url)["mgm_train_loss"] == 2.5
     (target,) = json.loads((tmp_path / "targets" / "two.json").read_text())
     assert target["targets"] == [second.url.removeprefix("http://").removesuffix("/metrics")]
@@ -167,20 +167,37 @@ def test_several_runs_of_a_machine_each_have_a_port_and_a_target_file(
         read(first.url)
 
 
-def test_the_target_of_a_killed_run_goes_when_another_gets_its_address(opened: Any, port: int, tmp_path: Path) -> None:
-    (tmp_path / "targets").mkdir()
-    labels = {"run": "killed", "machine": socket.gethostname()}
-    for name, address, machine in (
-        ("killed", f"127.0.0.1:{port}", socket.gethostname()),
-        ("elsewhere", f"127.0.0.1:{port}", "another-machine"),
-        ("another-port", "127.0.0.1:1", socket.gethostname()),
-    ):
-        target = [{"targets": [address], "labels": {**labels, "machine": machine}}]
-        (tmp_path / "targets" / f"{name}.json").write_text(json.dumps(target))
-    (tmp_path / "targets" / "broken.json").write_text("{")
+def leave(folder: Path, name: str, address: str, machine: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    labels = {"run": name, "machine": machine or socket.gethostname()}
+    (folder / f"{name}.json").write_text(json.dumps([{"targets": [address], "labels": labels}]))
+
+
+def test_a_killed_run_keeps_its_address_and_gets_it_again(opened: Any, port: int, tmp_path: Path) -> None:
+    """Its alert would be over when another run answered there."""
+    leave(tmp_path / "targets", "killed", f"127.0.0.1:{port}")
+    other = opened(training("other"), prometheus_port=port)
+    assert other.url is not None and f":{port}/" not in other.url
+    assert (tmp_path / "targets" / "killed.json").exists()
+    assert opened(training("killed"), prometheus_port=port).url == f"http://127.0.0.1:{port}/metrics"
+
+
+def test_an_address_is_taken_from_a_killed_run_where_there_is_no_other(
+    opened: Any, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "PORTS_TRIED", 1)
+    folder = tmp_path / "targets"
+    leave(folder, "killed", f"127.0.0.1:{port}")
+    leave(folder, "another-port", "127.0.0.1:1")
+    (folder / "broken.json").write_text("{")
     opened(training("mine"), prometheus_port=port)
-    left = {path.stem for path in (tmp_path / "targets").iterdir()}
-    assert left == {"elsewhere", "another-port", "broken", "mine"}
+    assert {path.stem for path in folder.iterdir()} == {"another-port", "broken", "mine"}
+
+
+def test_runs_of_another_machine_have_addresses_of_their_own(opened: Any, port: int, tmp_path: Path) -> None:
+    leave(tmp_path / "targets", "elsewhere", f"127.0.0.1:{port}", "another-machine")
+    assert opened(training("mine"), prometheus_port=port).url == f"http://127.0.0.1:{port}/metrics"
+    assert (tmp_path / "targets" / "elsewhere.json").exists()
 
 
 def test_where_all_ports_are_taken_the_run_goes_on(
