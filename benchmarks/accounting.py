@@ -229,7 +229,8 @@ def fake_answers(config: Any, batch: int, length: int, tokens: int, itemsize: in
     model = meta_model(config)
     model.requires_grad_(False)
     model.eval()
-    memory, found = LiveMemory(), {}
+    memory = LiveMemory()
+    found: dict[str, float] = {}
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         _give_tensors(model, _Plain(itemsize))
         half = torch.bfloat16 if itemsize == 2 else torch.float32
@@ -291,7 +292,8 @@ def fake_captions(config: Any, batch: int, prompt: int, tokens: int) -> dict[str
         model = Blip2ForConditionalGeneration(config)
         model.tie_weights()
     model.eval()
-    memory, found = LiveMemory(), {}
+    memory = LiveMemory()
+    found: dict[str, float] = {}
     size, width = config.vision_config.image_size, config.text_config.hidden_size
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         _give_tensors(model, _Plain(2))

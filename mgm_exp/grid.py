@@ -37,7 +37,7 @@ _SLOWEST_FIRST = tuple(
 # They say where and how a sweep runs, so that every cell must have the same.
 NOT_SWEPT = re.compile(r"(?:paths|sweep|hydra|launch|trial|sweeps|device)(?:[./@].*)?")
 # What a sweep's name leaves out, as a run's configuration hash does.
-_NOT_HASHED = ("name", "paths", "tracker", "sweep", "plan", "launch", "trial", "hydra")
+_NOT_HASHED = ("name", "paths", "tracker", "sweep", "plan", "monitor", "alerts", "launch", "trial", "hydra")
 _LONGEST_NAME = 100
 
 

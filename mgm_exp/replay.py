@@ -157,6 +157,7 @@ class Replay:
         start: The step whose checkpoint is continued; 0: the beginning.
         only: ``align`` or ``instruct``; None: both, as far as the run has them.
         threads: CPU threads; None: as many as the run had.
+        profile: Folder for a profile of the steps (``train.profile``); None: none is made.
         tell: Told (what, done, total).
         say: Takes a sentence.
     """
@@ -170,6 +171,7 @@ class Replay:
         start: int = 0,
         only: str | None = None,
         threads: int | None = None,
+        profile: Path | None = None,
         tell: Callable[[str, int, int], None],
         say: Callable[[str], None],
     ) -> None:
@@ -178,6 +180,10 @@ class Replay:
         self.threads = threads or recorded.threads
         self.tell, self.say = tell, say
         self.config = recorded.config
+        self.profile = profile
+        if profile is not None:
+            train = self.config.train
+            self.config = replace(self.config, train=replace(train, profile=train.profile or True))
         self._there = open_store(replace(self.config.paths, mirror=None))
         self._made = Store(self.scratch / "store")
         self._keys: list[tuple[str, str, stages.Payload]] = []
@@ -209,7 +215,7 @@ class Replay:
                 recorded = self._recorded_rows(stage)
                 if not any("batch_name" in row for row in recorded):
                     notes.append(f"note: the rows of {stage} name no batches (an older version); they are not compared")
-                job = self._job(stage, with_inputs, prepared)
+                job = replace(self._job(stage, with_inputs, prepared), profile=self.profile)
                 first, compared[stage] = self._replay(job, recorded)
                 if first is None:
                     first = self._compare_weights(job, weights)
@@ -380,7 +386,7 @@ class Replay:
             return is_enough
 
         try:
-            run_stage(job, on_row=on_row, should_stop=should_stop)
+            run_stage(job, on_row=on_row, should_stop=should_stop, say=self.say if self.profile else None)
         except Interrupted:
             if not is_enough:
                 raise

@@ -80,13 +80,14 @@ class Sources:
 def config_hash(config: ExperimentConfig) -> str:
     """Hash of all that defines the experiment: two runs with equal hashes are the same experiment."""
     values = plain(config)
-    for key in ("name", "paths", "tracker", "sweep", "plan", "launch", "trial"):
+    for key in ("name", "paths", "tracker", "sweep", "plan", "monitor", "alerts", "launch", "trial"):
         values.pop(key, None)
     if continued := (values["train"].pop("checkpoint", None) or {}).get("continue_from"):
         values["continued_from"] = continued
     if not config.train.deterministic:
         values["train"].pop("deterministic")
     values["eval"].pop("image_cache_gib", None)
+    values["train"].pop("profile", None)
     for key in CACHES:
         values["train"].pop(key)
     if config.train.early_stopping.patience is None:  # else the points decide when training ends
@@ -212,7 +213,7 @@ def features_payload(config: ExperimentConfig, sources: Sources, align: str | No
 def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | None, curate: str) -> Payload:
     """Stage 2: the adapter, its training settings, seed and engine."""
     section = plain(config.train)
-    left_out = ("name", "align", "default_lr", "checkpoint", "workers", "deterministic", "guards")
+    left_out = ("name", "align", "default_lr", "checkpoint", "workers", "deterministic", "guards", "profile")
     for key in (*left_out, *CACHES, *_HOW_IT_RUNS, "gradient_statistics_every"):
         section.pop(key)
     section.pop("auto_micro_batch")

@@ -159,6 +159,11 @@ class StudyBooks:
         trials = self.study.get_trials(deepcopy=False)
         return {int(trial.user_attrs[AGAIN_FOR]) for trial in trials if AGAIN_FOR in trial.user_attrs}
 
+    def counted(self) -> list[Entry]:
+        """The trials that the sweep has: without those that were refused, or that another one repeats."""
+        repeated = self.repeated()
+        return [entry for entry in self.entries() if entry.is_counted and entry.number not in repeated]
+
     def best(self, entries: Sequence[Entry]) -> Entry | None:
         """The completed, feasible trial with the best value (of the first objective); of equal ones the first."""
         sign = -1.0 if self.directions[0] is Direction.maximize else 1.0

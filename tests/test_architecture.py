@@ -32,16 +32,18 @@ ROOMS: dict[str, set[str]] = {
     "search": {"config", "store", "record"},
     "doctor": {"config", "store", "record"},
     "plan": {"config", "model", "store"},
+    "monitor": {"config", "store", "record"},
+    "alerts": {"config", "store", "record", "compare", "doctor", "monitor"},
     "volcano": {"config", "store", "record"},
     "slurm": {"config", "store", "record", "bootstrap"},
 }
 # Folders of the package's faces.
-FACES = {"packed", "verbs", "warm"}
+FACES = {"campaign", "packed", "verbs", "warm"}
 # Nouns that belong to every room.
 COMMON = {"errors", "signals"}
 HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "accelerate", "optuna", "submitit", "ray")
 # Rooms in which nothing at all may import torch.
-WITHOUT_TORCH = ("config", "errors.py", "store", "compare", "doctor")
+WITHOUT_TORCH = ("config", "errors.py", "store", "compare", "doctor", "monitor", "alerts")
 
 
 def sources(*folders: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -93,7 +94,9 @@ def _deepspeed(model: Any, trained: list[Any], optimizer: Any, schedule: Any, tr
     stage = int(trial["engine"].rpartition("_")[2])
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ[name] = str(value)
-    os.environ["MASTER_PORT"] = str(trial["port"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
     settings = {
         "train_micro_batch_size_per_gpu": trial["batch"],
         "gradient_clipping": 1.0,

@@ -24,6 +24,9 @@ def execution_faults(config: ExperimentConfig) -> Iterator[str]:
             f"model.gradient_checkpointing={blocks!r}; allowed are true, false, auto, or a number of blocks of the "
             "LLM, 0 or above"
         )
+    profile = train.profile
+    if not (isinstance(profile, bool) or (isinstance(profile, int) and 1 <= profile <= 50)):
+        yield f"train.profile={profile!r}; allowed are true, false, or a number of steps from 1 to 50"
     if train.padding_free:
         if model.family is ModelFamily.hf:
             yield "train.padding_free=true is for MGM; with model=hf the model's own processor pads: drop it"

@@ -1,4 +1,4 @@
-"""What surrounds a run without changing its result: places, processes, tracker, plan."""
+"""What surrounds a run without changing its result: places, processes, tracker, plan, monitoring."""
 
 from __future__ import annotations
 
@@ -84,3 +84,62 @@ class PlanConfig:
     prices: Any = None
     # GiB of main memory for all processes of a machine: a run that needs more does not fit. null: not judged.
     host_memory_gib: float | None = None
+
+
+@dataclass
+class MonitorLimitsConfig:
+    """When a rule of monitoring holds, in Prometheus and in the run itself. Lower limits tell sooner, and more often.
+
+    Shares are in 0..1, times in seconds.
+    """
+
+    # A gradient norm of so many times the median of the steps before it is a spike; so is such a loss.
+    grad_norm_factor: float = 10.0
+    loss_factor: float = 3.0
+    # Share of a GPU's memory in use, for memory_s.
+    memory_share: float = 0.9
+    memory_s: float = 60.0
+    # Training is stalled when it gives no sign for so long, and for so many times its median step.
+    stalled_s: float = 300.0
+    stalled_steps: float = 10.0
+    # So long without an answer of the run's process, or without its sign in a text file.
+    down_s: float = 60.0
+    # Free space that is too little; and space that ends within so many hours, where less than a fifth is left.
+    disk_free_gib: float = 10.0
+    disk_hours: float = 4.0
+    # Tokens a second, as a share of their median; use of a GPU while something trains.
+    throughput_share: float = 0.5
+    idle_share: float = 0.1
+    # What "now" means for throughput, use of a GPU and losses that are no number; what it is compared with.
+    recent_s: float = 300.0
+    history_s: float = 3600.0
+
+
+@dataclass
+class MonitorConfig:
+    """What a run says of its machine and of itself while it runs. No stage depends on it."""
+
+    # Seconds between two samples of GPUs, processors, memory, disks and network (system.jsonl). null: none are taken.
+    every_s: float | None = 10.0
+    # Where Prometheus finds the run's numbers over HTTP: this port, or the next free one. null: nowhere.
+    prometheus_port: int | None = None
+    # Address that is listened on. 127.0.0.1: this machine alone; 0.0.0.0: everybody who reaches it can read them.
+    prometheus_host: str = "127.0.0.1"
+    # Folder for a text file with the same numbers, for node_exporter where no port may be opened. null: none.
+    textfile: str | None = None
+    limits: MonitorLimitsConfig = field(default_factory=MonitorLimitsConfig)
+
+
+@dataclass
+class AlertsConfig:
+    """Messages to people while a run or a sweep goes on and when it ends; monitor.limits says when. No stage depends
+    on it."""
+
+    # Where they go, as apprise writes addresses: mail, Slack, DingTalk, Feishu, WeCom, a webhook, ... Keys are named as
+    # variables of the environment ('slack://$A/$B/$C'); one that is written out is refused.
+    urls: list[str] = field(default_factory=list)
+    # At most one message of a kind in so many minutes, for a run or for all trials of a sweep together; so often what
+    # still holds is said again. Less tells more often.
+    every_minutes: float = 30.0
+    # Also tell how a run ends well, and a sweep: winner, difference and how sure, path of the report.
+    on_finish: bool = False

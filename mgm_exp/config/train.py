@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -217,6 +218,9 @@ class TrainConfig:
     auto_micro_batch: bool = False
     # Optimizer steps between two records of each layer's gradient (event rows): costs a pass over it. null: none.
     gradient_statistics_every: int | None = None
+    # Steps that are recorded with PyTorch's profiler after the first ones: a trace, and where the time went in words.
+    # true: 2. They take some times longer, and megabytes. The same bits. A stage that is reused has none.
+    profile: Any = False  # true, false or 1 to 50: OmegaConf cannot merge such a union
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -27,6 +27,9 @@ MARKS = ("result.json", "manifest.json", "config.yaml", "metrics.jsonl", "log.tx
 # What the run itself says of its end is its error, of which nothing is a mere remark.
 ERROR = "result.json"
 TEXT = "the text"
+# What train.profile leaves: where the time of a step goes.
+PROFILE = "profile/profile.json"
+PROFILE_WORDS = {"data": "waiting for data", "llm": "the LLM", "communication": "the exchange between processes"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,11 @@ def case_of_run(folder: Path, *, quick: bool = False, error: Mapping[str, Any] |
         for fact in part
     }
     rows = reader.rows("metrics.jsonl", QUICK_METRICS_BYTES if quick else METRICS_BYTES)
-    stages = {stage: {fact.name: fact for fact in curve_facts(rows, stage)} for stage in stages_of(rows)}
+    profiles = _profile_facts(reader.mapping(PROFILE))
+    stages = {
+        stage: {fact.name: fact for fact in (*curve_facts(rows, stage), *profiles.get(stage, ()))}
+        for stage in dict.fromkeys([*stages_of(rows), *profiles])
+    }
     sizes = (QUICK_HEAD, QUICK_TAIL) if quick else (HEAD_BYTES, TAIL_BYTES)
     return Case(
         name=str(folder),
@@ -231,6 +238,29 @@ def _data_facts(data: Mapping[str, Any]) -> Iterator[Fact]:
         if isinstance(words, (int, float)):
             told = f"{stage}: its texts have {words:.1f} words on average"
             yield Fact(f"data.{stage}_words_mean", float(words), "data.json", told)
+
+
+def _profile_facts(profile: Mapping[str, Any]) -> dict[str, list[Fact]]:
+    """``profile.<part>_share`` and ``profile.device_busy`` of each stage that was recorded."""
+    stages = profile.get("stages")
+    found: dict[str, list[Fact]] = {}
+    for stage, part in stages.items() if isinstance(stages, Mapping) else ():
+        if not isinstance(part, Mapping):
+            continue
+        shares, busy = part.get("shares"), part.get("device_busy")
+        facts = [
+            Fact(f"profile.{name}_share", float(share), PROFILE, f"{stage}: {share:.0%} of a step is {_in_step(name)}")
+            for name, share in (shares.items() if isinstance(shares, Mapping) else ())
+            if isinstance(share, (int, float)) and 0 <= share <= 1
+        ]
+        if isinstance(busy, (int, float)) and 0 <= busy <= 1:
+            facts.append(Fact("profile.device_busy", float(busy), PROFILE, f"{stage}: the GPU is busy for {busy:.0%}"))
+        found[str(stage)[:40]] = facts
+    return found
+
+
+def _in_step(name: str) -> str:
+    return PROFILE_WORDS.get(name, str(name)[:40])
 
 
 def _quarantine_facts(rows: list[Row]) -> Iterator[Fact]:

@@ -1,7 +1,7 @@
 """From a case to its most likely causes: what fits is found, weighed, and ordered by what follows from what.
 
 Looked at in the order in which a colleague would: what the run said of its end, its logs and what the machine has left;
-then curves and data. What to run next, for a profile, is only said.
+then curves and data; then the profile, where there is one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ LEAST = 0.3
 # What follows from something stands behind it only if that is so sure.
 LEAST_CAUSE = 0.5
 LIKELY, CERTAIN = 0.7, 0.88
-_GOOD_ENDS = ("completed", "pruned")
+# A run that waits at its rung has not ended; nothing is wrong with it.
+_GOOD_ENDS = ("completed", "pruned", "paused")
 
 
 @dataclass(frozen=True)

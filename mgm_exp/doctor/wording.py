@@ -83,6 +83,8 @@ def _next_layer(diagnosis: Diagnosis) -> Iterator[str]:
     if groups & {"memory", "deepspeed", "processes", "versions", "unknown"}:
         yield "   profile   one process, no loaders (devices=1 train.workers=0) with CUDA_LAUNCH_BLOCKING=1, and"
         yield "             NCCL_DEBUG=INFO on several; mgm-exp plan RUN_OVERRIDES --explain says where memory goes"
+    if groups & {"memory", "data", "model", "processes"}:
+        yield f"   time      mgm-exp replay {run} --profile {run}/profile records where the time of a step goes"
     yield "   words     mgm-exp doctor --search WORD looks through everything that is known"
 
 

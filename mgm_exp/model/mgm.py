@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -47,6 +48,9 @@ from mgm_exp.model.merge import plan_merge
 from mgm_exp.model.mining import ConnectorLinear, mine, projection, shrunk
 from mgm_exp.model.native_mining import mine_native
 from mgm_exp.model.padding_free import in_one_row
+
+# What a profile calls the towers, mining and the projector (`mgm_exp.train.profile`).
+VISION_RANGE = "mgm_exp::vision"
 
 
 class MGMModel(PreTrainedModel):
@@ -311,11 +315,13 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ModelError: images and placeholders do not match.
         """
         if seen:
-            visual_tokens = tokens_of(self.model, seen, images, images_aux)
+            with record_function(VISION_RANGE):
+                visual_tokens = tokens_of(self.model, seen, images, images_aux)
         elif visual_tokens is None and images is not None:
             if images_aux is None:
                 raise ModelError("images were given without images_aux: MGM needs both resolutions of each image.")
-            visual_tokens = self.model.encode_images(images, images_aux)
+            with record_function(VISION_RANGE):
+                visual_tokens = self.model.encode_images(images, images_aux)
         safe_ids = input_ids.masked_fill(input_ids == IMAGE_TOKEN_INDEX, 0)
         text = self.model.embed_tokens(safe_ids).flatten(0, 1)  # (B*T, D), scaled by Gemma's embed_tokens itself
         sources = [text]

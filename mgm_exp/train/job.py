@@ -31,6 +31,7 @@ class TrainJob:
         visual_tokens: Folder of cached visual tokens; None: images are encoded in every step.
         work: Folder that survives an interruption: ``checkpoints/``, ``metrics.jsonl``, ``out/``.
         demo: Folder of the generated demo data, for validation on its questions; None: not needed.
+        profile: Folder that ``train.profile`` writes to; None: nothing is recorded.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class TrainJob:
     visual_tokens: Path | None
     work: Path
     demo: Path | None = None
+    profile: Path | None = None
 
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
@@ -70,7 +72,7 @@ class TrainJob:
     @classmethod
     def from_json(cls, text: str) -> TrainJob:
         values = json.loads(text)
-        for key in ("records", "image_root", "connector", "visual_tokens", "work", "demo"):
+        for key in ("records", "image_root", "connector", "visual_tokens", "work", "demo", "profile"):
             values[key] = Path(values[key]) if values[key] is not None else None
         return cls(**values)
 

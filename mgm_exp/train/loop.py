@@ -25,6 +25,7 @@ from mgm_exp.train.memory import MemoryGrowth, PeakMemory, write_summary
 from mgm_exp.train.metrics_file import MetricsFile, read_rows
 from mgm_exp.train.micro_batch import summary_path
 from mgm_exp.train.outputs import write_outputs
+from mgm_exp.train.profile import StepProfiler, part
 from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.recovery import ROLLBACK, ends, failure_of, roll_back
 from mgm_exp.train.rows import facts_of, step_row
@@ -32,6 +33,7 @@ from mgm_exp.train.schedule import cosine_with_warmup, warmup_steps
 from mgm_exp.train.step import Launched, Outcome, Passes, alone, take_step
 from mgm_exp.train.stop import StopRequest
 from mgm_exp.train.tf32 import tf32
+from mgm_exp.train.time_shares import DATA
 from mgm_exp.train.validation import VALIDATION, EarlyStopping, Validation
 from mgm_exp.train.vitals import Vitals, gradient_statistics
 
@@ -68,10 +70,11 @@ def training(
     Args:
         make: Puts the stage together; None: as for one that trains alone.
     """
-    run = _Run(job, ranks, listener, stop, make or assemble)
+    run = _Run(job, ranks, listener, stop, make)
     try:
         return (yield from run.train())
     finally:
+        run.profiler.discard()
         run.saver.close()
 
 
@@ -82,11 +85,13 @@ class _Run:
     at once where something depends on it (a checkpoint, a validation point, a policy that changes the next step).
     """
 
-    def __init__(self, job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest, make: Assemble) -> None:
+    def __init__(
+        self, job: TrainJob, ranks: Ranks, listener: Listener, stop: StopRequest, make: Assemble | None
+    ) -> None:
         self.job, self.ranks, self.listener, self.stop = job, ranks, listener, stop
         self.memory = PeakMemory(ranks.device)
         self.metrics = MetricsFile(job.metrics)
-        self.stage = stage = make(job, ranks, listener.say, listener.on_progress, stop.is_requested)
+        self.stage = stage = (make or assemble)(job, ranks, listener.say, listener.on_progress, stop.is_requested)
         self.progress = self._resumed()
         config = stage.config.train
         self.guards = Guards(config.guards, self.progress.guards)
@@ -112,6 +117,8 @@ class _Run:
         self.is_looked_at = self.can_move = False
         self.reads_late = stage.engine.reads_late and not self.guards.changes_later_steps
         self.read_at = 0.0
+        to_go = stage.n_steps - self.progress.step
+        self.profiler = StepProfiler(job, stage, ranks, steps_to_go=to_go, is_alone=make is None, say=listener.say)
 
     def train(self) -> Passes[StageSummary]:
         """Steps, and what lies between them: validation points, checkpoints, roll-backs."""
@@ -139,6 +146,7 @@ class _Run:
 
     def _end(self) -> StageSummary:
         job, progress, n_steps = self.job, self.progress, self.stage.n_steps
+        self.profiler.close()
         if self.check and (progress.step == n_steps or self.early.is_over):
             progress.verified = _note_check(job, self.check, progress, self.listener)
         if self.clock.last_step != progress.step:
@@ -171,6 +179,7 @@ class _Run:
     def _launch(self) -> Passes[None]:
         """Hands the next step to the device."""
         stage, ranks, guards = self.stage, self.ranks, self.guards
+        self.profiler.step()
         step = self.progress.step + len(self.launched)
         lr_factor = cosine_with_warmup(step, self.warmup, stage.n_steps) * guards.lr_factor
         self.can_move = lr_factor > 0
@@ -179,7 +188,8 @@ class _Run:
         ranks.marks.step = step
         batch = step + guards.batches_skipped
         asked = time.perf_counter()
-        micro_batches = next(self.steps)
+        with part(DATA):
+            micro_batches = next(self.steps)
         waited = time.perf_counter() - asked
         self.is_looked_at = self.vitals.is_due(self.progress.updates + len(self.launched))
         try:

@@ -27,7 +27,9 @@ from mgm_exp.train.engine import Engine, Update
 from mgm_exp.train.guards import Limits
 from mgm_exp.train.job import StageSettings, derived_seed
 from mgm_exp.train.optimizer import learning_rates
+from mgm_exp.train.profile import part
 from mgm_exp.train.ranks import Ranks
+from mgm_exp.train.time_shares import COMMUNICATION, DATA, LLM, OPTIMIZER
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,10 @@ class Pass:
 
     def take(self) -> Tensor:
         """Takes it, by itself."""
-        batch = self.micro.on(self.engine.ranks.device)
-        return self.engine.accumulate(batch, self.normalizer, last=self.last)
+        with part(DATA):
+            batch = self.micro.on(self.engine.ranks.device)
+        with part(LLM):  # but for what the model marks as vision
+            return self.engine.accumulate(batch, self.normalizer, last=self.last)
 
 
 T = TypeVar("T")
@@ -214,17 +218,17 @@ def take_step(
         TrainingFailed: The processes are not at the same step of the same data.
     """
     started = time.perf_counter()
-    totals = ranks.gather(
-        [
-            sum(micro.supervised for micro in micro_batches),
-            sum(micro.supervised > 0 for micro in micro_batches),
-            sum(micro.tokens for micro in micro_batches),
-            sum(micro.samples for micro in micro_batches),
-            sum(micro.images for micro in micro_batches),
-            step,
-            fingerprint,
-        ]
-    )
+    counted = [
+        sum(micro.supervised for micro in micro_batches),
+        sum(micro.supervised > 0 for micro in micro_batches),
+        sum(micro.tokens for micro in micro_batches),
+        sum(micro.samples for micro in micro_batches),
+        sum(micro.images for micro in micro_batches),
+        step,
+        fingerprint,
+    ]
+    with part(COMMUNICATION):
+        totals = ranks.gather(counted)
     *counts, steps, fingerprints = zip(*totals, strict=True)
     check_agreement(steps, fingerprints)
     supervised, learning, tokens, samples, images = (int(sum(column)) for column in counts)
@@ -242,7 +246,8 @@ def take_step(
         if before_update is not None:
             before_update()
         loss = None if limits is None else ranks.table(total[None])[:, 0].sum()
-        update = engine.update(lr_factor, limits, loss)
+        with part(OPTIMIZER):
+            update = engine.update(lr_factor, limits, loss)
         table = ranks.table(_numbers(total, update, mining))
     return Launched(
         ranks=ranks,

@@ -33,6 +33,7 @@ def run(arguments: list[str]) -> int:
             start=options.start,
             only=options.stage,
             threads=options.threads,
+            profile=options.profile.expanduser().resolve() if options.profile else None,
             tell=on_progress,
             say=_say,
         ).run()
@@ -82,6 +83,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--stage", choices=("align", "instruct"), help="only this stage (default: both)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: as many as the run had)")
     parser.add_argument("--scratch", metavar="DIR", help="where to work (default: the system's temporary folder)")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="DIR",
+        help="record steps with PyTorch's profiler there (RUN/profile: mgm-exp doctor RUN reads it)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     parser.add_argument(
         "overrides",

@@ -62,7 +62,9 @@ def write_run(
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     result = {"schema_version": 1, "status": status, "metrics": {}, "error": None}
     for name, content in {"result": result, "manifest": {}, **files}.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+        path = folder / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
     tree = {"train": {"precision": "bf16", "workers": 4, "micro_batch_size": 4}, **(config or {})}
     (folder / "config.yaml").write_text(json.dumps(tree))
     return folder
@@ -74,6 +76,11 @@ def event(step: int, name: str, detail: str = "", **facts: Any) -> dict[str, Any
 
 def _with(found: Rows, *events: dict[str, Any]) -> Rows:
     return found + list(events)
+
+
+def _profile(busy: float | None = None, **shares: float) -> dict[str, Any]:
+    """What ``train.profile`` leaves."""
+    return {"profile/profile": {"stages": {"instruct": {"steps": 2, "shares": shares, "device_busy": busy}}}}
 
 
 def _at(steps: Sequence[int], factor: float) -> Callable[[int], float]:
@@ -128,6 +135,23 @@ FAULTY: dict[str, Callable[[], tuple[Rows, dict[str, Any]]]] = {
     ),
     "throughput-falls": lambda: (rows(200, falling, tokens_per_s=lambda step: 1000.0 if step < 120 else 410.0), {}),
     "loading-stalls": lambda: (rows(200, falling, tokens_per_s=lambda step: 90.0 if step % 20 == 0 else 1000.0), {}),
+    "profile-waits-for-data": lambda: (rows(60, falling), _profile(data=0.62, llm=0.2, vision=0.1)),
+    "profile-vision-repeated": lambda: (
+        rows(60, falling),
+        {
+            **_profile(data=0.02, vision=0.48, llm=0.4),
+            "config": {
+                "model": {"family": "mgm"},
+                "train": {
+                    "feature_cache": "none",
+                    "optimize_vision_tower": False,
+                    "optimize_vision_tower_aux": False,
+                },
+            },
+        },
+    ),
+    "profile-device-idle": lambda: (rows(60, falling), _profile(busy=0.31, data=0.03, vision=0.1, llm=0.2)),
+    "profile-exchange-dominates": lambda: (rows(60, falling), _profile(busy=0.95, communication=0.44, llm=0.4)),
     "overfits": lambda: (_with(rows(80, falling), *_validation((0.40, 0.52, 0.55, 0.51, 0.47))), {}),
     "validation-does-not-move": lambda: (_with(rows(80, falling), *_validation((0.0, 0.0, 0.0, 0.0))), {}),
     "most-rows-left-out": lambda: (
@@ -152,6 +176,7 @@ HEALTHY: dict[str, Callable[[], tuple[Rows, dict[str, Any]]]] = {
         rows(200, falling, tokens_per_s=lambda s: 1000.0 * (0.7 + 0.6 * ((s * 7919) % 13) / 13)),
         {},
     ),
+    "profiled": lambda: (rows(60, falling), _profile(busy=0.93, data=0.04, vision=0.2, llm=0.6, optimizer=0.05)),
     "resumed": lambda: (_with(rows(200, falling), event(100, "resumed")), {}),
 }
 

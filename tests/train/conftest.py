@@ -90,6 +90,7 @@ def experiment(
     statistics_every: int | None = None,
     auto_micro_batch: bool = False,
     background: bool = False,
+    profile: Any = False,
 ) -> ExperimentConfig:
     return ExperimentConfig(
         model=ModelConfig("golden", str(MGM / "model"), attn_implementation=Attention.sdpa),
@@ -115,6 +116,7 @@ def experiment(
             workers=workers,
             guards=guards or GuardsConfig(),
             gradient_statistics_every=statistics_every,
+            profile=profile,
             auto_micro_batch=auto_micro_batch,
             checkpoint=CheckpointConfig(every_steps, None, keep, background=background),
         ),
