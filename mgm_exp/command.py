@@ -40,14 +40,16 @@ class Job:
         task: With the signature of ``run_experiment``, the default.
         command: The command line, for the manifest.
         program: The command line, without overrides, that runs one experiment with this task; empty: there is none.
+        config: What the tree is, where it was checked already.
     """
 
     task: Task | None = None
     command: tuple[str, ...] = ()
     program: tuple[str, ...] = ()
+    config: ExperimentConfig | None = None
 
     def __call__(self, tree: DictConfig) -> Outcome:
-        return job(tree, task=self.task, command=self.command)
+        return job(tree, task=self.task, command=self.command, config=self.config)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def run_once(
             else:
                 arguments.append(f"hydra.run.dir={quoted(str(folder))}")
             try:
-                return _one_job(hydra, arguments, Job(task, tuple(command)))
+                return _one_job(hydra, arguments, Job(task, tuple(command), config=config))
             except LeaseHeld:
                 if wanted:
                     raise
@@ -189,7 +191,13 @@ def run_sweep(
     return dict(result)
 
 
-def job(tree: DictConfig, *, task: Task | None = None, command: Sequence[str] = ()) -> Outcome:
+def job(
+    tree: DictConfig,
+    *,
+    task: Task | None = None,
+    command: Sequence[str] = (),
+    config: ExperimentConfig | None = None,
+) -> Outcome:
     """What Hydra calls for a run or a trial, in its folder, possibly in another process."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -198,7 +206,7 @@ def job(tree: DictConfig, *, task: Task | None = None, command: Sequence[str] = 
     hydra = HydraConfig.get()
     overrides = [item for item in hydra.overrides.task if item.partition("=")[0].lstrip("+") not in _OWN_KEYS]
     try:
-        config = checked(tree, overrides)
+        config = config or checked(tree, overrides)
         result = (task or _run_experiment)(
             config,
             Path(hydra.runtime.output_dir),

@@ -128,10 +128,11 @@ def parse(overrides: Sequence[str], config_loader: Any = None) -> list[Override]
     Raises:
         ConfigError: one of them is not of Hydra's grammar.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create(config_loader=config_loader)
+    from mgm_exp.config_loader import RememberingParser
+
+    parser = RememberingParser.create(config_loader=config_loader)
     try:
         return parser.parse_overrides(bootstrap.quote_numeric_choices(overrides))
     except HydraException as error:

@@ -15,11 +15,15 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 # Merged trees that are kept: choices of files, not cells.
 _KEPT = 32
+# Overrides that are kept as they were parsed: a cell has some dozens, most of them those of all cells.
+_KEPT_TEXTS = 1024
+_PARSED: dict[tuple[str, str], Any] = {}
 # What loaders of this process share, where they do: files, and merged trees.
 _SHARED: list[tuple[dict[Any, dict[str, Any]], dict[Any, DictConfig]]] = []
 
@@ -28,6 +32,18 @@ def keep_files() -> None:
     """From now on, all loaders of this process share what they read: a worker composes one run after another."""
     if not _SHARED:
         _SHARED.append(({}, {}))
+
+
+class RememberingParser(OverridesParser):
+    """Hydra's parser of overrides, which takes milliseconds for each: a text that was parsed is not parsed again."""
+
+    def parse_rule(self, s: str, rule_name: str) -> Any:
+        parsed = _PARSED.get((s, rule_name))
+        if parsed is None:
+            parsed = _PARSED[s, rule_name] = super().parse_rule(s, rule_name)
+            while len(_PARSED) > _KEPT_TEXTS:
+                del _PARSED[next(iter(_PARSED))]
+        return copy.deepcopy(parsed)  # a caller may note its loader in it, and gets values that nobody else has
 
 
 class RememberingLoader(ConfigLoaderImpl):
@@ -61,7 +77,10 @@ class RememberingLoader(ConfigLoaderImpl):
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
     ) -> tuple[list[Any], CachingConfigRepository]:
-        parsed, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        parsed = RememberingParser.create().parse_overrides(overrides)
+        repository = CachingConfigRepository(self.repository)
+        repository.cache = self._files.setdefault(_places(repository), repository.cache)
+        self._process_config_searchpath(config_name, parsed, repository)
         repository.cache = self._files.setdefault(_places(repository), repository.cache)
         return parsed, repository
 

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgm_exp.alerts import check_alerts
 from mgm_exp.capacity import refuse_what_does_not_fit
 from mgm_exp.config import (
     LEFT_OUT,
@@ -30,6 +31,7 @@ from mgm_exp.kernels import attention_of, check_attention, check_kernels
 from mgm_exp.model.backbones import backbone_of_type
 from mgm_exp.model.execution import has_liger
 from mgm_exp.model.known import KNOWN
+from mgm_exp.monitor import check_monitor
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256, fingerprint, read_json
 
@@ -65,11 +67,14 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         UserError: naming what is missing, what was looked for, and what to do.
     """
     device = resolve_device(config.device, config.devices)
+    check_monitor(config.monitor)
+    check_alerts(config.alerts)
     _check_recipe(config)
     folder = model_folder(config)  # before the benchmarks: who has no model has to download it first
     if not is_data_only:
         _check_packages(config, device)
         _check_precision(config, device)
+        _check_padding_free(config, folder, device)
         _check_benchmarks(config)
     of_family = _check_family(config, folder)
     data = config.data
@@ -95,7 +100,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         notes += [memory] if memory else []
     return Preflight(
         sources=Sources(
-            model=_model_fingerprint(config, folder),
+            model=model_fingerprint(config, folder),
             align=_data_fingerprint(own.get("align")),
             instruct=_data_fingerprint(own.get("instruct")),
             captioner=captioner,
@@ -130,7 +135,7 @@ def check_scoring(config: ExperimentConfig, *, base: str | None = None) -> Prefl
     folder = TINY if base is not None else model_folder(config)
     return Preflight(
         sources=Sources(
-            model=base or _model_fingerprint(config, folder),
+            model=base or model_fingerprint(config, folder),
             align=None,
             instruct=None,
             captioner=None,
@@ -256,6 +261,19 @@ def _check_precision(config: ExperimentConfig, device: str) -> None:
         )
 
 
+def _check_padding_free(config: ExperimentConfig, folder: Path, device: str) -> None:
+    """Of the attentions that know where sequences begin, only the package flash-attn has dropout."""
+    if not config.train.padding_free or attention_of(config, device) != "sdpa":
+        return
+    dropout = read_json(folder / "config.json").get("attention_dropout")
+    if dropout:
+        raise ConfigError(
+            f"train.padding_free=true was given, and {folder / 'config.json'} has attention_dropout={dropout}: sdpa "
+            "has no dropout for several sequences in one row.",
+            advice="Use train.padding_free=false, or model.attn_implementation=flash_attention_2.",
+        )
+
+
 def asked_benchmarks(config: ExperimentConfig) -> set[str]:
     """The benchmarks whose questions are needed: at the end, and at validation points."""
     validation = config.train.validation
@@ -275,7 +293,7 @@ def _check_benchmarks(config: ExperimentConfig) -> None:
                 _ = variant.questions
 
 
-def _model_fingerprint(config: ExperimentConfig, folder: Path) -> str:
+def model_fingerprint(config: ExperimentConfig, folder: Path) -> str:
     """Hash of the checkpoint folder and of the towers given beside it (files that a loader may read, no others)."""
     folders = [folder]
     for key in ("vision_tower", "vision_tower_aux"):

@@ -1,7 +1,7 @@
 """Checks many images in several processes: every one is decoded once, and its verdict kept.
 
     with ImageChecks(root, max_megapixels=50, workers=2) as checks:
-        checks.begin(["a.jpg", "b.jpg"])        # starts; returns at once
+        checks.begin(["a.jpg", "b.jpg"])        # starts; returns within a second
         verdict = checks.verdict("a.jpg")       # waits for it
 
 Verdicts do not depend on the number of processes.
@@ -10,6 +10,7 @@ Verdicts do not depend on the number of processes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,8 @@ from mgm_exp.errors import DataError
 from mgm_exp.store import spawned_pool, usable_cores
 
 _PACK = 16  # images that one message to a process carries
-_FEW = 64  # so many are checked before it is worth starting processes
+_FEW = 64  # so many are checked before it is worth starting processes,
+_SOON_S = 1.0  # and as many as take so long: starting two takes as much
 
 
 class Verdict(NamedTuple):
@@ -58,13 +60,14 @@ class ImageChecks:
     Args:
         root: Image root.
         max_megapixels: Most pixels of one image, in millions.
-        workers: Processes; None: all usable cores, two at least. 0: in this process.
+        workers: Processes; None: all usable cores, two at least, if there is work for them. 0: in this process.
     """
 
     def __init__(self, root: Path | str, max_megapixels: float, workers: int | None = None) -> None:
         self.root = os.path.realpath(root)
         self.max_megapixels = max_megapixels
         self.workers = max(2, usable_cores()) if workers is None else workers
+        self._left_s = _SOON_S if workers is None else 0.0
         self._verdicts: dict[str, Verdict] = {}
         self._waiting: dict[str, tuple[Future[list[Verdict]], int]] = {}
         self._pool: ProcessPoolExecutor | None = None
@@ -84,11 +87,17 @@ class ImageChecks:
     def begin(self, images: Iterable[str]) -> None:
         """Starts checking the images that are not known yet."""
         new = [i for i in dict.fromkeys(images) if i not in self._verdicts and i not in self._waiting]
-        if self._pool is None and (self.workers < 2 or len(new) + len(self._verdicts) <= _FEW):
-            for image in new:
-                self._verdicts[image] = _check(self.root, image, self.max_megapixels)
-            return
         if self._pool is None:
+            are_few = self.workers < 2 or len(new) + len(self._verdicts) <= _FEW
+            done = 0
+            while done < len(new) and (are_few or self._left_s > 0):
+                began, image = time.perf_counter(), new[done]
+                self._verdicts[image] = _check(self.root, image, self.max_megapixels)
+                self._left_s -= time.perf_counter() - began
+                done += 1
+            new = new[done:]
+            if not new:
+                return
             self._pool = spawned_pool(self.workers)
         for start in range(0, len(new), _PACK):
             pack = new[start : start + _PACK]

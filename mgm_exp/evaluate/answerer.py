@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mgm_exp.evaluate.greedy import greedy
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -60,11 +61,15 @@ def asking(answerer: Answerer, max_new_tokens: int) -> Callable[[Sequence[Asked]
 
 
 class MgmAnswerer:
-    """An MGM, with or without a PEFT adapter, and its processor; see :class:`Answerer`."""
+    """An MGM, with or without a PEFT adapter, and its processor; see :class:`Answerer`.
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    Args:
+        half: The type that is computed in under autocast; None: there is no autocast.
+    """
+
+    def __init__(self, model: Any, processor: Any, half: torch.dtype | None = None) -> None:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.processor = processor
+        self.processor, self._half = processor, half
 
     @cached_property
     def eyes(self) -> str:
@@ -102,13 +107,13 @@ class MgmAnswerer:
         """What decides on the bits of an image's features."""
         from mgm_exp.model.eyes import eyes_of
 
-        return eyes_of(self.model, tier, self.processor.settings, batch=batch, half=None)
+        return eyes_of(self.model, tier, self.processor.settings, batch=batch, half=self._half)
 
     def bytes_of(self, tier: str) -> int:
         """Bytes of an image's features, at most."""
         from mgm_exp.model.eyes import bytes_of_image
 
-        return bytes_of_image(self.model, tier, self.processor.settings, None)
+        return bytes_of_image(self.model, tier, self.processor.settings, self._half)
 
     def features(self, tier: str, pixels: Sequence[Pixels]) -> list[dict[str, Tensor]]:
         """What is kept of each image."""
@@ -116,13 +121,12 @@ class MgmAnswerer:
 
         return features_of(self.model.model, tier, *self._stacked(pixels))
 
-    def depends_on_place(self, tier: str, pixels: Sequence[Pixels]) -> bool:
-        """Whether an image's features depend on its place among these."""
+    def depends_on_place(self, tier: str, pixels: Sequence[Pixels], features: Sequence[Mapping[str, Tensor]]) -> bool:
+        """Whether an image's features depend on its place among these; those of the first ones here are given."""
         from mgm_exp.model.features import depends_on_place, features_of
 
-        return depends_on_place(
-            *self._stacked(pixels), lambda low, high: features_of(self.model.model, tier, low, high)
-        )
+        low, high = self._stacked(pixels)
+        return depends_on_place(low, high, lambda *sides: features_of(self.model.model, tier, *sides), features)
 
     def see_features(self, features: Sequence[Mapping[str, Tensor]], detail: Sequence[Tensor]) -> list[Tensor]:
         """As ``see``, from features; ``detail`` are the high resolutions where features are of the low one alone."""

@@ -56,3 +56,17 @@ class Fit:
                 f"{len(part)} {self._what} at a time do not fit into the GPU's memory ({reason}): {self.size} now"
             )
         return done
+
+
+class Whole(Fit):
+    """A number that stays: processes that take turns together must not halve by themselves.
+
+    Args:
+        size: How many are given at most.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, "items")
+
+    def run(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Found]]) -> list[Found]:
+        return list(work(items))

@@ -1,20 +1,29 @@
-"""Questions that are asked again and again while a model trains: scored in memory, nothing is written.
+"""Questions that are asked again and again while a model trains: scored in memory, no answer is written.
 
-Greedy, in the same batches every time. Images are encoded once where the connector is frozen.
+Greedy, in the same batches every time. Images go through the towers in the groups of evaluation, whose bits they get:
+once where the connector is frozen, and not at all where the store has what the towers saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.errors import DataError
+from mgm_exp.evaluate.answerer import MgmAnswerer
+from mgm_exp.evaluate.batches import plan_batches
 from mgm_exp.evaluate.benchmarks import Benchmark, Question
-from mgm_exp.evaluate.generate import answer_batch, plan_batches
+from mgm_exp.evaluate.fitting import Whole
+from mgm_exp.evaluate.sight import GROUP, Shelf, Sight
 from mgm_exp.evaluate.whole_inputs import answers_of, makes_whole_inputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+
+    from mgm_exp.evaluate.kept import Keeper
+
+# What is seen once is needed at every point: there is no limit but the number of questions.
+_ALL = 1 << 62
 
 
 class HeldOut:
@@ -25,12 +34,22 @@ class HeldOut:
         questions: Some of its questions.
         processor: The model's.
         keeps_images: Whether an image's visual tokens stay the same while the model trains.
+        keeper: Of features in the store; None: none are kept there. What it keeps must stay the same, too.
+        half: The type that is computed in under autocast; None: there is no autocast.
 
     Raises:
         DataError: the answers are not public.
     """
 
-    def __init__(self, benchmark: Benchmark, questions: Sequence[Question], processor: Any, keeps_images: bool) -> None:
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        questions: Sequence[Question],
+        processor: Any,
+        keeps_images: bool,
+        keeper: Keeper | None = None,
+        half: torch.dtype | None = None,
+    ) -> None:
         self.benchmark, self.questions, self.processor = benchmark, list(questions), processor
         if not all(question.answers for question in self.questions):
             raise DataError(
@@ -50,7 +69,8 @@ class HeldOut:
             [question.image for question in self.questions],
             benchmark.settings.batch_size,
         )
-        self._kept: dict[str, Tensor] | None = {} if keeps_images else None
+        self._shelf = Shelf(_ALL) if keeps_images else None
+        self._keeper, self._half = keeper, half
 
     def scores(self, model: Any) -> list[float]:
         """The score of each question, in 0..1, in their order. The model's mode is left as it was.
@@ -65,37 +85,28 @@ class HeldOut:
         model.eval()
         try:
             with torch.no_grad():
-                for batch in self._batches:
-                    asked = [self.questions[place] for place in batch.questions]
-                    answers = self._answers(model, batch.questions, [question.image for question in asked])
-                    for place, question, answer in zip(batch.questions, asked, answers, strict=True):
-                        found[place] = self.benchmark.score(answer, question)
+                for places, answers in self._answers(model):
+                    for place, answer in zip(places, answers, strict=True):
+                        found[place] = self.benchmark.score(answer, self.questions[place])
         finally:
             for module, was_training in modes:
                 module.training = was_training
         return found
 
-    def _answers(self, model: Any, places: Sequence[int], images: Sequence[str]) -> list[str]:
-        prompts, most = [self._prompts[place] for place in places], self.benchmark.settings.max_new_tokens
+    def _answers(self, model: Any) -> Iterator[tuple[Sequence[int], list[str]]]:
+        """Places of the questions of each batch, and their answers."""
+        batches, most = [batch.questions for batch in self._batches], self.benchmark.settings.max_new_tokens
+        images = [[self.questions[place].image for place in places] for places in batches]
         if self._is_whole:
-            pictures = [self.benchmark.picture(image) for image in images]
-            return answers_of(model, self.processor, prompts, pictures, most)
-        return answer_batch(model, self.processor, prompts, self._tokens(model, images), most)
-
-    def _tokens(self, model: Any, images: Sequence[str]) -> Tensor:
-        """(B, N, hidden): the visual tokens of each question's image."""
-        import torch
-
-        here: dict[str, Tensor] = {} if self._kept is None else self._kept
-        new = [image for image in dict.fromkeys(images) if image not in here]
-        if new:
-            low, high = zip(*(self._pixels(image) for image in new), strict=True)
-            tower = next(model.model.vision_tower.parameters())
-            encoded = model.model.encode_images(
-                torch.stack(low).to(tower.device, tower.dtype), torch.stack(high).to(tower.device, tower.dtype)
-            )
-            here.update(zip(new, encoded.cpu(), strict=True))
-        return torch.stack([here[image] for image in images]).to(model.device)
-
-    def _pixels(self, image: str) -> Any:
-        return self.processor.pixels(self.benchmark.picture(image), "pad")
+            for places, names in zip(batches, images, strict=True):
+                prompts, pictures = [self._prompts[place] for place in places], map(self.benchmark.picture, names)
+                yield places, answers_of(model, self.processor, prompts, list(pictures), most)
+            return
+        answerer = MgmAnswerer(model, self.processor, self._half)
+        kept = None
+        if self._keeper is not None:
+            kept = self._keeper.of(self.benchmark, [answerer], [name for names in images for name in names], GROUP)
+        with Sight([answerer], self.benchmark.picture, images, fit=Whole(GROUP), shelf=self._shelf, kept=kept) as sight:
+            for places, names in zip(batches, images, strict=True):
+                (seen,) = sight.see(names)
+                yield places, answerer.answer([self._prompts[place] for place in places], seen, most)

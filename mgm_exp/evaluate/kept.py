@@ -135,7 +135,7 @@ class KeptSight:
         if missing:
             group = self._filled([pixels(image) for image in missing])
             made = model.features(self.tier, group)[: len(missing)]
-            may_keep = self._may_keep(model, group)
+            may_keep = self._may_keep(model, group, made)
             for image, tensors in zip(missing, made, strict=True):
                 there[image] = tensors
                 if may_keep and size_of(tensors) <= self._room:
@@ -143,11 +143,11 @@ class KeptSight:
                     cache.put([self._names[image]], tensors)
         return [there[image] for image in images]
 
-    def _may_keep(self, model: MgmAnswerer, group: Sequence[Pixels]) -> bool:
+    def _may_keep(self, model: MgmAnswerer, group: Sequence[Pixels], made: Sequence[Features]) -> bool:
         """Not where an image's place in a group changes its bits."""
         if not self._is_checked:
             self._is_checked = True
-            if model.depends_on_place(self.tier, group):
+            if model.depends_on_place(self.tier, group, made):
                 self._room = 0
                 self._say(
                     "evaluation keeps no features (train.feature_cache): this machine's kernels give an image other "

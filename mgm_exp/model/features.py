@@ -131,15 +131,21 @@ def sha256_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def depends_on_place(images: Tensor, images_aux: Tensor, run: Callable[[Tensor, Tensor], Any]) -> bool:
+def depends_on_place(
+    images: Tensor,
+    images_aux: Tensor,
+    run: Callable[[Tensor, Tensor], Any],
+    here: Sequence[Mapping[str, Tensor]] | None = None,
+) -> bool:
     """Whether an image's features have other bits in another place of a batch: then keeping them changes results.
 
     Args:
         images, images_aux: A batch, of which the images differ.
         run: Gives the features of such a batch, one dictionary an image.
+        here: Those of this batch, or of its first images; None: they are made.
     """
-    here = run(images, images_aux)
+    here = run(images, images_aux) if here is None else here
     turned = [tensor.roll(1, 0) for tensor in (images, images_aux)]
     there = run(*turned)
-    there = [*there[1:], there[0]]
+    there = [*there[1:], there[0]][: len(here)]
     return any(not one[name].equal(other[name]) for one, other in zip(here, there, strict=True) for name in one)

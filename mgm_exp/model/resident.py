@@ -5,8 +5,8 @@
 
 Every model is a module of its own whose tensors are those of the base that stays, until somebody wants to write to
 them: :func:`own` gives it copies first. Whoever writes into a base (a stage that trains its tensors, PiSSA, a connector
-that is put in) calls it. That nobody forgot is proved by a checksum of all bytes, before a base is given out again and
-after each run: one that changed is dropped, read anew, and that is said.
+that is put in) calls it. That nobody forgot is proved by a checksum of all bytes, after each run and before a base is
+given out again to a run that had it before: one that changed is dropped, read anew, and that is said.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class _Base:
     checksum: str
     twins: weakref.WeakSet[nn.Module] = field(default_factory=weakref.WeakSet)
     is_used: bool = True
+    # Found to be what it was when the last run ended: nobody has had it since.
+    is_proved: bool = False
 
     @property
     def device(self) -> str:
@@ -97,7 +99,7 @@ def base_of(key: Hashable, seed: int | None, load: Callable[[], Loaded]) -> tupl
         base is None
         or base.loaded.seed not in (None, seed)
         or _changed(base.loaded.stamps)
-        or not _is_intact(key, base)
+        or not (base.is_proved or _is_intact(key, base))
     ):
         _drop(key)
         del base
@@ -109,7 +111,7 @@ def base_of(key: Hashable, seed: int | None, load: Callable[[], Loaded]) -> tupl
         for other in alike[: max(0, len(alike) + 1 - (_KEPT if base.device == "cpu" else 1))]:
             _drop(other)
         _BASES[key] = base
-    base.is_used = True
+    base.is_used, base.is_proved = True, False
     return _twin(base), base.loaded.report
 
 
@@ -150,7 +152,8 @@ def check() -> bool:
         Whether a base has been dropped since this was last asked.
     """
     for key, base in list(_BASES.items()):
-        if _is_intact(key, base) and not base.is_used:
+        base.is_proved = _is_intact(key, base)
+        if base.is_proved and not base.is_used:
             _drop(key)
         base.is_used = False
     has_dropped, _HAS_DROPPED[0] = _HAS_DROPPED[0], False

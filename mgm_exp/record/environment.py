@@ -32,12 +32,18 @@ def collect_environment() -> dict[str, Any]:
     driver's own tool, so that this process takes no memory on them.
     """
     return {
-        "git": git_state(Path(__file__).resolve().parents[2]),
+        "git": dict(_own_git()),
         "packages": dict(_packages()),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "device": this_device(),
     }
+
+
+@functools.cache
+def _own_git() -> dict[str, Any]:
+    """Looked up once a process: what runs is the code that was loaded, whatever is changed meanwhile."""
+    return git_state(Path(__file__).resolve().parents[2])
 
 
 def git_state(root: Path) -> dict[str, Any]:

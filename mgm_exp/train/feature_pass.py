@@ -202,14 +202,16 @@ class _Pass:
 
         return run
 
-    def _check_place(self, run: Callable[[list[Any]], list[dict[str, Tensor]]]) -> Callable[[list[Any]], bool]:
-        """Whether features may be kept, judged by the first group."""
+    def _check_place(
+        self, run: Callable[[list[Any]], list[dict[str, Tensor]]]
+    ) -> Callable[[list[Any], list[dict[str, Tensor]]], bool]:
+        """Whether features may be kept, judged by the first group and its features."""
 
-        def is_independent(pixels: list[Any]) -> bool:
+        def is_independent(pixels: list[Any], made: list[dict[str, Tensor]]) -> bool:
             size = self.settings.micro_batch_size
             filled = [*pixels, *[pixels[-1]] * (size - len(pixels))]
             low, high = (torch.stack(side) for side in zip(*filled, strict=True))
-            return not depends_on_place(low, high, lambda *sides: run(list(zip(*sides, strict=True))))
+            return not depends_on_place(low, high, lambda *sides: run(list(zip(*sides, strict=True))), made)
 
         return is_independent
 
@@ -233,7 +235,7 @@ class _Pass:
             opened = self._open(image)
             return {"square": torch.from_numpy(self.dataset.processor.square(opened, self.dataset.aspect))}, opened.size
 
-        self._fill(cache, "decode images", each, square, lambda squares: squares, lambda squares: True)
+        self._fill(cache, "decode images", each, square, lambda squares: squares, lambda *squares: True)
         found = ImageFeatures(cache, self.names)
         real = [image for image in self.images if image is not None]
         without = found.missing(real)
@@ -253,7 +255,7 @@ class _Pass:
         each: int,
         read: Callable[[Any], Any],
         run: Callable[[list[Any]], list[dict[str, Tensor]]],
-        may_keep: Callable[[list[Any]], bool],
+        may_keep: Callable[[list[Any], list[dict[str, Tensor]]], bool],
     ) -> bool:
         """Makes what is missing and fits, a part on each process; whether the cache may be used."""
         wanted = [image for image in self.images if image is not None or cache.stage == IMAGE_FEATURES]
@@ -274,9 +276,11 @@ class _Pass:
                 for turn in range(turns):
                     if turn < len(groups):
                         group, found = groups[turn], next(pixels)
-                        is_usable = is_usable and (turn > 0 or may_keep([one for one, _ in found]))
+                        pixels_here = [one for one, _ in found]
+                        made = run(pixels_here) if is_usable else []
+                        is_usable = is_usable and (turn > 0 or may_keep(pixels_here, made))
                         if is_usable:
-                            self._keep(cache, group, found, run)
+                            self._keep(cache, group, found, made)
                     self.ranks.marks.works()
                     stops, usable = zip(*self.ranks.gather([float(self.is_stopped()), float(is_usable)]), strict=True)
                     if not all(usable):
@@ -301,8 +305,10 @@ class _Pass:
             self.say(f"{what}: {count:,} images in {seconds:.1f} s; {used:.3g} GB are kept in all")
         return True
 
-    def _keep(self, cache: FeatureCache, group: list[str | None], found: list[Any], run: Callable[..., Any]) -> None:
-        for image, (_, shape), tensors in zip(group, found, run([one for one, _ in found]), strict=True):
+    def _keep(
+        self, cache: FeatureCache, group: list[str | None], found: list[Any], made: list[dict[str, Tensor]]
+    ) -> None:
+        for image, (_, shape), tensors in zip(group, found, made, strict=True):
             names = [BLANK] if image is None else names_of_image(self.sha256s[image], self.dataset.aspect, shape)
             cache.put(names, tensors)
 

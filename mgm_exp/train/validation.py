@@ -16,6 +16,7 @@ from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from mgm_exp.evaluate import Benchmark, HeldOut
+    from mgm_exp.evaluate.kept import Keeper
     from mgm_exp.train.assemble import Stage
 
 # The event of such a row in metrics.jsonl.
@@ -65,13 +66,13 @@ class Validation:
         before = generator_states(ranks.device)
         passes = stage.model.register_forward_pre_hook(lambda *_: ranks.marks.works())
         try:
+            is_half = stage.settings.precision is not Precision.fp32 and not stage.settings.zero_stage
+            half = COMPUTE_DTYPE[stage.settings.precision] if is_half else None
             if self._held_out is None:
                 train = stage.config.train
                 frozen = train.freeze_connector and not trains_towers(train)
-                self._held_out = HeldOut(self.benchmark, mine, stage.processor, keeps_images=frozen)
-            half = stage.settings.precision is not Precision.fp32 and not stage.settings.zero_stage
-            dtype = COMPUTE_DTYPE[stage.settings.precision]
-            with torch.autocast(ranks.device.type, dtype, enabled=half):
+                self._held_out = HeldOut(self.benchmark, mine, stage.processor, frozen, self._keeper(), half)
+            with torch.autocast(ranks.device.type, half, enabled=is_half):
                 scores = self._held_out.scores(stage.model)
         finally:
             passes.remove()
@@ -79,6 +80,13 @@ class Validation:
         parts = [[math.fsum(scores), len(scores)]] if self._is_joint else ranks.gather([math.fsum(scores), len(scores)])
         total, count = (math.fsum(column) for column in zip(*parts, strict=True))
         return total / count
+
+    def _keeper(self) -> Keeper | None:
+        """Of what towers see, where they do not train, and lie in one piece on this process."""
+        from mgm_exp.evaluate.kept import Keeper
+
+        config = self._stage.config
+        return None if trains_towers(config.train) or self._is_joint else Keeper(config)
 
     @property
     def _is_joint(self) -> bool:

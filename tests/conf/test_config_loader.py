@@ -103,3 +103,17 @@ def test_a_key_that_is_not_there_is_named(compose: Any) -> None:
     values["train"]["lrr"] = 1.0
     with pytest.raises((ConfigError, OmegaConfBaseException), match="lrr"):
         from_plain(values)
+
+
+def test_an_override_that_was_parsed_before_belongs_to_who_asks() -> None:
+    from mgm_exp.compose import parse
+
+    first, again = parse(["train={lr: 1, names: [a]}"]), parse(["train={lr: 1, names: [a]}"])
+    assert first[0].value() == again[0].value()
+    first[0].value()["names"].append("b")
+    first[0].package = "elsewhere"
+    (third,) = parse(["train={lr: 1, names: [a]}"])
+    assert third.value() == {"lr": 1, "names": ["a"]} and third.package is None
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            parse(["train.lr=[1"])

@@ -42,6 +42,22 @@ def test_verdicts_do_not_depend_on_the_number_of_processes(many: tuple[Path, lis
     assert len({verdict.sha256 for verdict in alone if verdict.kind is None}) == 108
 
 
+def test_processes_are_started_only_for_what_takes_long(
+    many: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, names = many
+    with ImageChecks(root, 50) as checks:
+        checks.begin(names)
+        assert checks._pool is None and len(checks) == len(names)
+        soon = [checks.verdict(name) for name in names]
+    monkeypatch.setattr("mgm_exp.data.image_checks._SOON_S", 1e-6)
+    monkeypatch.setattr("mgm_exp.data.image_checks.usable_cores", lambda: 2)
+    with ImageChecks(root, 50) as checks:
+        checks.begin(names)
+        assert checks._pool is not None and len(checks) == 1
+        assert [checks.verdict(name) for name in names] == soon
+
+
 def test_an_image_is_checked_once(root: Path) -> None:
     with ImageChecks(root, 50, 0) as checks:
         first = checks.verdict("0.png")

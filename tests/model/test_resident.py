@@ -56,6 +56,20 @@ def test_models_of_one_folder_share_their_tensors_and_nothing_else(folder: Path)
     assert not resident.check() and resident.said() == []
 
 
+def test_bytes_are_summed_once_between_two_owners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[Any] = []
+    real = resident.checksum
+    monkeypatch.setattr(resident, "checksum", lambda model: summed.append(model) or real(model))
+    load_model(folder)
+    load_model(folder)
+    assert len(summed) == 2, "when it was read, and before a run gets it for the second time"
+    resident.check()
+    load_model(folder)
+    assert len(summed) == 3, "after the run; nobody has had it since"
+    load_model(folder)
+    assert len(summed) == 4
+
+
 @pytest.mark.parametrize("what", ["connector", "reset", "adapter", "pissa", "bitfit", "connector is trained"])
 def test_whoever_writes_has_a_copy(what: str, folder: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     resident.let_go()

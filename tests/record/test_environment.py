@@ -37,6 +37,13 @@ def test_the_environment_is_plain_json_with_the_manifests_keys() -> None:
     assert found["device"]["cpu_capability"]
 
 
+def test_git_is_asked_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = collect_environment()["git"]
+    monkeypatch.setattr(environment, "git_state", lambda root: pytest.fail("it is asked again"))
+    again = collect_environment()["git"]
+    assert again == first and again is not first
+
+
 def test_a_clean_checkout_has_no_diff(checkout: Path) -> None:
     state = environment.git_state(checkout)
     assert len(state["commit"]) == 40

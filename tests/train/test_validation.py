@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 import torch
 
 from mgm_exp.config import EarlyStoppingConfig, plain
-from mgm_exp.errors import Pruned
+from mgm_exp.errors import Interrupted, Pruned
 from mgm_exp.train import TrainJob, run_stage
 from mgm_exp.train.metrics_file import read_rows
 from mgm_exp.train.validation import EarlyStopping
+from tests.fault_table import met
 
 from .conftest import IMAGES, MGM, lora
 from .killed import train_until_killed
@@ -61,10 +64,14 @@ def test_validation_changes_no_bit_of_the_training(make_job: MakeJob, settings: 
     assert output_bytes(checked) == output_bytes(plain_job)
 
 
-def test_the_scores_are_those_of_the_evaluation_on_the_same_model(make_job: MakeJob, tmp_path: Path) -> None:
-    from mgm_exp.config import ExperimentConfig
+def test_the_scores_are_those_of_the_evaluation_on_the_same_model(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mgm_exp.config import ExperimentConfig, FeatureTier
     from mgm_exp.evaluate import HeldOut, evaluate, load_benchmark
+    from mgm_exp.evaluate.kept import Keeper
     from mgm_exp.model import load_model, load_processor
+    from mgm_exp.model.clip import ClipTower
     from mgm_exp.train.validation import validation_benchmark
 
     job = validated(make_job())
@@ -93,6 +100,30 @@ def test_the_scores_are_those_of_the_evaluation_on_the_same_model(make_job: Make
         model.train()
         assert held_out.scores(model) == expected == held_out.scores(model)
         assert model.training
+    paths = replace(config.paths, store=str(tmp_path / "store"))
+    for tier in (FeatureTier.clip, FeatureTier.towers, FeatureTier.tokens):
+        keeper = Keeper(replace(config, paths=paths, train=replace(config.train, feature_cache=tier)))
+        for _ in ("made", "taken up"):
+            assert HeldOut(benchmark, benchmark.questions, processor, False, keeper).scores(model) == expected
+            monkeypatch.setattr(ClipTower, "forward", lambda *_: pytest.fail("what is in the store is seen again"))
+        monkeypatch.undo()
+
+
+def test_points_share_what_towers_see_with_other_trials_while_the_connector_trains(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    from mgm_exp.store import Store
+
+    plain_job = validated(make_job(name="plain", steps=3))
+    run_stage(plain_job)
+    for name in ("first", "second"):
+        job = validated(make_job(name=name, steps=3))
+        job.config["paths"]["store"] = str(tmp_path / "store")
+        job.config["train"]["feature_cache"] = "towers"
+        run_stage(job)
+        assert (points(job), losses(job)) == (points(plain_job), losses(plain_job))
+        made = Store(tmp_path / "store").keys("image_features")
+        assert len(made) == 2, "a shard of training's groups and one of evaluation's, once for both trials"
 
 
 def test_a_run_that_is_told_to_stop_is_pruned_with_its_state_saved(make_job: MakeJob) -> None:
@@ -165,21 +196,29 @@ def test_patience_counts_points_without_a_better_score(
 def test_two_processes_agree_and_one_parent_answers(make_job: MakeJob, zero: int) -> None:
     if zero:
         pytest.importorskip("deepspeed")
-    settings: dict[str, Any] = {"steps": 5, "devices": 2, "micro_batch": 2, "zero": zero}
-    job = validated(make_job(name="pruned", **settings), 2, questions=5)
+    settings: dict[str, Any] = {"steps": 5, "micro_batch": 2, "zero": zero}
+    job = validated(make_job(name="pruned", devices=2, **settings), 2, questions=5)
     heard: list[tuple[int, float]] = []
 
     def answer(step: int, value: float) -> bool:
         heard.append((step, value))
+        if not is_stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
         return step == 4
 
+    is_stopped = False
+    with pytest.raises(Interrupted, match=r"SIGTERM after step [23] of 5"):
+        run_stage(job, on_validation=answer)
+    is_stopped = True
     with pytest.raises(Pruned, match="after step 4 of 5"):
         run_stage(job, on_validation=answer)
     assert [step for step, _ in heard] == [2, 4]
     assert heard == points(job)
-    free = make_job(name="free", **settings)
+    free = make_job(name="free", **settings | {"zero": 0})
     run_stage(free)
-    assert losses(job) == losses(free)[:4], "the same steps as without validation"
+    mine, alone = ([float.fromhex(loss) for _, loss in losses(one)] for one in (job, free))
+    assert mine == pytest.approx(alone[:4], rel=1e-5), "the same steps as alone and without validation"
+    met("signal", 1)
 
 
 def test_the_settings_of_validation_are_no_part_of_a_stage_unless_it_may_end_early(make_job: MakeJob) -> None:
