@@ -204,7 +204,13 @@ def describe_run(
 
 
 def open_recorder(
-    config: ExperimentConfig, run_dir: Path, *, run_id: str, overrides: Sequence[str], sweep: str | None = None
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    run_id: str,
+    overrides: Sequence[str],
+    sweep: str | None = None,
+    further: Sequence[Sink] = (),
 ) -> Recorder:
     """The recorder of a run: files, progress on the screen and, unless it is disabled, W&B.
 
@@ -214,6 +220,7 @@ def open_recorder(
         run_id: The run's name for machines, the same after a resume.
         overrides: What the command line changed: the tags.
         sweep: Name of the sweep: the group.
+        further: Sinks that other rooms add.
     """
     from mgm_exp.record.files import FilesSink
     from mgm_exp.record.progress import ProgressSink
@@ -223,4 +230,4 @@ def open_recorder(
     sinks: list[Sink] = [FilesSink(run.run_dir), ProgressSink()]
     if config.tracker.mode is not TrackerMode.disabled:
         sinks.append(WandbSink(config.tracker))
-    return Recorder(sinks, run)
+    return Recorder([*sinks, *further], run)
