@@ -217,8 +217,20 @@ def _replay(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _alert(arguments: list[str]) -> int:
+    from mgm_exp.verbs.alert import run
+
+    return run(arguments)
+
+
 def _doctor(arguments: list[str]) -> int:
     from mgm_exp.verbs.doctor import run
+
+    return run(arguments)
+
+
+def _monitor(arguments: list[str]) -> int:
+    from mgm_exp.verbs.monitor import run
 
     return run(arguments)
 
@@ -244,6 +256,8 @@ VERBS = {
     ),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "doctor": Verb("doctor RUN|LOG|TEXT", "what went wrong, and what to do; two runs: where they part", _doctor),
+    "monitor": Verb("monitor RUN | --write DIR", "what a run took of its machine; files for Prometheus", _monitor),
+    "alert": Verb("alert --test [overrides]", "a test message to every address of alerts.urls: who took it?", _alert),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "study-server": Verb(
         "study-server DATABASE [--port N]", "one process between a database and many trials", _study_server

@@ -20,11 +20,13 @@ from typing import Any
 import yaml
 
 from mgm_exp import stages
+from mgm_exp.alerts import AlertSink
 from mgm_exp.config import AdapterKind, ExperimentConfig, ModelFamily, plain
 from mgm_exp.continuation import Origin, offered
 from mgm_exp.doctor import explained_error
 from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Paused, Pruned
 from mgm_exp.folders import open_store, read_record
+from mgm_exp.monitor import MonitorSink
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
@@ -137,8 +139,15 @@ class Experiment:
             "ended_at": None,
         }
         write_atomic(run_dir / "config.yaml", yaml.safe_dump(redact(plain(config)), sort_keys=False))
+        self.alerts = AlertSink(config.alerts, config.monitor.limits)
+        self.monitor = MonitorSink(config, run_dir, [self.alerts.sample])
         self.recorder: Recorder = open_recorder(
-            config, run_dir, run_id=self.manifest["run_id"], overrides=overrides, sweep=sweep
+            config,
+            run_dir,
+            run_id=self.manifest["run_id"],
+            overrides=overrides,
+            sweep=sweep,
+            further=[self.alerts, self.monitor],
         )
         self.scoring = Scoring(config, run_dir, self._produce, self.recorder.progress, self.recorder.say)
 
@@ -171,8 +180,9 @@ class Experiment:
     def story(self) -> None:
         """Curate -> align -> instruct -> evaluate; what each one needs is what the one before it left."""
         found = check(self.config)
-        self._note_environment(found)
         self.origin = Origin.of(self.config, self.store)
+        self.recorder.begin()
+        self._note_environment(found)
         is_new = self.origin is None and self.sweep is None and not (self.run_dir / "checkpoints").is_dir()
         if is_new and (offer := offered(self.run_dir, self.config)):
             self.recorder.say(offer)
@@ -471,6 +481,7 @@ class Experiment:
         """Writes ``manifest.json`` and ``result.json`` and closes the tracker."""
         config = self.config
         self.manifest["ended_at"] = _now()
+        self.manifest["system"] = self.monitor.end()
         if "git" not in self.manifest:
             from mgm_exp.record import collect_environment
 
@@ -493,7 +504,9 @@ class Experiment:
             "error": None,
         }
         if error is not None and status == "failed":
-            result["error"] = explained_error(explain(error), self.run_dir, self.recorder.say)
+            # Of a run that was refused its error says all; what else is known of it is in the record.
+            say = self.recorder.say if self.recorder.has_begun else None
+            result["error"] = explained_error(explain(error), self.run_dir, say)
         elif status in ("interrupted", "paused", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)

@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgm_exp.alerts import check_alerts
 from mgm_exp.capacity import refuse_what_does_not_fit
 from mgm_exp.config import (
     LEFT_OUT,
@@ -30,6 +31,7 @@ from mgm_exp.kernels import attention_of, check_attention, check_kernels
 from mgm_exp.model.backbones import backbone_of_type
 from mgm_exp.model.execution import has_liger
 from mgm_exp.model.known import KNOWN
+from mgm_exp.monitor import check_monitor
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256, fingerprint, read_json
 
@@ -65,11 +67,14 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         UserError: naming what is missing, what was looked for, and what to do.
     """
     device = resolve_device(config.device, config.devices)
+    check_monitor(config.monitor)
+    check_alerts(config.alerts)
     _check_recipe(config)
     folder = model_folder(config)  # before the benchmarks: who has no model has to download it first
     if not is_data_only:
         _check_packages(config, device)
         _check_precision(config, device)
+        _check_padding_free(config, folder, device)
         _check_benchmarks(config)
     of_family = _check_family(config, folder)
     data = config.data
@@ -253,6 +258,19 @@ def _check_precision(config: ExperimentConfig, device: str) -> None:
             f"model.attn_implementation={config.model.attn_implementation.value} runs on GPUs only, and this run uses "
             "the CPU.",
             advice="Use sdpa, eager or auto.",
+        )
+
+
+def _check_padding_free(config: ExperimentConfig, folder: Path, device: str) -> None:
+    """Of the attentions that know where sequences begin, only the package flash-attn has dropout."""
+    if not config.train.padding_free or attention_of(config, device) != "sdpa":
+        return
+    dropout = read_json(folder / "config.json").get("attention_dropout")
+    if dropout:
+        raise ConfigError(
+            f"train.padding_free=true was given, and {folder / 'config.json'} has attention_dropout={dropout}: sdpa "
+            "has no dropout for several sequences in one row.",
+            advice="Use train.padding_free=false, or model.attn_implementation=flash_attention_2.",
         )
 
 

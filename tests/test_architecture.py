@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "doctor": {"config", "store", "record"},
     "plan": {"config", "model", "store"},
     "monitor": {"config", "store", "record"},
+    "alerts": {"config", "store", "record", "compare", "doctor", "monitor"},
     "volcano": {"config", "store", "record"},
     "slurm": {"config", "store", "record", "bootstrap"},
 }
@@ -42,7 +43,7 @@ FACES = {"campaign", "packed", "verbs", "warm"}
 COMMON = {"errors", "signals"}
 HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "accelerate", "optuna", "submitit", "ray")
 # Rooms in which nothing at all may import torch.
-WITHOUT_TORCH = ("config", "errors.py", "store", "compare", "doctor", "monitor")
+WITHOUT_TORCH = ("config", "errors.py", "store", "compare", "doctor", "monitor", "alerts")
 
 
 def sources(*folders: Path) -> list[Path]:

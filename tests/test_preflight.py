@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mgm_exp.compose import compose
-from mgm_exp.errors import ModelError
+from mgm_exp.errors import ConfigError, ModelError
 from mgm_exp.model.known import KNOWN
-from mgm_exp.preflight import check, check_scoring, model_folder
+from mgm_exp.preflight import TINY, check, check_scoring, model_folder
 
 
 def model_of(tmp_path: Path, *overrides: str) -> str:
@@ -49,3 +50,12 @@ def test_a_preset_of_another_language_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"MGM-2B, built on Gemma-2B.*'mini_gemini'.*built on Llama"):
         model_folder(compose(["model=mgm_2b", f"model.path={tmp_path}"]))
     assert model_folder(compose(["model=mgm_8b", f"model.path={tmp_path}"])) == tmp_path.resolve()
+
+
+def test_rows_without_padding_have_no_attention_dropout(tmp_path: Path) -> None:
+    """Found from config.json alone, before anything is loaded."""
+    config = json.loads((TINY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    given = ["device=cpu", f"model.path={tmp_path}", f"paths.store={tmp_path}/store", "train.padding_free=true"]
+    with pytest.raises(ConfigError, match=r"has attention_dropout=0\.1.*train.padding_free=false"):
+        check(compose(given))

@@ -7,6 +7,7 @@ Nothing here imports torch: composing a config must not pay for it.
 
 from __future__ import annotations
 
+from mgm_exp.config.addresses import address_fault, address_name, expanded_address, variables_of
 from mgm_exp.config.as_json import plain
 from mgm_exp.config.choices import (
     AdapterInit,
@@ -99,6 +100,7 @@ from mgm_exp.config.model import (
     adapter_key,
 )
 from mgm_exp.config.surroundings import (
+    AlertsConfig,
     LaunchConfig,
     MonitorConfig,
     MonitorLimitsConfig,
@@ -141,6 +143,7 @@ __all__ = [
     "AdapterConfig",
     "AdapterInit",
     "AdapterKind",
+    "AlertsConfig",
     "AlignConfig",
     "AnswerConfig",
     "Aspect",
@@ -220,10 +223,14 @@ __all__ = [
     "WatermarkConfig",
     "ZeroConfig",
     "adapter_key",
+    "address_fault",
+    "address_name",
+    "expanded_address",
     "from_plain",
     "loss_kernel_of",
     "plain",
     "trains_towers",
     "typed",
     "validate",
+    "variables_of",
 ]

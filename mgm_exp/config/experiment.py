@@ -15,7 +15,14 @@ from mgm_exp.config.data import DataConfig
 from mgm_exp.config.evaluate import EvalConfig
 from mgm_exp.config.faults import validate
 from mgm_exp.config.model import AdapterConfig, ModelConfig
-from mgm_exp.config.surroundings import LaunchConfig, MonitorConfig, PathsConfig, PlanConfig, TrackerConfig
+from mgm_exp.config.surroundings import (
+    AlertsConfig,
+    LaunchConfig,
+    MonitorConfig,
+    PathsConfig,
+    PlanConfig,
+    TrackerConfig,
+)
 from mgm_exp.config.sweep import SweepConfig
 from mgm_exp.config.train import TrainConfig, ZeroConfig
 from mgm_exp.errors import ConfigError
@@ -42,6 +49,7 @@ class ExperimentConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
     # Seeds data order, dropout, new weights.
     seed: int = 0
     # Folder name below <paths.root>/runs.

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config.adapter_faults import adapter_faults
+from mgm_exp.config.addresses import address_fault
 from mgm_exp.config.as_json import plain
 from mgm_exp.config.choices import (
     CaptionEngine,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mgm_exp.config.evaluate import EvalConfig
     from mgm_exp.config.experiment import ExperimentConfig
     from mgm_exp.config.model import ModelConfig
+    from mgm_exp.config.surroundings import AlertsConfig
     from mgm_exp.config.train import AlignConfig, TrainConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,199}")
@@ -61,6 +63,7 @@ def _faults(config: ExperimentConfig) -> Iterator[str]:
     yield from adapter_faults(config)
     yield from hf_faults(config)
     yield from execution_faults(config)
+    yield from _alert_faults(config.alerts)
     yield from _batch_faults(config)
     for key, name in (("name", config.name), ("sweep.name", config.sweep.name)):
         if name is not None and not NAME.fullmatch(name):
@@ -107,6 +110,13 @@ def _not_finite(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from _not_finite(value, f"{prefix}[{place}]")
     elif isinstance(values, float) and not math.isfinite(values):
         yield prefix, values
+
+
+def _alert_faults(section: AlertsConfig) -> Iterator[str]:
+    for place, address in enumerate(section.urls):
+        fault = address_fault(address)  # which repeats nothing of it
+        if fault is not None:
+            yield f"alerts.urls[{place}] {fault}"
 
 
 def _eval_faults(section: EvalConfig) -> Iterator[str]:
@@ -284,7 +294,9 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
         **{f"monitor.limits.{key}": value for key, value in plain(config.monitor.limits).items()},
+        "monitor.every_s": config.monitor.every_s,
         "launch.timeout_s": config.launch.timeout_s,
+        "alerts.every_minutes": config.alerts.every_minutes,
         "train.feature_cache_gb": train.feature_cache_gb,
     }
     for key, value in positive.items():
@@ -341,6 +353,11 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key in ("memory_share", "throughput_share", "idle_share"):
         if getattr(config.monitor.limits, key) > 1:
             yield f"monitor.limits.{key}={getattr(config.monitor.limits, key)} must lie in (0, 1]"
+    port = config.monitor.prometheus_port
+    if port is not None and not 1 <= port <= 65_535:
+        yield f"monitor.prometheus_port={port} must lie in 1..65535"
+    if config.monitor.textfile is not None and config.monitor.every_s is None:
+        yield "monitor.textfile needs monitor.every_s, the seconds after which the file is written anew; it is null"
     if config.plan.mfu > 1:
         yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:

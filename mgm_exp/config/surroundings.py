@@ -111,4 +111,27 @@ class MonitorLimitsConfig:
 class MonitorConfig:
     """What a run says of its machine and of itself while it runs. No stage depends on it."""
 
+    # Seconds between two samples of GPUs, processors, memory, disks and network (system.jsonl). null: none are taken.
+    every_s: float | None = 10.0
+    # Where Prometheus finds the run's numbers over HTTP: this port, or the next free one. null: nowhere.
+    prometheus_port: int | None = None
+    # Address that is listened on. 127.0.0.1: this machine alone; 0.0.0.0: everybody who reaches it can read them.
+    prometheus_host: str = "127.0.0.1"
+    # Folder for a text file with the same numbers, for node_exporter where no port may be opened. null: none.
+    textfile: str | None = None
     limits: MonitorLimitsConfig = field(default_factory=MonitorLimitsConfig)
+
+
+@dataclass
+class AlertsConfig:
+    """Messages to people while a run or a sweep goes on and when it ends; monitor.limits says when. No stage depends
+    on it."""
+
+    # Where they go, as apprise writes addresses: mail, Slack, DingTalk, Feishu, WeCom, a webhook, ... Keys are named as
+    # variables of the environment ('slack://$A/$B/$C'); one that is written out is refused.
+    urls: list[str] = field(default_factory=list)
+    # At most one message of a kind in so many minutes, for a run or for all trials of a sweep together; so often what
+    # still holds is said again. Less tells more often.
+    every_minutes: float = 30.0
+    # Also tell how a run ends well, and a sweep: winner, difference and how sure, path of the report.
+    on_finish: bool = False

@@ -27,7 +27,8 @@ LEAST = 0.3
 # What follows from something stands behind it only if that is so sure.
 LEAST_CAUSE = 0.5
 LIKELY, CERTAIN = 0.7, 0.88
-_GOOD_ENDS = ("completed", "pruned")
+# A run that waits at its rung has not ended; nothing is wrong with it.
+_GOOD_ENDS = ("completed", "pruned", "paused")
 
 
 @dataclass(frozen=True)

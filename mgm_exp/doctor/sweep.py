@@ -84,7 +84,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def diagnose_sweep(folder: Path) -> SweepDiagnosis:
-    """Looks at every trial that did not complete.
+    """Looks at every trial that went wrong or broke off.
 
     Raises:
         UserError: ``sweep.json`` is damaged.
@@ -95,7 +95,7 @@ def diagnose_sweep(folder: Path) -> SweepDiagnosis:
         entries = [(int(trial["number"]), str(trial["status"])) for trial in trials]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'sweep.json'} is damaged: {error}.") from error
-    wanted = [number for number, status in sorted(entries) if status not in ("completed", "pruned")]
+    wanted = [number for number, status in sorted(entries) if status not in ("completed", "pruned", "paused")]
     looked_at = wanted[-MOST_TRIALS:]
     cases = {name: diagnose(case_of_run(place)) for number in looked_at for name, place in _runs(folder, number)}
     return SweepDiagnosis(str(folder), len(entries), cases, len(wanted) - len(looked_at))

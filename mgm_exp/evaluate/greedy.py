@@ -8,7 +8,7 @@ stands around the forward passes.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,39 +35,70 @@ def greedy(
     import torch
     from transformers import DynamicCache
 
-    config = model.config
-    ends = torch.tensor(sorted(stop_ids), device=inputs_embeds.device)
     said: list[list[int]] = [[] for _ in inputs_embeds]
     with torch.no_grad():
-        cache = DynamicCache(config=config)
+        cache = DynamicCache(config=model.config)
         is_padded = not bool(attention_mask.all())
         mask = attention_mask if is_padded else None
         positions = _positions(attention_mask)
         logits = _forward(model, cache, positions, mask, inputs_embeds=inputs_embeds)
+        steps = _steps(model, cache, mask, positions[:, -1:] + 1)
         rows = list(range(len(said)))  # of the batch, those that still speak or have just ended
         speaks = [True] * len(rows)
-        next_position = positions[:, -1:] + 1
         for n in range(1, max_new_tokens + 1):
             token = logits.argmax(-1)  # (rows,)
-            has_ended = torch.isin(token, ends).tolist()
             for k, value in enumerate(token.tolist()):
                 if speaks[k]:
                     said[rows[k]].append(value)
-                    speaks[k] = not has_ended[k]
+                    speaks[k] = value not in stop_ids
             if n == max_new_tokens or not any(speaks):
                 break
             if sum(speaks) <= _LEAVES_AT * len(rows):
                 kept = torch.tensor([k for k, s in enumerate(speaks) if s], device=token.device)
-                cache.batch_select_indices(kept)
-                token, next_position = token[kept], next_position[kept]
-                mask = mask[kept] if mask is not None else None
+                steps.keep(kept)
+                token = token[kept]
                 rows = [row for row, s in zip(rows, speaks, strict=True) if s]
                 speaks = [True] * len(rows)
-            if mask is not None:
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = _forward(model, cache, next_position, mask, input_ids=token[:, None])
-            next_position = next_position + 1
+            logits = steps.step(token)
     return said
+
+
+class _Steps(Protocol):
+    """A batch, a token at a time."""
+
+    def step(self, token: Tensor) -> Tensor:
+        """Token ids (rows,) -> logits of the next one (rows, vocabulary)."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows only."""
+
+
+def _steps(model: Any, cache: Any, mask: Tensor | None, positions: Tensor) -> _Steps:
+    """The quickest way that gives the model's own logits."""
+    from mgm_exp.model.decoding import Decoder, can_decode
+
+    return (Decoder if can_decode(model) else _Forward)(model, cache, mask, positions)
+
+
+class _Forward:
+    """By the model's own forward pass; arguments as of :class:`mgm_exp.model.decoding.Decoder`."""
+
+    def __init__(self, model: Any, cache: Any, mask: Tensor | None, positions: Tensor) -> None:
+        self._model, self._cache, self._mask, self._positions = model, cache, mask, positions
+
+    def step(self, token: Tensor) -> Tensor:
+        import torch
+
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
+        logits = _forward(self._model, self._cache, self._positions, self._mask, input_ids=token[:, None])
+        self._positions = self._positions + 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        self._cache.batch_select_indices(rows)
+        self._positions = self._positions[rows]
+        self._mask = None if self._mask is None else self._mask[rows]
 
 
 def _positions(attention_mask: Tensor) -> Tensor:

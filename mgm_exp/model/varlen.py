@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgm_exp.errors import ModelError
+
 VARLEN = "mgm_varlen"
 """Name under which transformers finds it."""
 
@@ -50,6 +52,9 @@ def varlen_forward(
 
     Returns:
         (1, T, heads, d).
+
+    Raises:
+        ModelError: dropout with borders; a run is refused for it before it begins (:mod:`mgm_exp.preflight`).
     """
     if cu_seq_lens_q is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,7 +63,11 @@ def varlen_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if dropout:
-        raise NotImplementedError("attention dropout with sequences in one row; MGM's language models have none")
+        raise ModelError(
+            f"This attention has no dropout for several sequences in one row, and attention_dropout={dropout} is asked "
+            "for.",
+            advice="Use train.padding_free=false, or model.attn_implementation=flash_attention_2.",
+        )
     is_grouped = query.shape[1] != key.shape[1]
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn

@@ -102,6 +102,7 @@ class PackedSlots(Slots):
         self._process = list(process)
         self._waiting = _Queue()
         self._packs: dict[int, _Pack] = {}  # by place
+        self._is_stopping = False
 
     @property
     def busy(self) -> int:
@@ -129,6 +130,7 @@ class PackedSlots(Slots):
         return found
 
     def stop(self) -> list[tuple[Work, Ending]]:
+        self._is_stopping = True
         waiting = [*self._waiting.new, *(work for group in self._waiting.again for work in group)]
         self._waiting = _Queue()
         for pack in self._packs.values():
@@ -137,9 +139,6 @@ class PackedSlots(Slots):
         found = [(work, Ending(130)) for work in waiting]
         while self._packs:
             found += self.ended(1.0)
-            again = [work for group in self._waiting.again for work in group]
-            found += [(work, Ending(130)) for work in again]
-            self._waiting = _Queue()
         return found
 
     def _fill(self) -> None:
@@ -209,6 +208,8 @@ class PackedSlots(Slots):
         left = list(pack.works.values())
         if not left:
             return []
+        if self._is_stopping:  # it was asked to end; while it starts it cannot say that it heard
+            return [(work, Ending(130)) for work in left]
         if len(left) > 1 and code != 130:
             half = (len(left) + 1) // 2
             self._waiting.again += [left[:half], left[half:]]

@@ -8,6 +8,7 @@ story of an experiment, in its own folder, under its own leases, and nothing run
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from mgm_exp.experiment import Company, run_experiment
 from mgm_exp.slots import OUTPUT
 from mgm_exp.train import run_stage
 from mgm_exp.train.pack.compatible import why_alone
+from mgm_exp.warm.surroundings import gpu_answers
 
 # Frames of Python that a story takes until the next one begins inside of it, with room.
 _DEPTH = 100
@@ -58,6 +60,7 @@ class Stories:
         self._trials: list[Any] = []
         self._later: list[Run] = []
         self._count = len(runs)
+        self._n_ended = 0
         self._is_trained = False
         self.is_stopped = False
 
@@ -88,6 +91,8 @@ class Stories:
                     return
         self.is_stopped |= code == EXIT_INTERRUPTED
         self._ended(run, code)
+        self._n_ended += 1
+        self._end_if_broken(least=1)
 
     def _told(self, run: Run) -> int:
         company = Company(lambda job, **listening: self._train(run, job, **listening), self._before_waiting)
@@ -148,9 +153,23 @@ class Stories:
         self._is_trained = True
         self._say(f"pack: {len(self._trials)} trial(s) train together")
         stop = StopRequest()
-        with stop.listening():
-            Pack(self._say, self._width).train(self._trials, stop)
+        try:
+            with stop.listening():
+                Pack(self._say, self._width).train(self._trials, stop)
+        except Exception as error:  # noqa: BLE001 - of all of them, not of the one whose story is being told
+            for trial in self._trials:
+                if trial.summary is None and trial.error is None:
+                    trial.error = error
         self.is_stopped |= stop.reason is not None
+        self._end_if_broken(least=2)
+
+    def _end_if_broken(self, least: int) -> None:
+        """Ends this process where its GPU has broken down and so many runs are left: they go on in new ones, in smaller
+        packs, and in the end the one that it broke down of is alone with it (:mod:`.slots`)."""
+        if self._count - self._n_ended >= least and not gpu_answers():
+            self._say("pack: the GPU does not answer this process any more; its runs go on in other processes")
+            sys.stdout.flush()
+            os._exit(EXIT_FAILED)
 
 
 def told_failure(error: Exception) -> int:

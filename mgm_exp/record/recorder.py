@@ -80,26 +80,36 @@ class Sink:
 class Recorder:
     """Passes what happens in a run to all of its sinks.
 
-    As a context manager it also copies everything that is printed to ``log.txt`` and shows the configuration at the
-    start. Leaving it without :meth:`finish` (a crash outside the story) closes the sinks as failed.
+    As a context manager it also copies everything that is printed to ``log.txt``. Leaving it without :meth:`finish` (a
+    crash outside the story) closes the sinks as failed. Before :meth:`begin` only the files are written: of a run that
+    is refused its error is shown, and nothing else.
     """
 
     def __init__(self, sinks: Sequence[Sink], run: RunInfo) -> None:
         self.run = run
-        self._sinks = list(sinks)
+        self._sinks = [sink for sink in sinks if sink.essential]
+        self._later = [sink for sink in sinks if not sink.essential]
         self._stack = ExitStack()
         self._finished = False
+        self.has_begun = False
 
     def __enter__(self) -> Recorder:
         self._stack.enter_context(log_to(self.run.run_dir))
         try:
-            config_tree(self.run.config)
-            self.say(f"run folder: {self.run.run_dir}")
             self._each("start", self.run)
         except BaseException:
             self._stack.close()
             raise
         return self
+
+    def begin(self) -> None:
+        """The run was looked at and is not refused: shows its configuration, and starts the sinks that people see."""
+        self.has_begun = True
+        config_tree(self.run.config)
+        self.say(f"run folder: {self.run.run_dir}")
+        for sink in self._later:
+            self._sinks.append(sink)
+            self._call(sink, "start", self.run)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -149,17 +159,21 @@ class Recorder:
         """Calls all sinks before an essential one's error is raised, so that none misses what happened."""
         failure: Exception | None = None
         for sink in list(self._sinks):
-            try:
-                getattr(sink, method)(*args)
-            except Interrupted:
-                raise
-            except Exception as error:  # noqa: BLE001 - a sink is foreign ground; what happens to it is decided here
-                if sink.essential:
-                    failure = failure or error
-                    continue
-                self._switch_off(sink, method, error)
+            failure = self._call(sink, method, *args) or failure
         if failure is not None:
             raise failure
+
+    def _call(self, sink: Sink, method: str, *args: Any) -> Exception | None:
+        """Calls one sink; the error of an essential one. Another one that fails is switched off."""
+        try:
+            getattr(sink, method)(*args)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 - a sink is foreign ground; what happens to it is decided here
+            if sink.essential:
+                return error
+            self._switch_off(sink, method, error)
+        return None
 
     def _switch_off(self, sink: Sink, method: str, error: Exception) -> None:
         self._sinks.remove(sink)
@@ -190,7 +204,13 @@ def describe_run(
 
 
 def open_recorder(
-    config: ExperimentConfig, run_dir: Path, *, run_id: str, overrides: Sequence[str], sweep: str | None = None
+    config: ExperimentConfig,
+    run_dir: Path,
+    *,
+    run_id: str,
+    overrides: Sequence[str],
+    sweep: str | None = None,
+    further: Sequence[Sink] = (),
 ) -> Recorder:
     """The recorder of a run: files, progress on the screen and, unless it is disabled, W&B.
 
@@ -200,6 +220,7 @@ def open_recorder(
         run_id: The run's name for machines, the same after a resume.
         overrides: What the command line changed: the tags.
         sweep: Name of the sweep: the group.
+        further: Sinks that other rooms add.
     """
     from mgm_exp.record.files import FilesSink
     from mgm_exp.record.progress import ProgressSink
@@ -209,4 +230,4 @@ def open_recorder(
     sinks: list[Sink] = [FilesSink(run.run_dir), ProgressSink()]
     if config.tracker.mode is not TrackerMode.disabled:
         sinks.append(WandbSink(config.tracker))
-    return Recorder(sinks, run)
+    return Recorder([*sinks, *further], run)

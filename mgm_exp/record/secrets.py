@@ -38,9 +38,15 @@ _SHAPES = (
     (re.compile(r"(?i)(\bhttps?://[\w.\-]+\.webhook\.office\.com/)[\w/@\-]{8,}"), rf"\g<1>{MASK}"),
     (re.compile(r"(?i)(\bhttps?://open\.(?:feishu|larksuite)\.\w+/open-apis/bot/v2/hook/)[\w\-]{8,}"), rf"\g<1>{MASK}"),
     (
+        # But for addresses that only name variables of the environment (alerts.urls)
         re.compile(
-            r"(?i)(\b(?:slack|discord|tgram|dingtalk|feishu|wecombot|msteams|mailtos?)://)[^\s\"'/]{8,}[^\s\"']*"
+            r"(?i)(\b(?:slack|discord|tgram|dingtalk|feishu|wecombot|msteams)://)"
+            r"(?!(?:\$[a-z_]\w*[/:@]*)+(?:[\s\"'`?#,;)\]]|$))[^\s\"'/]{8,}[^\s\"']*"
         ),
+        rf"\g<1>{MASK}",
+    ),
+    (
+        re.compile(r"(?i)(\bmailtos?://)(?![^\s\"'/:@]*:\$[a-z_]\w*@)[^\s\"'/]{8,}[^\s\"']*"),
         rf"\g<1>{MASK}",
     ),
     (
@@ -54,7 +60,10 @@ _SHAPES = (
         re.compile(r"(?i)((?:api[_-]?key|token|secret|password|passwd)\W{1,4})[A-Za-z0-9_\-]{20,}[A-Za-z0-9_\-.=/+]*"),
         rf"\g<1>{MASK}",
     ),
-    (re.compile(r"(?i)(\b[a-z][a-z0-9+.\-]*://)[^\s/@:]+(?::[^\s/@]*)?@"), rf"\g<1>{MASK}@"),
+    (
+        re.compile(r"(?i)(\b[a-z][a-z0-9+.\-]*://)(?!(?:[^\s/@:]*:)?\$[a-z_]\w*@)[^\s/@:]+(?::[^\s/@]*)?@"),
+        rf"\g<1>{MASK}@",
+    ),
     (re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9_\-.=/+]{16,}"), rf"\g<1>{MASK}"),
     (re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abprs]-|AKIA)[A-Za-z0-9_\-]{16,}"), MASK),
 )

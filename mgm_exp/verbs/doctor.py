@@ -61,6 +61,11 @@ def _examine(options: argparse.Namespace) -> int:
         _write(options.json, swept.as_json())
         return EXIT_DONE if swept.is_well else EXIT_FOUND
     found = doctor.diagnose(_case(given[0], place))
+    if place is None and found.is_well and _is_word(given[0]):
+        raise UserError(
+            f"There is no file, run or sweep {given[0]}, and it is no error that is known.",
+            advice="Give outputs/runs/NAME/TIME, the name of a sweep, a log file, or the error's text in quotes.",
+        )
     print(doctor.in_words(found))
     _write(options.json, found.as_json())
     return EXIT_DONE if found.is_well else EXIT_FOUND
@@ -95,9 +100,14 @@ def _place(text: str, root: Path) -> Path | None:
                 return place
     except (OSError, ValueError, RuntimeError):  # too long, or holds what no path may: a text
         return None
-    if text != "-" and not any(mark in text for mark in " \n:([") and ("/" in text or text.endswith((".txt", ".log"))):
+    if _is_word(text) and ("/" in text or text.endswith((".txt", ".log"))):
         raise UserError(f"There is no {text}.", advice="Give a run's folder, a log, or an error's text in quotes.")
     return None
+
+
+def _is_word(text: str) -> bool:
+    """Whether it may be a name, rather than an error's text."""
+    return text != "-" and not any(mark in text for mark in " \n:([")
 
 
 def _write(path: Path | None, content: dict[str, Any]) -> None:

@@ -19,6 +19,22 @@ from contextlib import contextmanager
 from mgm_exp.signals import STOP_SIGNALS
 
 
+def gpu_answers() -> bool:
+    """Whether this process can still compute on its GPUs; True where it has not used any.
+
+    After some faults (an assertion in a kernel, an illegal access) no call succeeds any more until the process ends:
+    every later run in it would fail for what one did.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:  # torch.AcceleratorError
+        return False
+    return True
+
+
 class Surroundings:
     """The state of this process when it was made.
 
@@ -121,8 +137,7 @@ class _Torch:
         torch.set_grad_enabled(True)
         if "torch._dynamo" in sys.modules:  # it compiles no more than so many models of one kind in a process
             sys.modules["torch._dynamo"].reset()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        if torch.cuda.is_initialized() and gpu_answers():
             torch.cuda.empty_cache()
             torch.cuda.set_device(0)
             torch.cuda.manual_seed_all(torch.Generator().initial_seed())

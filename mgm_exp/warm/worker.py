@@ -15,7 +15,7 @@ from mgm_exp import bootstrap
 from mgm_exp.errors import EXIT_FAILED
 from mgm_exp.memory_use import own_gib
 from mgm_exp.warm.protocol import Answer, Channel, Order, Rest, Run
-from mgm_exp.warm.surroundings import Surroundings
+from mgm_exp.warm.surroundings import Surroundings, gpu_answers
 
 Body = Callable[[list[str]], int]
 """Arguments of a command line -> its exit code."""
@@ -54,6 +54,8 @@ def serve(channel: Channel, body: Body, *, loads_torch: bool = True) -> int:
                 for run in order.runs:
                     code = one_run(run, body, surroundings)
                     channel.send(Answer(run.number, code))
+                    if not gpu_answers():  # the next run gets a new worker
+                        return EXIT_FAILED
                 channel.send(rest())
     except (EOFError, BrokenPipeError):
         return 0
@@ -73,7 +75,8 @@ def one_run(run: Run, body: Body, surroundings: Surroundings) -> int:
             traceback.print_exc()
             return EXIT_FAILED
         finally:
-            surroundings.tidy(is_less_kept=check())
+            if gpu_answers():
+                surroundings.tidy(is_less_kept=check())
             _flush()
 
 

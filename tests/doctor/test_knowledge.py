@@ -7,8 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mgm_exp.cli import VERBS
+from mgm_exp.compose import compose_tree, session
 from mgm_exp.doctor import GROUPS, KNOWLEDGE, Entry, case_of_log, diagnose, entries, entry, entry_of, search
 from mgm_exp.doctor.entries import SEVERITIES
 from mgm_exp.errors import UserError
@@ -21,6 +25,7 @@ CONF = Path(__file__).parents[2] / "conf"
 # What looks like a key: before a value, or below one of the groups.
 _GIVEN = r"(?<![\w.${/-])((?:[a-z_]+\.)+[a-z_]+)="
 _NAMED = r"(?<![\w./-])((?:train|adapter|model|data|zero|eval|sweep|launch|tracker|paths)\.[a-z_.]+[a-z_])(?![\w.*]|=)"
+_VALUE = r"(?<![\w.${/-])((?:[a-z_]+\.)*[a-z_]+)=([\w.+-]*\w)"
 # Not keys of the configuration: of Hydra's launchers (tests of theirs), files, a call, a field of the manifest.
 _FOREIGN = re.compile(r"^hydra\.|\.(?:json|html|safetensors)$|enable_input|model\.fingerprint")
 
@@ -84,19 +89,44 @@ def test_patterns_are_cheap_to_look_for(found: Entry) -> None:
         assert ".*" not in pattern.text and ".+" not in pattern.text, f"{pattern}: write .{{0,80}}"
 
 
+def _said(found: Entry) -> str:
+    return "\n".join((*found.fix, *found.look, found.run, found.cause))
+
+
 def test_what_is_to_be_done_can_be_done() -> None:
-    """Keys, choices and verbs that the entries name exist."""
-    keys = known_keys()
-    wrong = []
+    """Keys, values, choices and verbs that the entries name exist."""
+    keys, wrong = known_keys(), []
+    with session() as hydra:
+        tree = compose_tree(hydra, [])
+    groups = "|".join(sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir()))
     for found in entries():
-        for text in (*found.fix, *found.look, found.run, found.cause):
-            named = {*re.findall(_GIVEN, text), *re.findall(_NAMED, text)}
-            wrong += [(found.id, key) for key in named if not _is_known(key, keys) and not _FOREIGN.search(key)]
-            wrong += [(found.id, verb) for verb in re.findall(r"mgm-exp ([a-z][a-z-]+)", text) if verb not in VERBS]
-            for group, choice in re.findall(r"(?<![\w./-])(model|data|adapter|zero|train|eval)=([a-z0-9_]+)", text):
-                if not (CONF / group / f"{choice}.yaml").is_file():
-                    wrong.append((found.id, f"{group}={choice}"))
+        text = _said(found)
+        named = {*re.findall(_GIVEN, text), *re.findall(_NAMED, text)}
+        wrong += [(found.id, key) for key in named if not _is_known(key, keys) and not _FOREIGN.search(key)]
+        wrong += [(found.id, verb) for verb in re.findall(r"mgm-exp ([a-z][a-z-]+)", text) if verb not in VERBS]
+        for group, choice in re.findall(rf"(?<![\w./-])({groups})=([a-z0-9_]+)", text):
+            if not (CONF / group / f"{choice}.yaml").is_file() and group not in tree:
+                wrong.append((found.id, f"{group}={choice}"))
+        for key, value in re.findall(_VALUE, text):
+            if key in keys and not (CONF / key).is_dir() and not value.isupper():  # in capitals: any value
+                try:
+                    OmegaConf.update(tree, key, yaml.safe_load(value))
+                except OmegaConfBaseException as error:
+                    wrong.append((found.id, f"{key}={value}: {error}"))
     assert wrong == []
+
+
+def test_options_that_are_to_be_given_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong, known = [], {"python -m mgm_exp": {"--cfg", "--help"}}
+    for found in entries():
+        for program, words in re.findall(r"(mgm-exp [a-z-]+|python -m mgm_exp)((?: [\w./=@-]+)*)", _said(found)):
+            given = set(re.findall(r"--[a-z-]+", words))
+            if given and program not in known:
+                with pytest.raises(SystemExit):
+                    VERBS[program.split()[1]].run(["--help"])
+                known[program] = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+            wrong += [(found.id, program, option) for option in given - known.get(program, set())]
+    assert len(known) > 5 and wrong == []
 
 
 def test_an_entry_that_is_wrong_says_which_key() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mgm_exp.cli import main
 from tests.doctor.accuracy import EXCERPTS, NO_FAULT
-from tests.doctor.runs import FAULTY, HEALTHY, build
+from tests.doctor.runs import FAULTY, HEALTHY, build, falling, rows, write_run
 
 
 def doctor(*arguments: str | Path) -> int:
@@ -29,6 +29,7 @@ def test_a_log_gives_cause_evidence_fix_and_source(tmp_path: Path, capsys: pytes
 
 
 def test_a_text_a_pipe_and_a_healthy_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor("OutOfMemoryError") == 1 and doctor("nothing that is known") == 0
     assert doctor("RuntimeError: CUDA error: out of memory") == 1
     assert "cuda-out-of-memory" in capsys.readouterr().out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\nOSError: [Errno 122] Disk quota exceeded\n")))
@@ -61,6 +62,17 @@ def test_a_sweep_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "== nan-from-the-first-step: 1 trial(s): 0" in capsys.readouterr().out
 
 
+def test_a_run_that_waits_at_its_rung_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "lora"
+    run = write_run(sweep / "0", rows(20, falling), status="paused")
+    error = {"type": "Paused", "message": "The instruct stage paused after step 20.", "cause": "", "advice": ""}
+    (run / "result.json").write_text(json.dumps({"status": "paused", "error": error}))
+    (run / "output.txt").write_text("CUDA out of memory\n")  # of an earlier start; it got over it
+    (sweep / "sweep.json").write_text('{"trials": [{"number": 0, "status": "paused"}]}')
+    assert doctor(run) == 0 == doctor(sweep)
+    assert "nothing that is known to be wrong was found" in capsys.readouterr().out
+
+
 def test_the_knowledge_base_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor("--search", "nccl timeout") == 0
     assert "nccl-timeout" in capsys.readouterr().out
@@ -77,6 +89,7 @@ def test_the_knowledge_base_can_be_read(capsys: pytest.CaptureFixture[str]) -> N
         ([], "needs a run, a log or an error text"),
         (["no/such/run"], "There is no no/such/run"),
         (["missing.log"], "There is no missing.log"),
+        (["nosuch"], "There is no file, run or sweep nosuch"),
         (["one", "two", "three"], "3 arguments were given"),
         (["--entry", "nothing"], "There is no entry 'nothing'"),
         (["{empty}"], "neither a run's folder nor a sweep's"),

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
+
+from mgm_exp.bootstrap import ROOT
+from mgm_exp.errors import Interrupted
+from mgm_exp.signals import stop_on_signals
 
 
 def runs(app: Any) -> list[Path]:
@@ -48,6 +55,29 @@ def test_an_interrupted_run_ends_with_130_and_is_continued(app: Any) -> None:
     (folder / "go").touch()
     assert app("adapter.rank=4") == 0
     assert runs(app) == [folder]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_in_the_first_moment_ends_the_command_with_130(number: signal.Signals, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "mgm_exp", f"paths.root={tmp_path}"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    caught = 0
+    while not caught >> signal.SIGUSR1 - 1 & 1:  # the first instant in which Python listens to it
+        assert process.poll() is None
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == f"Stopped by {number.name}.\n"
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_a_configuration_is_merged_is_told_as_it_is() -> None:
+    OmegaConf.register_new_resolver("signalled", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted) as caught, stop_on_signals():
+        _ = OmegaConf.create({"a": "${signalled:}"}).a
+    OmegaConf.clear_resolver("signalled")
+    assert str(caught.value).startswith("Stopped by SIGTERM; what") and "full_key" not in str(caught.value)
 
 
 def test_a_killed_run_is_continued_and_a_running_one_is_not_touched(app: Any) -> None:

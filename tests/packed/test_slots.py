@@ -30,8 +30,10 @@ waits = []
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
 for order in orders:
     how = order["arguments"][0]
-    if how == "wait":
+    if how in ("wait", "starts"):
         waits.append(order)
+        if how == "starts":  # it does not hear yet
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     elif how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     else:
@@ -93,9 +95,12 @@ def test_a_trial_that_kills_its_process_ends_alone_and_the_others_do_not_notice(
     assert packs.made() == [[0, 1, 2, 3], [1, 2], [3], [1], [2]]
 
 
-def test_a_stop_asks_the_process_and_gives_back_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["wait", "starts"])
+def test_a_stop_asks_the_process_and_gives_back_what_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
     packs = Packs(tmp_path, monkeypatch, trials=2)
-    packs.start("wait", "wait", "0")
+    packs.start(how, how, "0")
     deadline = time.monotonic() + 30
     while not (tmp_path / "packs.waiting").exists():
         assert time.monotonic() < deadline
@@ -103,6 +108,7 @@ def test_a_stop_asks_the_process_and_gives_back_what_waits(tmp_path: Path, monke
     ended = packs.slots.stop()
     assert sorted((work.number, ending.exit_code) for work, ending in ended) == [(0, 130), (1, 130), (2, 130)]
     assert packs.slots.busy == 0
+    assert "go on from their checkpoints" not in capsys.readouterr().out
 
 
 def test_what_the_launcher_takes(compose: Callable[..., ExperimentConfig]) -> None:

@@ -53,6 +53,7 @@ def info(folder: Path) -> RunInfo:
 def test_a_sink_that_fails_is_switched_off_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken, listening, files = Broken(), Listening(), FilesSink(tmp_path)
     with caplog.at_level(logging.WARNING), Recorder([files, broken, listening], info(tmp_path)) as recorder:
+        recorder.begin()
         recorder.stage_started("align", 4, [])
         for step in (1, 2, 3, 4):
             recorder.row({"stage": "align", "step": step})
@@ -66,6 +67,7 @@ def test_a_sink_that_fails_is_switched_off_with_one_warning(tmp_path: Path, capl
 def test_an_essential_sink_stops_the_run_after_the_others_were_told(tmp_path: Path) -> None:
     listening = Listening()
     with Recorder([BrokenEssential(), listening], info(tmp_path)) as recorder:
+        recorder.begin()
         recorder.row({"step": 1})
         with pytest.raises(ConnectionResetError):
             recorder.row({"step": 2})
@@ -78,12 +80,14 @@ def test_an_interruption_inside_a_sink_is_the_runs_not_the_sinks(tmp_path: Path)
             raise Interrupted("Stopped by SIGTERM.")
 
     with Recorder([Stopped()], info(tmp_path)) as recorder, pytest.raises(Interrupted):
+        recorder.begin()
         recorder.row({"step": 1})
 
 
 def test_leaving_without_a_result_closes_the_sinks_all_the_same(tmp_path: Path) -> None:
     listening = Listening()
-    with pytest.raises(ZeroDivisionError), Recorder([listening], info(tmp_path)):
+    with pytest.raises(ZeroDivisionError), Recorder([listening], info(tmp_path)) as recorder:
+        recorder.begin()
         _ = 1 / 0
     assert listening.heard == ["start", "finish failed"]
 
@@ -91,6 +95,7 @@ def test_leaving_without_a_result_closes_the_sinks_all_the_same(tmp_path: Path) 
 def test_finish_is_told_once(tmp_path: Path) -> None:
     listening = Listening()
     with Recorder([listening], info(tmp_path)) as recorder:
+        recorder.begin()
         recorder.finish({"status": "completed"})
         recorder.finish({"status": "failed"})
     assert listening.heard == ["start", "finish completed"]
@@ -100,12 +105,24 @@ def test_the_config_and_what_is_said_stand_on_the_screen_and_in_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Recorder([], info(tmp_path)) as recorder:
+        recorder.begin()
         recorder.stage("align")
         recorder.say("align: reused")
     for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
         assert "seed=1" in text
         assert "== align" in text
         assert "align: reused" in text
+
+
+def test_before_it_begins_a_run_shows_nothing_and_only_its_files_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listening = Listening()
+    with Recorder([FilesSink(tmp_path), listening], info(tmp_path)) as recorder:
+        recorder.finish({"status": "failed", "metrics": {}})
+    assert capsys.readouterr().out == ""
+    assert listening.heard == []
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_a_run_is_described_for_trackers_without_secrets(tmp_path: Path, compose: Callable[..., Any]) -> None:

@@ -86,6 +86,7 @@ def play(folder: Path, config: ExperimentConfig, *, finish_s: float = 45, dies_a
     sink = WandbSink(config.tracker, finish_s=finish_s)
     recorder = Recorder([FilesSink(folder), sink], opened.run)
     recorder.__enter__()
+    recorder.begin()
     recorder.stage_started("align", N_ALIGN, [row("align", step) for step in range(1, N_ALIGN + 1)])
     recorder.stage_finished("align", {"steps": N_ALIGN}, True)
     recorder.stage_started("instruct", N_INSTRUCT, [])

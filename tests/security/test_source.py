@@ -25,6 +25,8 @@ ALLOWED = {
     ("mgm_exp/model/hf/merge.py", "from_pretrained without local_files_only=True"): (
         "PEFT's model, on a folder whose adapter_config.json was read just before"
     ),
+    ("mgm_exp/alerts/channels.py", "hydra instantiate"): "apprise's function of that name, with an address",
+    ("mgm_exp/config/addresses.py", "network"): "quoting a password within an address",
     ("mgm_exp/compare/html/view.py", "network"): "quoting the names of files in links",
     ("mgm_exp/evaluate/judge.py", "network"): "the judge that eval.judge.url names; off by default, https or loopback",
     ("mgm_exp/record/wandb_client.py", "network"): "urlsplit only; the W&B client has its own",

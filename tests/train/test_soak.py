@@ -33,7 +33,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path | None]:
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
-    ("steps", "every", "rounds"), [(60, 5, 9), pytest.param(2000, 25, 100, marks=pytest.mark.slow)]
+    ("steps", "every", "rounds"), [(36, 3, 9), pytest.param(2000, 25, 100, marks=pytest.mark.slow)]
 )
 def test_through_every_fault_it_ends_as_an_undisturbed_one(
     tmp_path: Path, small_disk: Path | None, steps: int, every: int, rounds: int

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 import torch
 
 from mgm_exp.config import EarlyStoppingConfig, plain
-from mgm_exp.errors import Pruned
+from mgm_exp.errors import Interrupted, Pruned
 from mgm_exp.train import TrainJob, run_stage
 from mgm_exp.train.metrics_file import read_rows
 from mgm_exp.train.validation import EarlyStopping
+from tests.fault_table import met
 
 from .conftest import IMAGES, MGM, lora
 from .killed import train_until_killed
@@ -193,21 +196,29 @@ def test_patience_counts_points_without_a_better_score(
 def test_two_processes_agree_and_one_parent_answers(make_job: MakeJob, zero: int) -> None:
     if zero:
         pytest.importorskip("deepspeed")
-    settings: dict[str, Any] = {"steps": 5, "devices": 2, "micro_batch": 2, "zero": zero}
-    job = validated(make_job(name="pruned", **settings), 2, questions=5)
+    settings: dict[str, Any] = {"steps": 5, "micro_batch": 2, "zero": zero}
+    job = validated(make_job(name="pruned", devices=2, **settings), 2, questions=5)
     heard: list[tuple[int, float]] = []
 
     def answer(step: int, value: float) -> bool:
         heard.append((step, value))
+        if not is_stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
         return step == 4
 
+    is_stopped = False
+    with pytest.raises(Interrupted, match=r"SIGTERM after step [23] of 5"):
+        run_stage(job, on_validation=answer)
+    is_stopped = True
     with pytest.raises(Pruned, match="after step 4 of 5"):
         run_stage(job, on_validation=answer)
     assert [step for step, _ in heard] == [2, 4]
     assert heard == points(job)
-    free = make_job(name="free", **settings)
+    free = make_job(name="free", **settings | {"zero": 0})
     run_stage(free)
-    assert losses(job) == losses(free)[:4], "the same steps as without validation"
+    mine, alone = ([float.fromhex(loss) for _, loss in losses(one)] for one in (job, free))
+    assert mine == pytest.approx(alone[:4], rel=1e-5), "the same steps as alone and without validation"
+    met("signal", 1)
 
 
 def test_the_settings_of_validation_are_no_part_of_a_stage_unless_it_may_end_early(make_job: MakeJob) -> None:

@@ -11,10 +11,25 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 from mgm_exp.signals import stop_on_signals
 
 LEFT: list[bytes] = []
+
+
+class BrokenGpu(ModuleType):
+    """Stands for torch on a GPU that answers no call any more."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+        self.cuda = self
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 def body(arguments: list[str]) -> int:
@@ -65,6 +80,9 @@ def _do(what: str, folder: Path) -> int:
         held = b"1" * (400 * 2**20)
         time.sleep(60)
         del held
+    if what == "breaks":
+        sys.modules["torch"] = BrokenGpu()
+        return 1
     if what == "wait":
         with stop_on_signals():
             (folder / "waiting").touch()

@@ -153,3 +153,12 @@ def test_how_many_workers_there_are(compose: Callable[..., ExperimentConfig], mo
         warm_slots(WarmConfig(), compose("launch.wait=false"), ["x"])
     with pytest.raises(ConfigError, match=r"hydra\.launcher\.max_growth_gb=-1"):
         settings_of({"max_growth_gb": -1})
+
+
+def test_a_worker_whose_gpu_broke_down_is_replaced(staff: Staff, tmp_path: Path) -> None:
+    """As after a failed assertion in a kernel, when no call succeeds any more in that process."""
+    works = [work(tmp_path, 0, "breaks"), work(tmp_path, 1)]
+    ended = staff.do(*works)
+    assert [ended[number].exit_code for number in (0, 1)] == [1, 0]
+    pids = [seen(one)["pid"] for one in works]
+    assert pids[0] != pids[1]

@@ -138,6 +138,7 @@ class Round:
         self, sweeper: MgmGridSweeper, ledger: Ledger, config: ExperimentConfig, early_keys: Sequence[str]
     ) -> None:
         self.sweeper, self.ledger, self.settings, self.early_keys = sweeper, ledger, config.sweep, early_keys
+        self.alerts = config.alerts
         self.rerun = config.sweep.rerun
         self.slots = sweeper.make_slots(config)
         self.running: dict[Path, Run] = {}
@@ -169,6 +170,7 @@ class Round:
             self.slots.close()
 
     def _run(self, cells: Sequence[tuple[Cell, ExperimentConfig | Exception]]) -> dict[str, Any]:
+        from mgm_exp.alerts import tell_sweep
         from mgm_exp.repeats import seeds_of
         from mgm_exp.stages import config_hash
 
@@ -192,6 +194,7 @@ class Round:
         self.ledger.status = "completed" if all(status in ("completed", "pruned") for status in ended) else "failed"
         content = self.ledger.write()
         self._compare()
+        tell_sweep(self.alerts, self.ledger.folder, content)
         return content
 
     def _is_wanted(self, what: Trial | Run) -> bool:

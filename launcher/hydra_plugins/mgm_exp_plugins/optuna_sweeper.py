@@ -45,6 +45,7 @@ class MgmOptunaSweeper(ComposingSweeper):
             UserError: the study is another one's, or a trial met what every other one would meet, too.
             Interrupted: a signal; the same command continues.
         """
+        from mgm_exp.alerts import tell_sweep
         from mgm_exp.campaign import Campaign
         from mgm_exp.config import PrunerName
         from mgm_exp.search import make_pruner, make_sampler, open_storage, open_study, storage_place
@@ -82,10 +83,12 @@ class MgmOptunaSweeper(ComposingSweeper):
         slots = self.make_slots(base)
         campaign = Campaign(study, space, books, base, slots, self._config_value, self.config_of, _say)
         try:
-            return campaign.run()
+            content = campaign.run()
         finally:
             slots.close()
             self._show(folder, study, books)
+        tell_sweep(base.alerts, folder, content)
+        return content
 
     # -- the search space and what its points compose to -------------------------------------------------------
 

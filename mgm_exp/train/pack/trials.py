@@ -33,6 +33,8 @@ ENGINE = "pack"
 # Positions (samples times length) of a pass from which on a CPU core is slower, not faster, with more: they leave its
 # caches. Measured with layers of 256 to 1024.
 CPU_POSITIONS = 2048
+# Positions that a pass of its own costs on a CPU beside those that it computes: shorter rows are not filled up by more.
+CPU_FILLED = 32
 
 
 class Trial:
@@ -140,21 +142,18 @@ class Pack:
         """Whose passes are taken together: trials with equally many samples of much the same length (shorter ones are
         filled up), as many as there is memory for, and as still gain by it."""
         found: list[list[Trial]] = []
-        samples = 0
+        samples = longest = 0
         for trial in sorted(alive, key=_size):
             mine, length = _size(trial)
             group = found[-1] if found else []
-            is_full = len(group) == self._width or (len(group) + 1) * mine * length > self._most_positions(trial)
-            if not group or mine != samples or is_full:
+            most, most_filled = _limits(trial)
+            is_full = len(group) == self._width or (len(group) + 1) * mine * length > most
+            if not group or mine != samples or is_full or len(group) * mine * (length - longest) > most_filled:
                 group = []
                 found.append(group)
-            samples = mine
+            samples, longest = mine, length
             group.append(trial)
         return found
-
-    def _most_positions(self, trial: Trial) -> float:
-        assert trial.due is not None
-        return CPU_POSITIONS if trial.due.engine.ranks.device.type == "cpu" else math.inf
 
     def _take(self, group: Sequence[Trial], body: Body, places: Sequence[int]) -> None:
         if len(group) == 1:
@@ -184,6 +183,13 @@ class Pack:
         else:
             for trial, (loss, state) in zip(group, taken, strict=True):
                 trial.taken(loss, state)
+
+
+def _limits(trial: Trial) -> tuple[float, float]:
+    """Positions of a pass, and those by which one more trial may fill up the rows of the others."""
+    assert trial.due is not None
+    is_on_cpu = trial.due.engine.ranks.device.type == "cpu"
+    return (CPU_POSITIONS, CPU_FILLED) if is_on_cpu else (math.inf, math.inf)
 
 
 def _size(trial: Trial) -> tuple[int, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from mgm_exp.errors import DataError, Interrupted, LossNotFinite, Pruned
 from mgm_exp.train import TrainJob, run_stage
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.metrics_file import read_rows
+from mgm_exp.train.pack import trials as pack_trials
 from mgm_exp.train.pack.trials import Pack, Trial
 from mgm_exp.train.stop import StopRequest
 
@@ -70,6 +73,12 @@ def farthest(a: TrainJob, b: TrainJob) -> float:
     mine, other = weights(a), weights(b)
     assert mine.keys() == other.keys()
     return max(float((mine[name].double() - other[name].double()).abs().max()) for name in mine)
+
+
+@pytest.fixture(autouse=True)
+def everything_goes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: whatever the lengths."""
+    monkeypatch.setattr(pack_trials, "CPU_FILLED", math.inf)
 
 
 @pytest.fixture
@@ -227,3 +236,24 @@ def test_when_memory_ends_fewer_share_a_pass_and_what_is_computed_again_draws_th
     assert said == ["pack: memory is full with 3 trials at once; from here they go 2 at a time"]
     for name in alone:
         assert losses(jobs[name]) == pytest.approx(losses(alone[name]), abs=5e-6)
+
+
+def test_on_a_cpu_little_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials whose rows are much shorter take a pass of their own; on a GPU all go together."""
+    monkeypatch.undo()
+    sizes = [(1, 181), (1, 85), (1, 177), (1, 112), (1, 109), (4, 181), (4, 178)]
+
+    def groups(device: str) -> list[list[tuple[int, int]]]:
+        ranks = SimpleNamespace(device=torch.device(device))
+        due = SimpleNamespace(engine=SimpleNamespace(ranks=ranks))
+        trials: Any = [SimpleNamespace(due=due, size=size) for size in sizes]
+        with monkeypatch.context() as patch:
+            patch.setattr(pack_trials, "_size", lambda trial: trial.size)
+            return [[trial.size for trial in group] for group in Pack()._groups(trials)]
+
+    assert groups("cpu") == [
+        [(1, 85), (1, 109), (1, 112)],
+        [(1, 177), (1, 181)],
+        [(4, 178), (4, 181)],
+    ]
+    assert groups("cuda") == [sorted(sizes)[:5], sorted(sizes)[5:]]
