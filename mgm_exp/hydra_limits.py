@@ -79,7 +79,7 @@ def refuse_foreign(tree: DictConfig) -> None:
 
 @lru_cache(maxsize=4096)
 def holds_secret(text: str, secrets: tuple[str, ...]) -> bool:
-    """Whether a text holds one of these values, or what looks like a secret; cells of a sweep have most texts in common.
+    """Whether a text holds one of these values, or what looks like a secret; a sweep's cells have most texts in common.
 
     Args:
         secrets: What :func:`mgm_exp.record.secrets.secret_values` gave.
