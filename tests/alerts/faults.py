@@ -1,0 +1,240 @@
+"""Faults put into real runs of the demo: which alert each raises, after how long, and what the doctor names.
+
+python -m tests.alerts.faults      # rewrites the table of docs/alerts.md between its marks; some minutes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgm_exp.doctor import case_of_run, diagnose
+
+from .webhook import Webhook, webhook
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "alerts.md"
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+# A run that lasts long enough to be disturbed: some seconds of training, nothing learnt.
+RUN = (
+    *("debug=fast", "data.demo_images=48", "train.max_steps=60", "train.align.max_steps=0", "train.workers=0"),
+    *(
+        "train.checkpoint.every_steps=100",
+        "eval.max_questions=2",
+        "eval.demo.baselines=false",
+        "alerts.on_finish=false",
+    ),
+)
+PATIENCE_S = 240.0
+Inject = Callable[["Run"], None]
+
+
+@dataclass
+class Run:
+    """A run of the demo in a process of its own.
+
+    Args:
+        folder: ``paths.root``.
+        process: Leads a group of its own.
+        hook: Takes its messages.
+    """
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    hook: Webhook
+
+    @property
+    def run_dir(self) -> Path:
+        return next(self.folder.glob("runs/*/*"))
+
+    def wait_for_step(self, step: int) -> None:
+        """Until the instruct stage has come so far."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            for path in self.folder.glob("runs/*/*/metrics.jsonl"):
+                if f'"step": {step},' in path.read_text(encoding="utf-8"):
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"step {step} was not reached: {self.output()}")
+
+    def output(self) -> str:
+        return "\n".join(path.read_text(errors="replace") for path in self.folder.glob("*.txt"))[-2000:]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault and what must come of it.
+
+    Args:
+        title: For the table.
+        overrides: Of the run.
+        inject: What is done to the run, once it has come to ``at_step``; None: the overrides are the fault.
+        alert: The kind that must arrive.
+        doctor: Id of the doctor's first cause afterwards.
+    """
+
+    title: str
+    overrides: Sequence[str]
+    inject: Inject | None
+    at_step: int
+    alert: str
+    doctor: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of a fault.
+
+    Args:
+        alerts: Kind -> seconds after the fault was put in (else after the run began).
+        doctor: Id of the first cause; empty: none.
+    """
+
+    alerts: dict[str, float]
+    doctor: str
+
+
+def _kill(run: Run) -> None:
+    os.killpg(run.process.pid, signal.SIGKILL)
+
+
+def _stop(run: Run) -> None:
+    """Hangs until its alert has come, and once more ten steps later."""
+    os.kill(run.process.pid, signal.SIGSTOP)
+    run.hook.wait(1, 60)
+    os.kill(run.process.pid, signal.SIGCONT)
+    run.wait_for_step(40)
+    os.kill(run.process.pid, signal.SIGSTOP)
+    time.sleep(6)
+    os.kill(run.process.pid, signal.SIGCONT)
+
+
+def _slow(run: Run) -> None:
+    """Gets a fifth of the time only, until its end."""
+
+    def pulse() -> None:
+        while run.process.poll() is None:
+            os.kill(run.process.pid, signal.SIGSTOP)
+            time.sleep(0.8)
+            os.kill(run.process.pid, signal.SIGCONT)
+            time.sleep(0.2)
+
+    threading.Thread(target=pulse, daemon=True).start()
+
+
+FAULTS = (
+    Fault(
+        "a learning rate of 1e9 (NaN)",
+        ("train.lr=1e9", "train.guards.on_nonfinite=stop"),
+        None,
+        0,
+        "TrainLossNaN",
+        "nan-rate-too-high",
+    ),
+    Fault(
+        "a learning rate of 1 (spikes, then NaN)",
+        ("train.lr=1", "train.warmup_ratio=0.4"),
+        None,
+        0,
+        "TrainSpike",
+        "nan-rate-too-high",
+    ),
+    Fault(
+        "the process hangs (SIGSTOP)",
+        ("monitor.limits.stalled_s=5", "monitor.limits.stalled_steps=4"),
+        _stop,
+        30,
+        "StalledStep",
+        "loading-stalls",
+    ),
+    Fault("`kill -9`", (), _kill, 5, "TrainerDown", "killed-without-a-word"),
+    Fault(
+        "the disk has less room than `monitor.limits.disk_free_gib`",
+        ("monitor.limits.disk_free_gib=100000", "monitor.every_s=1"),
+        None,
+        0,
+        "DiskFilling",
+        "",
+    ),
+    Fault(
+        "a fifth of the processor time (SIGSTOP, SIGCONT)",
+        ("monitor.limits.recent_s=4", "monitor.limits.history_s=60"),
+        _slow,
+        24,
+        "ThroughputDrop",
+        "throughput-falls",
+    ),
+)
+
+
+@contextmanager
+def running(folder: Path, overrides: Sequence[str], hook: Webhook) -> Iterator[Run]:
+    """A run of the demo whose messages go to the webhook; ended on leaving."""
+    command = [sys.executable, "-m", "mgm_exp", *RUN, *overrides, f"alerts.urls=['{hook.url}']", f"paths.root={folder}"]
+    with (folder / "output.txt").open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    try:
+        yield Run(folder, process, hook)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def meet(fault: Fault, folder: Path) -> Seen:
+    """Runs the demo with a fault."""
+    with webhook() as hook, running(folder, fault.overrides, hook) as run:
+        began = time.time()
+        if fault.inject is not None:
+            run.wait_for_step(fault.at_step)
+            began = time.time()
+            fault.inject(run)
+        run.process.wait(PATIENCE_S)
+        hook.wait(1, 30)
+        alerts: dict[str, float] = {}
+        for message in list(hook.heard):
+            kind = message["title"].removeprefix("mgm_exp ").partition(":")[0]
+            alerts.setdefault(kind, message["at"] - began)
+        found = diagnose(case_of_run(run.run_dir)).findings
+        return Seen(alerts, found[0].entry.id if found else "")
+
+
+def table(seen: Sequence[tuple[Fault, Seen]]) -> str:
+    """For the page."""
+    lines = ["| fault | messages, seconds after it | first cause of `mgm-exp doctor RUN` |", "| --- | --- | --- |"]
+    for fault, found in seen:
+        told = ", ".join(f"`{kind}` {seconds:.1f}" for kind, seconds in found.alerts.items())
+        lines.append(f"| {fault.title} | {told or 'none'} | {f'`{found.doctor}`' if found.doctor else 'none'} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Meets every fault (or those whose alert is named) and rewrites the page."""
+    seen = []
+    for fault in FAULTS:
+        if sys.argv[1:] and fault.alert not in sys.argv[1:]:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = meet(fault, Path(folder))
+            print(fault.title, json.dumps(found.__dict__), flush=True)
+            seen.append((fault, found))
+    if not sys.argv[1:]:
+        page = PAGE.read_text(encoding="utf-8")
+        content = f"{BEGIN}\n{table(seen)}\n{END}"
+        PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: content, page, flags=re.DOTALL), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
