@@ -38,6 +38,7 @@ BENCHMARKS = (
     "model_mining",
     "train_head",
     "feature_cache",
+    "monitoring",
     "merge_memory",
     "warm_start",
     "sweep_overhead",

@@ -32,7 +32,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
 
     torch.set_num_threads(1)
     n, steps, repeats = (N_QUICK, STEPS_QUICK, REPEATS_QUICK) if quick else (N, STEPS, REPEATS)
-    _make_photos(work, n)
+    make_photos(work, n)
     rows = [
         _step(work, tier, steps, repeats, None if quick or tier in ("resized", "clip") else GOAL)
         for tier in ("towers", "clip", "tokens", "resized")
@@ -40,7 +40,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     return [*rows, _evaluation(work, repeats)]
 
 
-def _make_photos(work: Path, n: int) -> None:
+def make_photos(work: Path, n: int) -> None:
     """Demo scenes as JPEG files of a camera's proportions, and rows and questions about them."""
     from PIL import Image
 
@@ -81,12 +81,12 @@ def _step(work: Path, tier: str, steps: int, repeats: int, goal: float | None) -
     asked = "train.resized_cache_gb=1" if tier == "resized" else f"train.feature_cache={tier}"
     heard: list[str] = []
     began = time.process_time()
-    _training(work, [*frozen, asked], heard.append)  # makes what the measured one finds
+    training(work, [*frozen, asked], heard.append)  # makes what the measured one finds
     made_s = time.process_time() - began
     began = time.process_time()
     sides = {
-        "ours": _training(work, [*frozen, asked], heard.append),
-        "peer": _training(work, frozen, heard.append),
+        "ours": training(work, [*frozen, asked], heard.append),
+        "peer": training(work, frozen, heard.append),
     }
     losses: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
@@ -115,7 +115,7 @@ def _step(work: Path, tier: str, steps: int, repeats: int, goal: float | None) -
     )
 
 
-def _training(work: Path, overrides: list[str], say: Callable[[str], None]) -> Iterator[float]:
+def training(work: Path, overrides: list[str], say: Callable[[str], None]) -> Iterator[float]:
     """The losses of a stage's steps, one at a time; everything before the first is done when this returns."""
     from mgm_exp.config import Device, plain
     from mgm_exp.train.assemble import assemble

@@ -229,6 +229,12 @@ def _doctor(arguments: list[str]) -> int:
     return run(arguments)
 
 
+def _monitor(arguments: list[str]) -> int:
+    from mgm_exp.verbs.monitor import run
+
+    return run(arguments)
+
+
 def _merge(arguments: list[str]) -> int:
     from mgm_exp.verbs.merge import run
 
@@ -250,6 +256,7 @@ VERBS = {
     ),
     "status": Verb("status [SWEEP] [--watch]", "what runs, what is done, what failed and why", _status),
     "doctor": Verb("doctor RUN|LOG|TEXT", "what went wrong, and what to do; two runs: where they part", _doctor),
+    "monitor": Verb("monitor RUN | --write DIR", "what a run took of its machine; files for Prometheus", _monitor),
     "alert": Verb("alert --test [overrides]", "a test message to every address of alerts.urls: who took it?", _alert),
     "dashboard": Verb("dashboard SWEEP [--port N]", "the study of a search in optuna-dashboard", _dashboard),
     "study-server": Verb(

@@ -26,6 +26,7 @@ from mgm_exp.continuation import Origin, offered
 from mgm_exp.doctor import explained_error
 from mgm_exp.errors import DiskFullError, Interrupted, MgmError, Paused, Pruned
 from mgm_exp.folders import open_store, read_record
+from mgm_exp.monitor import MonitorSink
 from mgm_exp.preflight import Preflight, check
 from mgm_exp.preparation import Preparation
 from mgm_exp.record import Recorder, explain, open_recorder, redact
@@ -139,13 +140,14 @@ class Experiment:
         }
         write_atomic(run_dir / "config.yaml", yaml.safe_dump(redact(plain(config)), sort_keys=False))
         self.alerts = AlertSink(config.alerts, config.monitor.limits)
+        self.monitor = MonitorSink(config, run_dir, [self.alerts.sample])
         self.recorder: Recorder = open_recorder(
             config,
             run_dir,
             run_id=self.manifest["run_id"],
             overrides=overrides,
             sweep=sweep,
-            further=[self.alerts],
+            further=[self.alerts, self.monitor],
         )
         self.scoring = Scoring(config, run_dir, self._produce, self.recorder.progress, self.recorder.say)
 
@@ -479,6 +481,7 @@ class Experiment:
         """Writes ``manifest.json`` and ``result.json`` and closes the tracker."""
         config = self.config
         self.manifest["ended_at"] = _now()
+        self.manifest["system"] = self.monitor.end()
         if "git" not in self.manifest:
             from mgm_exp.record import collect_environment
 

@@ -31,6 +31,7 @@ from mgm_exp.kernels import attention_of, check_attention, check_kernels
 from mgm_exp.model.backbones import backbone_of_type
 from mgm_exp.model.execution import has_liger
 from mgm_exp.model.known import KNOWN
+from mgm_exp.monitor import check_monitor
 from mgm_exp.stages import Sources
 from mgm_exp.store import cached_tree_fingerprint, file_sha256, fingerprint, read_json
 
@@ -66,6 +67,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         UserError: naming what is missing, what was looked for, and what to do.
     """
     device = resolve_device(config.device, config.devices)
+    check_monitor(config.monitor)
     check_alerts(config.alerts)
     _check_recipe(config)
     folder = model_folder(config)  # before the benchmarks: who has no model has to download it first

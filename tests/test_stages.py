@@ -294,6 +294,7 @@ AFFECTS: dict[str, set[str]] = {
     "sweep.direction": NOTHING,
     "sweep.rerun": NOTHING,
     **dict.fromkeys("plan.device plan.rows plan.align_rows plan.text_tokens plan.longest_text".split(), NOTHING),
+    **{f"monitor.{key}": NOTHING for key in ("every_s", "prometheus_port", "prometheus_host", "textfile")},
     **{f"alerts.{key}": NOTHING for key in plain(AlertsConfig())},
     **{f"monitor.limits.{key}": NOTHING for key in plain(MonitorLimitsConfig())},
     "plan.mfu": NOTHING,
@@ -419,7 +420,7 @@ NUMERIC = (
     *(".min", ".max", "_width", "_height"),
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
     *("plateau_patience", "gradient_statistics_every", "loss_chunk", "bucket_size", "feature_cache_gb"),
-    *("rows", "longest_text", "price", "population", "min_step", "pause_after", "hours", "trials"),
+    *("prometheus_port", "rows", "longest_text", "price", "population", "min_step", "pause_after", "hours", "trials"),
 )
 
 

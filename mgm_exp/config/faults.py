@@ -294,6 +294,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
         **{f"monitor.limits.{key}": value for key, value in plain(config.monitor.limits).items()},
+        "monitor.every_s": config.monitor.every_s,
         "launch.timeout_s": config.launch.timeout_s,
         "alerts.every_minutes": config.alerts.every_minutes,
         "train.feature_cache_gb": train.feature_cache_gb,
@@ -352,6 +353,11 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key in ("memory_share", "throughput_share", "idle_share"):
         if getattr(config.monitor.limits, key) > 1:
             yield f"monitor.limits.{key}={getattr(config.monitor.limits, key)} must lie in (0, 1]"
+    port = config.monitor.prometheus_port
+    if port is not None and not 1 <= port <= 65_535:
+        yield f"monitor.prometheus_port={port} must lie in 1..65535"
+    if config.monitor.textfile is not None and config.monitor.every_s is None:
+        yield "monitor.textfile needs monitor.every_s, the seconds after which the file is written anew; it is null"
     if config.plan.mfu > 1:
         yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:

@@ -111,6 +111,14 @@ class MonitorLimitsConfig:
 class MonitorConfig:
     """What a run says of its machine and of itself while it runs. No stage depends on it."""
 
+    # Seconds between two samples of GPUs, processors, memory, disks and network (system.jsonl). null: none are taken.
+    every_s: float | None = 10.0
+    # Where Prometheus finds the run's numbers over HTTP: this port, or the next free one. null: nowhere.
+    prometheus_port: int | None = None
+    # Address that is listened on. 127.0.0.1: this machine alone; 0.0.0.0: everybody who reaches it can read them.
+    prometheus_host: str = "127.0.0.1"
+    # Folder for a text file with the same numbers, for node_exporter where no port may be opened. null: none.
+    textfile: str | None = None
     limits: MonitorLimitsConfig = field(default_factory=MonitorLimitsConfig)
 
 

@@ -4,8 +4,31 @@ Rules are stated once (:func:`rules`): for Prometheus as an expression, for the 
 imports torch.
 """
 
+from mgm_exp.monitor.exporter import Exporter, check_monitor, targets_folder
+from mgm_exp.monitor.metrics import METRICS, RunMetrics
 from mgm_exp.monitor.rules import AlertRule, rules
+from mgm_exp.monitor.sink import MonitorSink
+from mgm_exp.monitor.summary import Summary
+from mgm_exp.monitor.system_file import SystemFile, read_samples
 from mgm_exp.monitor.watch import Alert, Watch
 from mgm_exp.monitor.window import Step, Window, median_seconds, spike_of
 
-__all__ = ["Alert", "AlertRule", "Step", "Watch", "Window", "median_seconds", "rules", "spike_of"]
+__all__ = [
+    "METRICS",
+    "Alert",
+    "AlertRule",
+    "Exporter",
+    "MonitorSink",
+    "RunMetrics",
+    "Step",
+    "Summary",
+    "SystemFile",
+    "Watch",
+    "Window",
+    "check_monitor",
+    "median_seconds",
+    "read_samples",
+    "rules",
+    "spike_of",
+    "targets_folder",
+]

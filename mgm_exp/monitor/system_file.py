@@ -1,0 +1,74 @@
+"""``system.jsonl`` of a run folder: samples of the machine, bounded in size, continued by a run that is resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from mgm_exp.store import write_atomic
+
+NAME = "system.jsonl"
+# About 6 MB with one GPU. A file that is full is thinned to every second line, and fills at half the rate from there.
+MOST_LINES = 16_384
+
+
+class SystemFile:
+    """Appends samples, each as one line, flushed.
+
+    Args:
+        path: The file; lines that an earlier process left are kept, but for one that it left unfinished.
+        most_lines: When it is thinned.
+    """
+
+    def __init__(self, path: Path, most_lines: int = MOST_LINES) -> None:
+        self.path, self._most = path, most_lines
+        lines = list(_whole_lines(path))
+        if path.exists() and path.read_bytes() != b"".join(lines):
+            write_atomic(path, b"".join(lines).decode())
+        self._lines, self._stride, self._seen = len(lines), 1, 0
+        self._stream: IO[bytes] | None = None
+
+    def append(self, sample: Mapping[str, Any]) -> None:
+        """Takes a sample, which is written unless the file was thinned and it is not its turn."""
+        self._seen += 1
+        if self._seen % self._stride:
+            return
+        if self._lines >= self._most:
+            self._thin()
+        if self._stream is None:
+            self._stream = self.path.open("ab")
+        self._stream.write(json.dumps(sample, separators=(",", ":")).encode() + b"\n")
+        self._stream.flush()
+        self._lines += 1
+
+    def _thin(self) -> None:
+        self.close()
+        kept = list(_whole_lines(self.path))[::2]
+        write_atomic(self.path, b"".join(kept).decode())
+        self._lines, self._stride = len(kept), self._stride * 2
+
+    def close(self) -> None:
+        """Closes the file; appending opens it again."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The samples of a file; none where it is not there."""
+    found = []
+    for line in _whole_lines(path):
+        with contextlib.suppress(ValueError):
+            sample = json.loads(line)
+            if isinstance(sample, dict) and isinstance(sample.get("t"), (int, float)):
+                found.append(sample)
+    return found
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
