@@ -37,6 +37,8 @@ RUN = (
     ),
 )
 PATIENCE_S = 240.0
+# A key of the address, in the environment of the run: nothing that the run writes may hold it.
+VARIABLE, KEY = "ALERT_PATH", "canary0123456789"
 Inject = Callable[["Run"], None]
 
 
@@ -181,9 +183,11 @@ FAULTS = (
 @contextmanager
 def running(folder: Path, overrides: Sequence[str], hook: Webhook) -> Iterator[Run]:
     """A run of the demo whose messages go to the webhook; ended on leaving."""
-    command = [sys.executable, "-m", "mgm_exp", *RUN, *overrides, f"alerts.urls=['{hook.url}']", f"paths.root={folder}"]
+    addressed = f"alerts.urls=[{hook.url}/${VARIABLE}]"
+    command = [sys.executable, "-m", "mgm_exp", *RUN, *overrides, addressed, f"paths.root={folder}"]
+    environ = {**os.environ, VARIABLE: KEY}
     with (folder / "output.txt").open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environ, start_new_session=True)
     try:
         yield Run(folder, process, hook)
     finally:
@@ -191,6 +195,12 @@ def running(folder: Path, overrides: Sequence[str], hook: Webhook) -> Iterator[R
             os.killpg(process.pid, signal.SIGCONT)
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def holding(folder: Path, key: str) -> list[str]:
+    """Files below a folder that hold a text."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path.relative_to(folder)) for path in files if key.encode() in path.read_bytes()]
 
 
 def meet(fault: Fault, folder: Path) -> Seen:
@@ -207,6 +217,8 @@ def meet(fault: Fault, folder: Path) -> Seen:
         for message in list(hook.heard):
             kind = message["title"].removeprefix("mgm_exp ").partition(":")[0]
             alerts.setdefault(kind, message["at"] - began)
+        assert all(message["path"].endswith(KEY) for message in hook.heard)
+        assert not (leaks := holding(folder, KEY)), f"the key stands in {leaks}"
         found = diagnose(case_of_run(run.run_dir)).findings
         return Seen(alerts, found[0].entry.id if found else "")
 

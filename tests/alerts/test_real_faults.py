@@ -16,19 +16,23 @@ from mgm_exp.record import FilesSink, Recorder, RunInfo, explain
 from mgm_exp.train import run_stage
 from tests.train.conftest import job_in
 
-from .faults import BEGIN, END, FAULTS, PAGE, Fault, meet
+from .faults import BEGIN, END, FAULTS, KEY, PAGE, VARIABLE, Fault, holding, meet
 from .webhook import webhook
 
 
-def test_a_loss_that_breaks_is_told_while_it_trains_and_again_with_its_cause(tmp_path: Path) -> None:
+def test_a_loss_that_breaks_is_told_while_it_trains_and_again_with_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, KEY)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text("train: {lr: 1.0e+9, precision: fp32}\n")
     job = job_in(tmp_path, steps=9, lr=1e9, guards=GuardsConfig(on_nonfinite=GuardAction.stop))
     with webhook() as hook:
-        alerts = AlertSink(AlertsConfig([hook.url]), MonitorLimitsConfig(), finish_s=30.0, poll_s=0.1)
+        alerts = AlertSink(AlertsConfig([f"{hook.url}/${VARIABLE}"]), MonitorLimitsConfig(), finish_s=30.0, poll_s=0.1)
         run = RunInfo("id", run_dir, "broken", None, "run", (), {})
         with Recorder([FilesSink(run_dir), alerts], run) as recorder:
+            recorder.begin()
             with pytest.raises(TrainingFailed) as failed:
                 run_stage(
                     job,
@@ -40,6 +44,7 @@ def test_a_loss_that_breaks_is_told_while_it_trains_and_again_with_its_cause(tmp
     assert hook.titles == ["mgm_exp TrainLossNaN: broken", "mgm_exp failed: broken"]
     assert "mgm-exp doctor --entry loss-not-finite" in hook.heard[0]["message"]
     assert "nan-rate-too-high" in hook.heard[1]["message"]
+    assert hook.heard[1]["path"].endswith(KEY) and holding(tmp_path, KEY) == []
 
 
 def test_the_page_has_a_row_for_every_fault() -> None:
