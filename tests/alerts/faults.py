@@ -1,13 +1,11 @@
 """Faults put into real runs of the demo: which alert each raises, after how long, and what the doctor names.
 
-python -m tests.alerts.faults      # rewrites the table of docs/alerts.md between its marks; some minutes
+python -m tests.alerts.faults [ALERT ...]     # rewrites these rows of docs/alerts.md, or all; some minutes
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -60,15 +58,15 @@ class Run:
     def run_dir(self) -> Path:
         return next(self.folder.glob("runs/*/*"))
 
-    def wait_for_step(self, step: int) -> None:
-        """Until the instruct stage has come so far."""
+    def wait_for(self, text: str) -> None:
+        """Until a row with this text was written."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and self.process.poll() is None:
             for path in self.folder.glob("runs/*/*/metrics.jsonl"):
-                if f'"step": {step},' in path.read_text(encoding="utf-8"):
+                if text in path.read_text(encoding="utf-8"):
                     return
             time.sleep(0.05)
-        raise AssertionError(f"step {step} was not reached: {self.output()}")
+        raise AssertionError(f"{text} was not reached: {self.output()}")
 
     def output(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in self.folder.glob("*.txt"))[-2000:]
@@ -81,17 +79,20 @@ class Fault:
     Args:
         title: For the table.
         overrides: Of the run.
-        inject: What is done to the run, once it has come to ``at_step``; None: the overrides are the fault.
+        inject: What is done to the run once a row has ``shows``; None: the overrides are the fault.
+        shows: What the row holds that the time counts from; None: none shows it.
         alert: The kind that must arrive.
         doctor: Id of the doctor's first cause afterwards.
+        disk_mib: Size of the disk that the run has; None: that of the machine. Needs root.
     """
 
     title: str
     overrides: Sequence[str]
     inject: Inject | None
-    at_step: int
+    shows: str | None
     alert: str
     doctor: str
+    disk_mib: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,17 @@ class Seen:
     """What came of a fault.
 
     Args:
-        alerts: Kind -> seconds after the fault was put in (else after the run began).
+        alerts: Kind -> seconds after the fault; None: not known.
         doctor: Id of the first cause; empty: none.
     """
 
-    alerts: dict[str, float]
+    alerts: dict[str, float | None]
     doctor: str
+
+
+def step(number: int) -> str:
+    """What a row of this step holds."""
+    return f'"step": {number},'
 
 
 def _kill(run: Run) -> None:
@@ -116,9 +122,9 @@ def _stop(run: Run) -> None:
     os.kill(run.process.pid, signal.SIGSTOP)
     run.hook.wait(1, 60)
     os.kill(run.process.pid, signal.SIGCONT)
-    run.wait_for_step(40)
+    run.wait_for(step(40))
     os.kill(run.process.pid, signal.SIGSTOP)
-    time.sleep(6)
+    time.sleep(20)
     os.kill(run.process.pid, signal.SIGCONT)
 
 
@@ -127,9 +133,9 @@ def _slow(run: Run) -> None:
 
     def pulse() -> None:
         while run.process.poll() is None:
-            os.kill(run.process.pid, signal.SIGSTOP)
+            run.process.send_signal(signal.SIGSTOP)
             time.sleep(0.8)
-            os.kill(run.process.pid, signal.SIGCONT)
+            run.process.send_signal(signal.SIGCONT)
             time.sleep(0.2)
 
     threading.Thread(target=pulse, daemon=True).start()
@@ -140,7 +146,7 @@ FAULTS = (
         "a learning rate of 1e9 (NaN)",
         ("train.lr=1e9", "train.guards.on_nonfinite=stop"),
         None,
-        0,
+        '"event": "not_finite"',
         "TrainLossNaN",
         "nan-rate-too-high",
     ),
@@ -148,7 +154,7 @@ FAULTS = (
         "a learning rate of 1 (spikes, then NaN)",
         ("train.lr=1", "train.warmup_ratio=0.4"),
         None,
-        0,
+        None,
         "TrainSpike",
         "nan-rate-too-high",
     ),
@@ -156,24 +162,28 @@ FAULTS = (
         "the process hangs (SIGSTOP)",
         ("monitor.limits.stalled_s=5", "monitor.limits.stalled_steps=4"),
         _stop,
-        30,
+        step(30),
         "StalledStep",
         "loading-stalls",
     ),
-    Fault("`kill -9`", (), _kill, 5, "TrainerDown", "killed-without-a-word"),
+    Fault("`kill -9`", (), _kill, step(5), "TrainerDown", "killed-without-a-word"),
     Fault(
-        "the disk has less room than `monitor.limits.disk_free_gib`",
-        ("monitor.limits.disk_free_gib=100000", "monitor.every_s=1"),
+        "a disk of 16 MiB that checkpoints fill",
+        (
+            *("train.checkpoint.every_steps=1", "train.checkpoint.keep=100", "train.checkpoint.background=false"),
+            *("monitor.limits.disk_free_gib=0.005", "monitor.every_s=1"),
+        ),
         None,
-        0,
+        None,
         "DiskFilling",
-        "",
+        "checkpoint-no-room",
+        disk_mib=16,
     ),
     Fault(
         "a fifth of the processor time (SIGSTOP, SIGCONT)",
         ("monitor.limits.recent_s=4", "monitor.limits.history_s=60"),
         _slow,
-        24,
+        step(24),
         "ThroughputDrop",
         "throughput-falls",
     ),
@@ -197,6 +207,19 @@ def running(folder: Path, overrides: Sequence[str], hook: Webhook) -> Iterator[R
         process.wait()
 
 
+@contextmanager
+def disk(folder: Path, size_mib: int | None) -> Iterator[None]:
+    """A small disk at a folder."""
+    if size_mib is None:
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "none", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 def holding(folder: Path, key: str) -> list[str]:
     """Files below a folder that hold a text."""
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -205,47 +228,49 @@ def holding(folder: Path, key: str) -> list[str]:
 
 def meet(fault: Fault, folder: Path) -> Seen:
     """Runs the demo with a fault."""
-    with webhook() as hook, running(folder, fault.overrides, hook) as run:
-        began = time.time()
-        if fault.inject is not None:
-            run.wait_for_step(fault.at_step)
+    with disk(folder, fault.disk_mib), webhook() as hook, running(folder, fault.overrides, hook) as run:
+        began = None
+        if fault.shows is not None:
+            run.wait_for(fault.shows)
             began = time.time()
+        if fault.inject is not None:
             fault.inject(run)
         run.process.wait(PATIENCE_S)
         hook.wait(1, 30)
-        alerts: dict[str, float] = {}
+        alerts: dict[str, float | None] = {}
         for message in list(hook.heard):
             kind = message["title"].removeprefix("mgm_exp ").partition(":")[0]
-            alerts.setdefault(kind, message["at"] - began)
+            alerts.setdefault(kind, None if began is None else message["at"] - began)
         assert all(message["path"].endswith(KEY) for message in hook.heard)
         assert not (leaks := holding(folder, KEY)), f"the key stands in {leaks}"
         found = diagnose(case_of_run(run.run_dir)).findings
         return Seen(alerts, found[0].entry.id if found else "")
 
 
-def table(seen: Sequence[tuple[Fault, Seen]]) -> str:
-    """For the page."""
-    lines = ["| fault | messages, seconds after it | first cause of `mgm-exp doctor RUN` |", "| --- | --- | --- |"]
-    for fault, found in seen:
-        told = ", ".join(f"`{kind}` {seconds:.1f}" for kind, seconds in found.alerts.items())
-        lines.append(f"| {fault.title} | {told or 'none'} | {f'`{found.doctor}`' if found.doctor else 'none'} |")
-    return "\n".join(lines)
+HEAD = ["| fault | messages, seconds after it | first cause of `mgm-exp doctor RUN` |", "| --- | --- | --- |"]
+
+
+def row_of(fault: Fault, found: Seen) -> str:
+    """For the table of the page."""
+    told = ", ".join(
+        f"`{kind}`" if seconds is None else f"`{kind}` {seconds:.1f}" for kind, seconds in found.alerts.items()
+    )
+    return f"| {fault.title} | {told or 'none'} | {f'`{found.doctor}`' if found.doctor else 'none'} |"
 
 
 def main() -> None:
-    """Meets every fault (or those whose alert is named) and rewrites the page."""
-    seen = []
+    """Meets every fault, or those whose alert is named, and rewrites their rows."""
     for fault in FAULTS:
         if sys.argv[1:] and fault.alert not in sys.argv[1:]:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            found = meet(fault, Path(folder))
-            print(fault.title, json.dumps(found.__dict__), flush=True)
-            seen.append((fault, found))
-    if not sys.argv[1:]:
-        page = PAGE.read_text(encoding="utf-8")
-        content = f"{BEGIN}\n{table(seen)}\n{END}"
-        PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: content, page, flags=re.DOTALL), encoding="utf-8")
+            row = row_of(fault, meet(fault, Path(folder)))
+        print(row, flush=True)
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        known, _, after = rest.partition(END)
+        rows = {line.split(" | ")[0]: line for line in [*known.splitlines()[3:], row] if line}
+        ordered = [rows[f"| {one.title}"] for one in FAULTS if f"| {one.title}" in rows]
+        PAGE.write_text("\n".join([before + BEGIN, *HEAD, *ordered, END]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_the_page_has_a_row_for_every_fault() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.alert for fault in FAULTS])
 def test_a_fault_raises_its_alert_and_the_doctor_names_it(fault: Fault, tmp_path: Path) -> None:
+    if fault.disk_mib is not None and os.geteuid() != 0:
+        pytest.skip("a small disk needs root")
     seen = meet(fault, tmp_path)
     assert fault.alert in seen.alerts
     assert seen.doctor == fault.doctor
