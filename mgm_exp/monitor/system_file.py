@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from mgm_exp.store import write_atomic
+from mgm_exp.store import parse_record, write_atomic
 
 NAME = "system.jsonl"
 # About 6 MB with one GPU. A file that is full is thinned to every second line, and fills at half the rate from there.
@@ -62,7 +62,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in _whole_lines(path):
         with contextlib.suppress(ValueError):
-            sample = json.loads(line)
+            sample = parse_record(line)
             if isinstance(sample, dict) and isinstance(sample.get("t"), (int, float)):
                 found.append(sample)
     return found

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.errors import EXIT_DONE, UserError
+from mgm_exp.errors import EXIT_DONE, DataError, UserError
+from mgm_exp.verbs.validate import printable
 
 _ADDRESS = re.compile(r"[A-Za-z0-9.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 
@@ -75,13 +76,19 @@ def _show(folder: Path) -> None:
     if not samples:
         raise UserError(f"{path} holds no sample yet.")
     minutes = (samples[-1]["t"] - samples[0]["t"]) / 60
-    print(f"{len(samples)} samples in {minutes:.1f} minutes, the last one in {_place(samples[-1])}")
-    for line in _lines(Summary(MonitorLimitsConfig(), samples).as_json(), samples[-1]):
-        print(f"  {line}")
+    try:
+        lines = _lines(Summary(MonitorLimitsConfig(), samples).as_json(), samples[-1])
+        place = _place(samples[-1])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not what a run writes ({type(error).__name__}: {error}).") from error
+    print(f"{len(samples)} samples in {minutes:.1f} minutes, the last one in {place}")
+    for line in lines:
+        print(f"  {printable(line)}")
 
 
 def _place(sample: dict[str, Any]) -> str:
-    return f"{sample['stage']} step {sample['step']}" if sample.get("stage") else "no training stage"
+    stage = printable(str(sample["stage"]))[:40] if sample.get("stage") else None
+    return f"{stage} step {int(sample['step'])}" if stage else "no training stage"
 
 
 def _lines(found: dict[str, Any], last: dict[str, Any]) -> list[str]:

@@ -142,3 +142,26 @@ def test_a_run_is_summed_up_in_words(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "70.0 of 80.0 GiB on one GPU" in said
     assert "50% while a stage trained, idle for 0% of that time" in said
     assert "1.50 GiB at most in the run's processes" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"t": 1, "memory_gib": "much"}',
+        '{"t": 1, "disks": 3}',
+        '{"t": 1, "gpus": [{}]}',
+        '{"t": 1, "memory_gib": 1.0}',
+        '{"t": 1, "stage": "a", "step": "b"}',
+    ],
+)
+def test_a_foreign_file_is_refused_in_words(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "system.jsonl").write_text(f'{{"t": 0, "memory_gib": 0.5}}\n{line}\n')
+    assert main(["monitor", str(tmp_path)]) == EXIT_BAD_INPUT
+    assert "is not what a run writes" in capsys.readouterr().err
+
+
+def test_a_foreign_file_does_not_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disks = {"\x1b]0;PWNED\x07": {"free_gib": 1.0, "total_gib": 2.0}}
+    (tmp_path / "system.jsonl").write_text(json.dumps({"t": 1, "stage": "\x1b[2J", "step": 1, "disks": disks}) + "\n")
+    assert main(["monitor", str(tmp_path)]) == EXIT_DONE
+    assert "\x1b" not in capsys.readouterr().out

@@ -84,3 +84,26 @@ def test_prometheus_sees_the_samples_and_the_text_file_goes_at_the_end(sink: Any
     watching.finish({"status": "completed"})
     assert list(folder.iterdir()) == []
     assert list((tmp_path / "out" / "monitor" / "targets").iterdir()) == []
+
+
+def test_runs_side_by_side_have_a_port_each_and_the_next_one_has_the_first_again(
+    compose: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As in a pack (side by side in one process), and in a worker that stays (one after another)."""
+    config = compose(f"paths.root={tmp_path}", "device=cpu", "monitor.prometheus_port=19302", "monitor.every_s=null")
+
+    def begun(name: str) -> tuple[MonitorSink, str]:
+        made = MonitorSink(config, tmp_path)
+        made.start(RunInfo(name, tmp_path, name, None, "trial", ()))
+        (target,) = json.loads((tmp_path / "monitor" / "targets" / f"{name}.json").read_text())
+        return made, target["targets"][0]
+
+    first, address = begun("first")
+    second, other = begun("second")
+    assert address != other
+    first.finish({})
+    third, again = begun("third")
+    assert again == address
+    for one in (second, third):
+        one.finish({})
+    assert list((tmp_path / "monitor" / "targets").iterdir()) == []

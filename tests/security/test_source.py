@@ -31,6 +31,10 @@ ALLOWED = {
     ("mgm_exp/evaluate/judge.py", "network"): "the judge that eval.judge.url names; off by default, https or loopback",
     ("mgm_exp/record/wandb_client.py", "network"): "urlsplit only; the W&B client has its own",
     ("mgm_exp/record/wandb_upload.py", "network"): "the name of the error that W&B's client raises",
+    (
+        "mgm_exp/monitor/exporter.py",
+        "network",
+    ): "the name of this machine; monitor.prometheus_port opens a port, off by default, loopback unless told otherwise",
     ("mgm_exp/train/launch.py", "network"): "a free port for processes of one run",
     ("mgm_exp/train/machines.py", "network"): "the names of this machine, for the hostfile",
     **{
