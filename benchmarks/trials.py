@@ -119,10 +119,17 @@ class Bench:
         cpu_of(command, self.work / "fresh.log")
         return next((root / "runs" / "f").iterdir())
 
-    def trainer(self, number: int, **more: Any) -> dict[str, Any]:
-        """One trial of the Trainer's."""
-        trial = {**self.trial(number), "asked": str(self.made.asked), **more}
+    def trainer(self, number: int, trial: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """One trial of the Trainer's; what it is told can be given: composing a configuration is for one thread."""
+        trial = {**(trial or self.trial(number)), "asked": str(self.made.asked), **more}
         return self._alone("benchmarks.peers.trainer_peft", trial, f"trainer_{number}")
+
+    def floor(
+        self, name: str, trials: Sequence[dict[str, Any]], by_length: bool, rungs: Sequence[int]
+    ) -> dict[str, Any]:
+        """Trials in one process with nothing around them."""
+        told = {"trials": list(trials), "asked": str(self.made.asked), "by_length": by_length, "rungs": list(rungs)}
+        return self._alone("benchmarks.peers.floor", told, name)
 
     def own_loop(self, engine: str, **more: Any) -> dict[str, Any]:
         """One trial of a loop on ``engine``."""
