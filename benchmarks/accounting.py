@@ -208,3 +208,116 @@ def _watch(model: Any, memory: LiveMemory, found: dict[str, float]) -> None:
     model.lm_head.register_full_backward_hook(leave("backward of the head"))
     layers[-1].register_full_backward_hook(leave("backward of the last layer"))
     layers[0].register_full_backward_hook(leave("backward of the other layers"))
+
+
+def fake_answers(config: Any, batch: int, length: int, tokens: int, itemsize: int, images: int) -> dict[str, float]:
+    """Bytes at the moments of answering a batch, as PyTorch counts them.
+
+    Args:
+        config: ``MGMConfig``.
+        batch, length: Prompts, padded; tokens of one with its image's.
+        tokens: That are written.
+        itemsize: Bytes of the dtype.
+        images: That are encoded at a time.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import DynamicCache
+
+    from mgm_exp.model import meta_model
+
+    config._attn_implementation = "sdpa"
+    model = meta_model(config)
+    model.requires_grad_(False)
+    model.eval()
+    memory = LiveMemory()
+    found: dict[str, float] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _give_tensors(model, _Plain(itemsize))
+        half = torch.bfloat16 if itemsize == 2 else torch.float32
+        n, width = config.visual_tokens_per_image, config.hidden_size
+        with memory:
+            for parameter in model.parameters():
+                memory.hold(parameter)
+            seen = torch.empty(batch, n, width, dtype=half)
+            memory.mark()
+            side, side_aux = config.vision_config["image_size"], config.image_size_aux
+            low = torch.empty(images, 3, side, side, dtype=half)
+            model.model.encode_images(low, torch.empty(images, 3, side_aux, side_aux, dtype=half))
+            found["encoding images"] = memory.mark()
+            del low
+            embeds = torch.empty(batch, length, width, dtype=half)
+            cache = DynamicCache(config=config)
+            logits = _answer(model, cache, length, length, inputs_embeds=embeds)
+            found["reading the prompts"] = memory.mark()
+            for k in range(tokens):
+                logits = _answer(model, cache, 1, length + k + 1, input_ids=logits.argmax(-1)[:, None])
+            found["writing the answers"] = memory.mark()
+            del seen
+    return found
+
+
+class _Plain:
+    """How tensors are given to a model that is not trained."""
+
+    autocast = False
+
+    def __init__(self, itemsize: int) -> None:
+        self.bytes = itemsize
+
+
+def _answer(model: Any, cache: Any, new: int, whole: int, **inputs: Tensor) -> Tensor:
+    """(B, vocabulary): logits of the last position, as :mod:`mgm_exp.evaluate.greedy` asks for them."""
+    batch = len(next(iter(inputs.values())))
+    mask = torch.zeros(batch, 1, new, whole, dtype=torch.bool) if batch > 1 else None
+    places = torch.zeros(batch, new, dtype=torch.long)
+    out = model(
+        attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs
+    )
+    last: Tensor = out.logits[:, -1]
+    return last
+
+
+def fake_captions(config: Any, batch: int, prompt: int, tokens: int) -> dict[str, float]:
+    """Bytes at the moments of a BLIP-2 model that captions a batch in bf16, as PyTorch counts them.
+
+    Args:
+        config: ``Blip2Config``.
+        batch, prompt, tokens: Images, tokens of the prompt with the image's, tokens that are written.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import Blip2ForConditionalGeneration, DynamicCache
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        model = Blip2ForConditionalGeneration(config)
+        model.tie_weights()
+    model.eval()
+    memory = LiveMemory()
+    found: dict[str, float] = {}
+    size, width = config.vision_config.image_size, config.text_config.hidden_size
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        _give_tensors(model, _Plain(2))
+        with memory:
+            for parameter in model.parameters():
+                memory.hold(parameter)
+            memory.mark()
+            seen = model.get_image_features(torch.empty(batch, 3, size, size, dtype=torch.bfloat16)).pooler_output
+            found["looking at images"] = memory.mark()
+            cache = DynamicCache()
+            inputs: dict[str, Tensor] = {"inputs_embeds": torch.empty(batch, prompt, width, dtype=torch.bfloat16)}
+            for k in range(tokens):
+                new = next(iter(inputs.values())).shape[1]
+                out = model.language_model(
+                    attention_mask=torch.ones(batch, prompt + k, dtype=torch.long),
+                    position_ids=torch.zeros(batch, new, dtype=torch.long),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                    **inputs,
+                )
+                logits = out.logits[:, -1].float()
+                inputs = {"input_ids": logits.argmax(-1)[:, None]}
+                del out
+                found["reading the prompts" if k == 0 else "writing the captions"] = memory.mark()
+            del seen
+    return found

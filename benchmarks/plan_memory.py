@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accounting import GIB, fake_step
+from benchmarks.accounting import GIB, fake_answers, fake_captions, fake_step
 from benchmarks.measurement import Row
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -22,6 +22,10 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     """Compares each configuration."""
     chosen = list(cases())
     found = [(name, *compared(adapter, settings)) for name, adapter, settings in (chosen[:2] if quick else chosen)]
+    for name, settings in answer_cases()[: 1 if quick else None]:
+        found.append((name, *compared_answers(*settings)))
+    if not quick:
+        found += [(f"captions of {batch} images", *compared_captions(batch)) for batch in (32, 128)]
     errors = {name: predicted / counted - 1 for name, predicted, counted in found}
     worst = max(errors, key=lambda name: abs(errors[name]))
     _, predicted, counted = next(row for row in found if row[0] == worst)
@@ -29,7 +33,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
         print(f"  {name}: predicted {ours:.2f} GiB, counted {theirs:.2f} GiB ({errors[name]:+.1%})")
     return [
         Row(
-            f"predicted peak memory of a micro-batch of MGM-2B, the worst of {len(found)} configurations ({worst})",
+            f"predicted peak memory of training, answers and captions, worst of {len(found)} configurations ({worst})",
             "GiB",
             predicted,
             counted,
@@ -98,3 +102,55 @@ def compared(adapter: Any, work: Any, model: str = "mgm_2b") -> tuple[float, flo
     # Masters and moments are the optimizer's, which the counted micro-batch does not have.
     found = [m.total - m.optimizer for m in moments(sizes, parameters, work) if m.name != "optimizer step"]
     return max(found) / GIB, max(fake_step(known_config(model), adapter, work).values()) / GIB
+
+
+def answer_cases() -> list[tuple[str, tuple[str, int, int, int, int]]]:
+    """Name; model, prompts, tokens of a prompt, tokens of an answer, bytes of the dtype."""
+    return [
+        ("answers, 16 prompts", ("mgm_2b", 16, 686, 2, 2)),
+        ("answers, 64 prompts", ("mgm_2b", 64, 686, 8, 2)),
+        ("answers, 1 prompt in fp32", ("mgm_2b", 1, 700, 8, 4)),
+        ("answers of MGM-7B, 8 prompts", ("mgm_7b", 8, 1024, 8, 2)),
+        ("answers of MGM-2B-HD, 4 prompts", ("mgm_2b_hd", 4, 3000, 8, 2)),
+    ]
+
+
+def compared_answers(model: str, batch: int, length: int, tokens: int, itemsize: int) -> tuple[float, float]:
+    """Predicted and counted GiB of answering a batch, its images in groups of 8 (or 2, where they are large)."""
+    from mgm_exp.compose import compose
+    from mgm_exp.model import known_config
+    from mgm_exp.plan import architecture_of
+    from mgm_exp.plan.answers import answering, eyes_of
+
+    config = compose([f"model={model}"])
+    sizes = architecture_of(config.model)
+    images = 2 if sizes.grid > 1 else 8
+    weights = float(itemsize * sum(_elements(shape) for shape in sizes.shapes.values()))
+    eyes = eyes_of(config, sizes, itemsize)
+    predicted = answering(sizes, weights, itemsize, batch, length, tokens, eyes, images=images)
+    counted = fake_answers(_with_views(known_config(model), config.model), batch, length, tokens, itemsize, images)
+    return max(moment.total for moment in predicted) / GIB, max(counted.values()) / GIB
+
+
+def compared_captions(batch: int) -> tuple[float, float]:
+    """The same of BLIP-2 OPT 2.7b in bf16."""
+    from mgm_exp.plan.captioning import captioning_moments, known_config, sizes_of
+
+    name = "blip2-opt-2.7b"
+    sizes = sizes_of(name)
+    predicted = captioning_moments(sizes, 2.0 * sizes.parameters, 2, batch, 33, 8)
+    counted = fake_captions(known_config(name), batch, 33, 8)
+    return max(moment.total for moment in predicted) / GIB, max(counted.values()) / GIB
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(shape)
+
+
+def _with_views(config: Any, section: Any) -> Any:
+    for key in ("image_grid", "image_global", "image_size_aux"):
+        if getattr(section, key) is not None:
+            setattr(config, key, getattr(section, key))
+    return config

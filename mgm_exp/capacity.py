@@ -53,18 +53,19 @@ def memory_limit_gib(config: ExperimentConfig) -> float:
     from mgm_exp.plan.cards import CARDS
 
     card = CARDS[config.plan.device]
-    return card.memory_gib - card.reserve_gib
+    return card.room_gib
 
 
 def _refuse(config: ExperimentConfig, card: Card) -> str:
     import copy
 
+    from mgm_exp.curated import curated_rows
     from mgm_exp.plan import plan_cell
 
     config = copy.deepcopy(config)
     config.plan.device = card
     try:
-        plan = plan_cell(config)
+        plan = plan_cell(config, curated=curated_rows(config))
     except ModelError as error:
         return f"memory is not predicted: {error.message}"
     if plan.verdict == "does not fit" and not config.train.auto_micro_batch:

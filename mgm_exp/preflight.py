@@ -100,7 +100,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         notes += [memory] if memory else []
     return Preflight(
         sources=Sources(
-            model=_model_fingerprint(config, folder),
+            model=model_fingerprint(config, folder),
             align=_data_fingerprint(own.get("align")),
             instruct=_data_fingerprint(own.get("instruct")),
             captioner=captioner,
@@ -135,7 +135,7 @@ def check_scoring(config: ExperimentConfig, *, base: str | None = None) -> Prefl
     folder = TINY if base is not None else model_folder(config)
     return Preflight(
         sources=Sources(
-            model=base or _model_fingerprint(config, folder),
+            model=base or model_fingerprint(config, folder),
             align=None,
             instruct=None,
             captioner=None,
@@ -293,7 +293,7 @@ def _check_benchmarks(config: ExperimentConfig) -> None:
                 _ = variant.questions
 
 
-def _model_fingerprint(config: ExperimentConfig, folder: Path) -> str:
+def model_fingerprint(config: ExperimentConfig, folder: Path) -> str:
     """Hash of the checkpoint folder and of the towers given beside it (files that a loader may read, no others)."""
     folders = [folder]
     for key in ("vision_tower", "vision_tower_aux"):

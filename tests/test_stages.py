@@ -300,6 +300,8 @@ AFFECTS: dict[str, set[str]] = {
     "plan.mfu": NOTHING,
     "plan.refuse": NOTHING,
     "plan.price": NOTHING,
+    "plan.prices": NOTHING,
+    "plan.host_memory_gib": NOTHING,
     "seed": TRAINED,
     "name": NOTHING,
     "devices": TRAINED,
@@ -421,6 +423,7 @@ NUMERIC = (
     *("max_steps", "every_steps", "max_samples", "max_questions", "trial", "every_minutes", "share", "patience"),
     *("plateau_patience", "gradient_statistics_every", "loss_chunk", "bucket_size", "feature_cache_gb"),
     *("prometheus_port", "rows", "longest_text", "price", "population", "min_step", "pause_after", "hours", "trials"),
+    *("text_tokens", "host_memory_gib"),
 )
 
 

@@ -61,6 +61,8 @@ def _value(kind: Any, value: Any) -> Any:
         return {key: _value(inner[1], item) for key, item in value.items()}
     if kind is Any and (value is None or isinstance(value, (str, int, float))):
         return value
+    if kind is Any and isinstance(value, dict):
+        return {key: _value(Any, item) for key, item in value.items()}
     if isinstance(kind, type) and is_dataclass(kind):
         return restored(kind, value)
     if isinstance(kind, type) and issubclass(kind, Enum) and value in {choice.value for choice in kind}:

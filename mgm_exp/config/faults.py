@@ -293,6 +293,7 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
         "plan.longest_text": config.plan.longest_text,
         "plan.mfu": config.plan.mfu,
         "plan.price": config.plan.price,
+        "plan.host_memory_gib": config.plan.host_memory_gib,
         **{f"monitor.limits.{key}": value for key, value in plain(config.monitor.limits).items()},
         "monitor.every_s": config.monitor.every_s,
         "launch.timeout_s": config.launch.timeout_s,
@@ -350,6 +351,8 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key, value in shares.items():
         if not 0 <= value < 1:
             yield f"{key}={value} must lie in [0, 1)"
+    if not (config.plan.prices is None or isinstance(config.plan.prices, (str, dict))):
+        yield f"plan.prices={config.plan.prices!r} must be a file, or prices by card: {{h100: 2.5, currency: EUR}}"
     for key in ("memory_share", "throughput_share", "idle_share"):
         if getattr(config.monitor.limits, key) > 1:
             yield f"monitor.limits.{key}={getattr(config.monitor.limits, key)} must lie in (0, 1]"

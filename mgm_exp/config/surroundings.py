@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -65,17 +66,24 @@ class PlanConfig:
     # Rows of the instruct stage and of the align stage, where neither max_steps nor the demo says how many.
     rows: int | None = None
     align_rows: int | None = None
-    # Mean tokens of a sample beside its image's, for time.
-    text_tokens: int = 124
-    # Most tokens of a sample beside its image's, for memory. null: as many as max_length allows, the safe side.
+    # Mean tokens of a sample beside its image's, for time. null: as the curated rows in the store have them, those of
+    # the demo, else 124.
+    text_tokens: int | None = None
+    # Most tokens of a sample beside its image's, for memory. null: the longest of the curated rows in the store, else
+    # as many as max_length allows, the safe side.
     longest_text: int | None = None
     # Share of the card's peak speed that training reaches, 0..1.
     mfu: float = 0.4
     # Refuse what is predicted not to fit: a run on this machine's GPU; with a named device also cells of a sweep,
     # before they are queued. false: start it nevertheless.
     refuse: bool = True
-    # Money for an hour of one device. null: no cost is shown.
+    # Money for an hour of one device. null: as plan.prices has it.
     price: float | None = None
+    # Prices of an hour by card: a file (YAML or JSON), or {h100: 2.5, a10: 0.6, currency: EUR}. null: none, no cost is
+    # shown; none is shipped.
+    prices: Any = None
+    # GiB of main memory for all processes of a machine: a run that needs more does not fit. null: not judged.
+    host_memory_gib: float | None = None
 
 
 @dataclass

@@ -54,6 +54,7 @@ class Work:
         devices, zero_stage, offload, overlap, reduce_bucket: How training state is shared.
         accumulation: Micro-batches of one process in a step.
         is_cpu: torch's AdamW takes tensors one by one there.
+        is_fused: AdamW is one kernel, without temporaries.
         pixel_bytes: Of one sample's images.
         adapter: What a kind of adapter needs beside inputs of its targets; None: nothing.
         tower, tower_aux: Whether part of the low- and of the high-resolution tower is trained.
@@ -85,6 +86,7 @@ class Work:
     reduce_bucket: int = 0
     accumulation: int = 1
     is_cpu: bool = False
+    is_fused: bool = False
     pixel_bytes: float = 0.0
     adapter: AdapterWork | None = None
     tower: bool = False

@@ -124,6 +124,15 @@ class Parameters:
     def trainable(self) -> int:
         return self.lora + self.trained_llm + self.trained_connector + self.trained_towers
 
+    def trained(self) -> dict[str, int]:
+        """What is trained, by part: ``adapter`` (LoRA and the like), ``llm``, ``connector``, ``towers``."""
+        return {
+            "adapter": self.lora,
+            "llm": self.trained_llm,
+            "connector": self.trained_connector,
+            "towers": self.trained_towers,
+        }
+
     def to_json(self) -> dict[str, int]:
         names = ("llm", "vision_tower", "vision_tower_aux", "mining", "projector", "lora", "total", "trainable")
         return {name: getattr(self, name) for name in names}

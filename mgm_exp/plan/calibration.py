@@ -16,24 +16,26 @@ from typing import Any
 
 from mgm_exp.config import from_plain
 from mgm_exp.errors import MgmError
-from mgm_exp.plan.cell import StagePlan, plan_cell
+from mgm_exp.plan.cell import plan_cell
+from mgm_exp.plan.stage_plan import StagePlan
 from mgm_exp.store import read_record, read_yaml
 
 # Runs that are looked at, the newest first: the machine as it is now.
 MOST_RUNS = 60
 # Steps at the beginning of a stage that warm caches and allocators up.
 _WARM_UP = 2
+_EVALUATE = "evaluate["
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One trained stage of a finished run.
+    """One trained stage of a finished run, or a benchmark that it answered.
 
     Args:
         run: Its folder.
-        stage: ``align`` or ``instruct``.
+        stage: ``align``, ``instruct`` or ``evaluate[NAME]``.
         model: ``model.name``.
-        steps: That were measured.
+        steps: That were measured; of a benchmark its questions.
         seconds: They took.
         flops: They cost, by the plan's count, over all processes.
         devices: Processes.
@@ -57,6 +59,10 @@ class Finished:
         return self.flops / self.seconds / self.devices
 
     @property
+    def is_training(self) -> bool:
+        return not self.stage.startswith(_EVALUATE)
+
+    @property
     def memory_error(self) -> float | None:
         """How far the prediction was off, as a share of the measurement."""
         return None if self.measured_gib is None else self.predicted_gib / self.measured_gib - 1
@@ -72,11 +78,18 @@ class Calibration:
 
     finished: tuple[Finished, ...]
 
+    @property
+    def trained(self) -> tuple[Finished, ...]:
+        """Those that trained."""
+        return tuple(stage for stage in self.finished if stage.is_training)
+
     def speed(self, model: str) -> float | None:
         """Operations a second of one device, the median of stages of this model, else of all; None without any."""
-        same = [stage.speed for stage in self.finished if stage.model == model]
-        speeds = same or [stage.speed for stage in self.finished]
-        return median(speeds) if speeds else None
+        return _median_speed(self.trained, model)
+
+    def answer_speed(self, model: str) -> float | None:
+        """The same while questions were answered, loading the model and reading images included."""
+        return _median_speed([stage for stage in self.finished if not stage.is_training], model)
 
     def memory_factor(self) -> float | None:
         """Measured over predicted peak, the median; None where fewer than three stages were measured on a GPU."""
@@ -85,9 +98,15 @@ class Calibration:
 
     def time_error(self, stage: Finished) -> float | None:
         """How far a stage's time would have been off, predicted from the others; None without others."""
-        others = Calibration(tuple(other for other in self.finished if other is not stage))
-        speed = others.speed(stage.model)
+        others = [o for o in self.finished if o is not stage and o.is_training == stage.is_training]
+        speed = _median_speed(others, stage.model)
         return None if speed is None else stage.speed / speed - 1
+
+
+def _median_speed(stages: Sequence[Finished], model: str) -> float | None:
+    same = [stage.speed for stage in stages if stage.model == model]
+    speeds = same or [stage.speed for stage in stages]
+    return median(speeds) if speeds else None
 
 
 def calibrate(root: Path, machine: str) -> Calibration:
@@ -103,9 +122,10 @@ def calibrate(root: Path, machine: str) -> Calibration:
         device = manifest.get("device")
         if not isinstance(device, dict) or device.get("name") != machine:
             continue
-        keys = {stage.get("name"): stage.get("key") for stage in manifest.get("stages", ()) if isinstance(stage, dict)}
-        for stage in _stages_of(folder, is_gpu=device.get("type") == "cuda"):
-            found.setdefault(str(keys.get(stage.stage, stage.run)), stage)  # a shared stage counts once
+        made = [stage for stage in manifest.get("stages", ()) if isinstance(stage, dict)]
+        keys = {stage.get("name"): stage.get("key") for stage in made}
+        for name, stage in _stages_of(folder, made, is_gpu=device.get("type") == "cuda"):
+            found.setdefault(str(keys.get(name, stage.run)), stage)  # a shared stage counts once
     return Calibration(tuple(found.values()))
 
 
@@ -116,13 +136,15 @@ def _finished_runs(root: Path) -> list[Path]:
     return [path.parent for path in newest if _record(path).get("status") == "completed"]
 
 
-def _stages_of(folder: Path, *, is_gpu: bool) -> Iterator[Finished]:
+def _stages_of(folder: Path, made: Sequence[dict[str, Any]], *, is_gpu: bool) -> Iterator[tuple[str, Finished]]:
+    """Each with its name in the manifest."""
     try:
         config = from_plain(read_yaml(folder / "config.yaml"))
         data = _record(folder / "data.json")
         config.plan.align_rows = _kept(data, "align")
         config.plan.rows = _kept(data, "instruct")
-        plans = {plan.name: plan for plan in plan_cell(config, with_advice=False).stages}
+        cell = plan_cell(config, with_advice=False)
+        plans = {plan.name: plan for plan in cell.stages}
     except (OSError, ValueError, TypeError, MgmError):
         return  # of another version, or damaged: it says nothing
     rows = _rows(folder / "metrics.jsonl")
@@ -131,10 +153,19 @@ def _stages_of(folder: Path, *, is_gpu: bool) -> Iterator[Finished]:
         found = _measured(plan, steps)
         if found is not None:
             flops, seconds, peak = found
-            yield Finished(
+            yield name, Finished(
                 folder, name, config.model.name, len(steps) - _WARM_UP, seconds, flops, config.devices,
                 plan.peak.total / 1024**3, peak if is_gpu else None,
             )  # fmt: skip
+    for phase in cell.phases:
+        for stage in made:
+            name, seconds = str(stage.get("name")), _number(stage, "seconds")
+            # "evaluate[demo] the trained model"; its variants and baselines are asked otherwise
+            if name == f"{phase.name} the trained model" and phase.flops and phase.count and seconds > 0:
+                yield name, Finished(
+                    folder, phase.name, config.model.name, phase.count, seconds, phase.flops, config.devices,
+                    phase.peak.total / 1024**3, None,
+                )  # fmt: skip
 
 
 def _measured(plan: StagePlan, steps: Sequence[dict[str, Any]]) -> tuple[float, float, float] | None:

@@ -19,24 +19,31 @@ class Device:
         tflops: Dense bf16 matrix work with fp32 sums, 10^12 operations a second, from the maker's data sheet; None: not
             known.
         reserve_gib: Held beside tensors: CUDA's context and workspaces; on the CPU Python and its packages.
+        bandwidth_gb_s: Of its memory, 10^9 bytes a second, from the same sheet; None: not known.
     """
 
     name: str
     memory_gib: float
     tflops: float | None
     reserve_gib: float = 0.8
+    bandwidth_gb_s: float | None = None
+
+    @property
+    def room_gib(self) -> float:
+        """What tensors may take."""
+        return self.memory_gib - self.reserve_gib
 
 
 # Memory is some percent below the number on the box: error correction and the driver keep a part.
 CARDS: dict[Card, Device] = {
-    Card.rtx3090: Device("RTX 3090", 23.6, 71.0),
-    Card.rtx4090: Device("RTX 4090", 23.5, 165.2),
-    Card.a10: Device("A10", 22.0, 125.0),
-    Card.a100_40: Device("A100 40 GB", 39.4, 312.0),
-    Card.a100_80: Device("A100 80 GB", 79.1, 312.0),
-    Card.h100: Device("H100 80 GB", 79.1, 989.0),
-    Card.h200: Device("H200", 139.8, 989.0),
-    Card.l40s: Device("L40S", 44.3, 362.0),
+    Card.rtx3090: Device("RTX 3090", 23.6, 71.0, bandwidth_gb_s=936.0),
+    Card.rtx4090: Device("RTX 4090", 23.5, 165.2, bandwidth_gb_s=1_008.0),
+    Card.a10: Device("A10", 22.0, 125.0, bandwidth_gb_s=600.0),
+    Card.a100_40: Device("A100 40 GB", 39.4, 312.0, bandwidth_gb_s=1_555.0),
+    Card.a100_80: Device("A100 80 GB", 79.1, 312.0, bandwidth_gb_s=1_935.0),
+    Card.h100: Device("H100 80 GB", 79.1, 989.0, bandwidth_gb_s=3_350.0),
+    Card.h200: Device("H200", 139.8, 989.0, bandwidth_gb_s=4_800.0),
+    Card.l40s: Device("L40S", 44.3, 362.0, bandwidth_gb_s=864.0),
 }
 
 
@@ -53,16 +60,25 @@ def device_of(card: Card, *, is_cpu: bool) -> Device:
     if torch.cuda.is_available() and not is_cpu:
         properties = torch.cuda.get_device_properties(0)
         known = next((c for c in CARDS.values() if c.name.split()[0] in properties.name.replace("-", " ")), None)
-        return Device(properties.name, properties.total_memory / GIB, known.tflops if known else None)
+        return Device(
+            properties.name,
+            properties.total_memory / GIB,
+            known.tflops if known else None,
+            bandwidth_gb_s=known.bandwidth_gb_s if known else None,
+        )
+    return Device("this machine's memory (no GPU)", main_memory_gib(), None, reserve_gib=1.0)
+
+
+def main_memory_gib() -> float:
+    """Of this machine."""
     import os
 
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return Device("this machine's memory (no GPU)", memory, None, reserve_gib=1.0)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
 
 
 def verdict(peak_gib: float, device: Device) -> str:
     """``fits``, ``tight`` (it should, with less than a tenth to spare for fragments and longer samples), or not."""
-    room = device.memory_gib - device.reserve_gib
+    room = device.room_gib
     if peak_gib > room:
         return "does not fit"
     return "fits" if peak_gib * 1.1 <= room else "tight"

@@ -148,8 +148,9 @@ def _mining(sizes: Architecture, work: Work) -> float:
 
 
 def _step(parameters: Parameters, work: Work) -> float:
-    """AdamW's step in torch: on a GPU all roots of the second moments at once (``foreach``), 4 bytes a parameter."""
-    if work.offload or work.is_cpu:
+    """AdamW's step in torch: one kernel without temporaries, or (``foreach``: ZeRO, fp16, AdaLoRA) all roots of the
+    second moments at once, 4 bytes a parameter."""
+    if work.offload or work.is_cpu or work.is_fused:
         return 0.0
     group = max(parameters.lora + parameters.trained_llm, parameters.trained_connector)
     share = 1 / work.devices if work.zero_stage else 1.0

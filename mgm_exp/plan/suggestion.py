@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import ExperimentConfig, Offload, validate
 from mgm_exp.errors import ConfigError, UserError
 from mgm_exp.plan.architecture import architecture_of, parameters_of
 from mgm_exp.plan.cards import Device, verdict
 from mgm_exp.plan.cell import predicted_memory_gib
+from mgm_exp.plan.memory import GIB
+from mgm_exp.plan.stage_plan import plan_stage, stages_of
 
 ConfigOf = Callable[[Sequence[str]], ExperimentConfig]
 
@@ -24,6 +26,7 @@ BITS_A_PARAMETER = 2.0
 # What a learnt token tells, roughly: a loss of 0.7 nats is a bit.
 BITS_A_TOKEN = 1.0
 RANKS = (8, 16, 32, 64, 128)
+_USUAL_RANK = 16
 _MICRO = (32, 16, 8, 4, 2, 1)
 _LEAST_STEPS = 200
 _WARM_UP_STEPS = 10
@@ -34,6 +37,13 @@ ZERO = {
     "ZeRO-3": ("zero=3",),
     "ZeRO-3, offload": ("zero=3", "zero.offload_optimizer=cpu"),
 }
+_STAGES = {
+    "none": (0, Offload.none),
+    "ZeRO-2": (2, Offload.none),
+    "ZeRO-3": (3, Offload.none),
+    "ZeRO-3, offload": (3, Offload.cpu),
+}
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,21 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Least:
+    """What a way to train needs at least, in GiB: one sample in a pass, every block computed again.
+
+    Args:
+        peak: Of a process.
+        state: Weights, gradients and optimizer at the peak, before activations.
+        verdict: ``fits``, ``tight`` or ``does not fit``.
+    """
+
+    peak: float
+    state: float
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """What to begin with.
 
@@ -59,12 +84,15 @@ class Suggestion:
         verdict: ``fits`` or ``tight``.
         table: Adapter -> way of sharding -> peak in GiB, or why it cannot be; with the batch and the checkpointing of
             the suggestion.
+        least: The same with one sample in a pass and gradient checkpointing: the peak, what weights, gradients and
+            optimizer take of it, and the verdict.
     """
 
     choices: list[Choice]
     peak_gib: float
     verdict: str
     table: dict[str, dict[str, float | str]]
+    least: dict[str, dict[str, Least | str]]
 
     @property
     def overrides(self) -> list[str]:
@@ -78,6 +106,10 @@ class Suggestion:
             "peak_gib": round(self.peak_gib, 4),
             "verdict": self.verdict,
             "table": self.table,
+            "least": {
+                name: {way: one if isinstance(one, str) else vars(one) for way, one in row.items()}
+                for name, row in self.least.items()
+            },
         }
 
 
@@ -138,7 +170,13 @@ def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens
     memory, gib = _memory(config_of, so_far, batch // base.devices, device)
     choices += memory
     chosen = [*so_far, *(part for choice in memory for part in choice.override.split())]
-    return Suggestion(choices, gib, verdict(gib, device), _table(config_of, chosen, choices[0].override))
+    return Suggestion(
+        choices,
+        gib,
+        verdict(gib, device),
+        _table(config_of, chosen, choices[0].override),
+        _least(config_of, given, choices[0].override, device),
+    )
 
 
 def _rank(config: ExperimentConfig, rows: int, text_tokens: int) -> Choice:
@@ -216,19 +254,48 @@ def _memory_choices(zero: Sequence[str], size: int, checkpointing: bool, gib: fl
 
 def _table(config_of: ConfigOf, chosen: Sequence[str], lora: str) -> dict[str, dict[str, float | str]]:
     """Peak of every adapter with every way of sharding."""
-    rank = config_of([*chosen]).adapter.rank
+    rank = config_of(chosen).adapter.rank
     own = [item for item in chosen if not item.startswith(("adapter", "zero", "train.lr="))]
-    adapters = {
-        "full": ["adapter=full"],
-        f"LoRA r={rank}": lora.split(),
-        f"QLoRA r={rank}": ["adapter=qlora", f"adapter.rank={rank}"],
+    bases = {
+        "full": config_of([*own, "adapter=full"]),
+        f"LoRA r={rank}": config_of([*own, *lora.split()]),
+        f"QLoRA r={rank}": config_of([*own, "adapter=qlora", f"adapter.rank={rank}"]),
     }
-    found: dict[str, dict[str, float | str]] = {}
-    for name, adapter in adapters.items():
-        found[name] = {}
-        for way, zero in ZERO.items():
-            try:
-                found[name][way] = round(predicted_memory_gib(config_of([*own, *adapter, *zero])), 2)
-            except ConfigError as error:
-                found[name][way] = error.message
-    return found
+    return {
+        name: {way: _of_way(base, way, lambda config: round(predicted_memory_gib(config), 2)) for way in ZERO}
+        for name, base in bases.items()
+    }
+
+
+def _least(config_of: ConfigOf, given: Sequence[str], lora: str, device: Device) -> dict[str, dict[str, Least | str]]:
+    """What every adapter needs at least, with every way of sharding; LoRA r=16 beside the rank that is suggested."""
+    own = [item for item in given if not item.startswith(("adapter", "zero"))]
+    again = [*own, "model.gradient_checkpointing=true", *_micro(1)]
+    suggested = config_of([*again, *lora.split()])
+    bases = {"full": config_of([*again, "adapter=full"])}
+    for name, base in (("LoRA", suggested), ("QLoRA", config_of([*again, "adapter=qlora"]))):
+        for rank in sorted({suggested.adapter.rank, _USUAL_RANK}):
+            bases[f"{name} r={rank}"] = _with_rank(base, rank)
+
+    def least(config: ExperimentConfig) -> Least:
+        sizes = architecture_of(config.model)
+        peak = max((plan_stage(config, sizes, name).peak for name in stages_of(config)), key=lambda peak: peak.total)
+        gib, state = peak.total / GIB, (peak.weights + peak.gradients + peak.optimizer) / GIB
+        return Least(round(gib, 2), round(state, 2), verdict(gib, device))
+
+    return {name: {way: _of_way(base, way, least) for way in ZERO} for name, base in bases.items()}
+
+
+def _of_way(config: ExperimentConfig, way: str, found: Callable[[ExperimentConfig], Found]) -> Found | str:
+    """What is found of a configuration under a way of sharding, or why the two do not go together."""
+    stage, offload = _STAGES[way]
+    config = replace(config, zero=replace(config.zero, stage=stage, offload_optimizer=offload))
+    try:
+        validate(config)
+    except ConfigError as error:
+        return error.message
+    return found(config)
+
+
+def _with_rank(config: ExperimentConfig, rank: int) -> ExperimentConfig:
+    return replace(config, adapter=replace(config.adapter, rank=rank, alpha=2 * rank))

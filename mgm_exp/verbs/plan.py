@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,76 @@ if TYPE_CHECKING:
 _COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What a command line would run.
+
+    Args:
+        cells: Overrides of each, with its checked configuration or why it has none; a single run is one cell.
+        trials: Of a search, whose fixed part is the only cell; None: a grid.
+        is_packed: Whether trials train in one process (``hydra/launcher=packed``).
+    """
+
+    cells: list[tuple[list[str], ExperimentConfig | ConfigError]]
+    trials: int | None = None
+    is_packed: bool = False
+
+
 def run(arguments: list[str]) -> int:
     """Prints the plan of each cell; 3 if one does not fit, 2 if one cannot be run at all."""
+    options = _options(arguments)
+    from mgm_exp.curated import curated_rows
+    from mgm_exp.plan import plan_cell
+    from mgm_exp.verbs.sweep_total import totals
+
+    cells, refused = [], []
+    machine = ThisMachine(measures=options.probe)
+    sweep = sweep_of(options.overrides)
+    for overrides, config in sweep.cells:
+        if isinstance(config, ConfigError):
+            refused.append({"overrides": overrides, "error": str(config)})
+            continue
+        curated = curated_rows(config)
+        cells.append((config, plan_cell(config, overrides, measured=machine.measured(config), curated=curated)))
+    plans = [plan for _, plan in cells]
+    show(plans, explain=options.explain)
+    for cell in refused:
+        print(f"cannot run: {' '.join(cell['overrides'])}: {cell['error']}")
+    summed = totals(cells, trials=sweep.trials)
+    if len(cells) > 1 or sweep.trials is not None or any(total.runs > 1 for total in summed):
+        for total in summed:
+            print(total.in_words())
+    packs = _packs(cells) if sweep.is_packed else []
+    for line in packs:
+        print(line)
+    if options.calibration:
+        machine.show()
+    if options.json is not None:
+        from mgm_exp.store import write_json_atomic
+
+        if not options.json.parent.is_dir():
+            raise UserError(f"--json {options.json}: its folder does not exist.")
+        written = {
+            "schema_version": 1,
+            "cells": [plan.to_json() for plan in plans],
+            "refused": refused,
+            "totals": [total.to_json() for total in summed],
+            "packs": packs,
+            **machine.to_json(),
+        }
+        write_json_atomic(options.json, written)
+        print(f"written: {options.json}")
+    if any(plan.verdict == "does not fit" for plan in plans):
+        return EXIT_DOES_NOT_FIT
+    return EXIT_BAD_INPUT if refused else EXIT_DONE
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mgm-exp plan",
         description="What a run, or every cell of a grid, needs and costs: parameters, memory, steps, tokens, hours, "
-        "disk. Nothing is read but the configuration; no weights and no data have to be there.",
+        "money, disk. Read are the configuration, config.json of the model, and what curation said of the same rows "
+        "before; no weights and no data have to be there.",
     )
     parser.add_argument("overrides", nargs="*", help="as for a run; a,b makes several cells")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan as JSON, too")
@@ -34,36 +99,11 @@ def run(arguments: list[str]) -> int:
         "--probe", action="store_true", help="measure this machine for 20 seconds first (kept in paths.root)"
     )
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # as it is typed for a sweep
-    options = parser.parse_intermixed_args(arguments)
-    from mgm_exp.plan import plan_cell
-
-    plans, refused = [], []
-    machine = ThisMachine(measures=options.probe)
-    for overrides, config in cells_of(options.overrides):
-        if isinstance(config, ConfigError):
-            refused.append({"overrides": overrides, "error": str(config)})
-        else:
-            plans.append(plan_cell(config, overrides, measured=machine.measured(config)))
-    show(plans, explain=options.explain)
-    for cell in refused:
-        print(f"cannot run: {' '.join(cell['overrides'])}: {cell['error']}")
-    if options.calibration:
-        machine.show()
-    if options.json is not None:
-        from mgm_exp.store import write_json_atomic
-
-        if not options.json.parent.is_dir():
-            raise UserError(f"--json {options.json}: its folder does not exist.")
-        cells = [plan.to_json() for plan in plans]
-        write_json_atomic(options.json, {"schema_version": 1, "cells": cells, "refused": refused, **machine.to_json()})
-        print(f"written: {options.json}")
-    if any(plan.verdict == "does not fit" for plan in plans):
-        return EXIT_DOES_NOT_FIT
-    return EXIT_BAD_INPUT if refused else EXIT_DONE
+    return parser.parse_intermixed_args(arguments)
 
 
-def cells_of(overrides: Sequence[str]) -> list[tuple[list[str], ExperimentConfig | ConfigError]]:
-    """Each cell of a grid with its checked configuration, or with why it has none; a single run is one cell.
+def sweep_of(overrides: Sequence[str]) -> Sweep:
+    """Each cell of a grid, or the fixed part of a search.
 
     Raises:
         ConfigError: none of them composes.
@@ -72,11 +112,14 @@ def cells_of(overrides: Sequence[str]) -> list[tuple[list[str], ExperimentConfig
     from mgm_exp.grid import parse_grid
 
     found: list[tuple[list[str], ExperimentConfig | ConfigError]] = []
+    trials = None
     with session() as hydra:
         tree = compose_tree(hydra, overrides, is_sweep=True)
         params = tree.hydra.sweeper.get("params") or {}
         if "optuna" in str(tree.hydra.sweeper.get("_target_", "")):
             params = {}  # a search has no cells: its fixed part is planned, and what the command line gives
+            trials = int(tree.sweep.n_trials)
+        is_packed = "packed" in str(tree.hydra.launcher.get("_target_", ""))
         plain_params = {str(key): str(value) for key, value in params.items()}
         grid = parse_grid(overrides, plain_params, hydra.config_loader)
         for cell in grid.cells():
@@ -90,7 +133,27 @@ def cells_of(overrides: Sequence[str]) -> list[tuple[list[str], ExperimentConfig
     errors = [config for _, config in found if isinstance(config, ConfigError)]
     if len(errors) == len(found):
         raise errors[0]
-    return found
+    return Sweep(found, trials, is_packed)
+
+
+def _packs(cells: Sequence[tuple[ExperimentConfig, CellPlan]]) -> list[str]:
+    """Who would train together, by predicted memory, and what a pack needs."""
+    from mgm_exp.packed.fit import needs_of, packs_of
+    from mgm_exp.packed.stories import Run
+
+    lines: list[str] = []
+    by_room: dict[float, list[Run]] = {}
+    for number, (config, plan) in enumerate(cells):
+        run = Run(config, Path(" ".join(plan.overrides).replace("/", "_") or str(number)), [], plan.overrides, None)
+        by_room.setdefault(plan.room_gib, []).append(run)
+    for room, runs in by_room.items():
+        for pack in packs_of(runs, lines.append, room):
+            needs = [needs_of(run.config) for run in pack.runs]
+            width = pack.width or len(pack.runs)
+            gib = needs[0].base + sum(one.state for one in needs) + width * max(one.passing for one in needs)
+            names = "; ".join(" ".join(run.overrides) for run in pack.runs)
+            lines.append(f"pack of {len(pack.runs)}, {width} in a pass: {gib:.1f} of {room:.1f} GiB: {names}")
+    return lines
 
 
 def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
@@ -99,14 +162,16 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from mgm_exp.verbs.plan_explained import explain_cell, rules
+
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(width=220)
     table = Table(box=None, pad_edge=False)
     for name, side in (
         ("cell", "left"), ("millions", "right"), ("trained", "right"), *((part, "right") for part in _COMPONENTS),
-        ("peak GiB", "right"), ("in", "left"), ("steps", "right"), ("hours", "right"), ("cost", "right"),
-        ("disk GiB", "right"), ("verdict", "left"),
+        ("peak GiB", "right"), ("in", "left"), ("host GiB", "right"), ("steps", "right"), ("hours", "right"),
+        ("GPU-h", "right"), ("cost", "right"), ("disk GiB", "right"), ("verdict", "left"),
     ):  # fmt: skip
         table.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
     for plan in plans:
@@ -120,9 +185,11 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
             *(f"{memory[part]:.2f}" for part in _COMPONENTS),
             f"{memory['peak']:.2f}",
             f"{row['stage']}, {row['moment']}",
+            f"{row['host_gib']['peak']:.1f}",
             _number(row["steps"], ","),
             _number(row["hours"], ".2f"),
-            _number(row["cost"], ".2f"),
+            _number(row["gpu_hours"], ".2f"),
+            f"{_number(row['cost'], '.2f')} {row['currency']}".strip(),
             f"{row['disk_gib']:.2f}",
             Text(f"{plan.verdict} in {plan.device}", style=colour),
         )
@@ -135,52 +202,9 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
         console.print(Text(f"note: {note}"), soft_wrap=True)
     if explain:
         for plan in plans:
-            _explain(plan, console)
-        console.print(Text(_RULES), soft_wrap=True)
-
-
-def _explain(plan: CellPlan, console: object) -> None:
-    """The moments of each stage; how each number comes about."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    assert isinstance(console, Console)
-    for stage in plan.stages:
-        work = stage.work
-        console.print()
-        console.print(
-            Text(
-                f"{' '.join(plan.overrides) or '(the default)'}: {stage.name}: {stage.parameters.trainable:,} of "
-                f"{stage.parameters.total:,} parameters trained; {work.batch} x {work.length} tokens in a pass, "
-                f"{work.bytes} bytes a number{' under autocast' if work.autocast else ''}"
-                f"{', gradient checkpointing' if work.checkpointing else ''}"
-                f"{f', ZeRO-{work.zero_stage} over {work.devices}' if work.zero_stage else ''}"
-                f"{f'; {stage.flops:.3g} operations in {stage.steps} steps' if stage.flops and stage.steps else ''}"
-            ),
-            style="bold",
-            soft_wrap=True,
-        )
-        table = Table(box=None, pad_edge=False)
-        table.add_column("GiB alive at this moment", no_wrap=True)
-        for name in (*_COMPONENTS, "sum"):
-            table.add_column(name, justify="right")
-        for moment in stage.moments:
-            values = [getattr(moment, part) for part in _COMPONENTS]
-            style = "bold" if moment is stage.peak else ""
-            table.add_row(moment.name, *(f"{v / 2**30:.3f}" for v in (*values, moment.total)), style=style)
-        console.print(table)
+            explain_cell(plan, console)
+        console.print(Text(rules()), soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-_RULES = """
-weights      fp32 where plain PyTorch trains them, else the compute dtype; ZeRO-3: a share, and what is gathered
-gradients    4 bytes a trained parameter (plain PyTorch); ZeRO: 2 bytes, a share
-optimizer    8 bytes a trained parameter; ZeRO: 12 (with fp32 masters), a share; none on the card with offload
-activations  kept for the backward pass, and what runs: LLM blocks, patch info mining, the ConvNeXt map
-logits       learnt positions x vocabulary, at most 2^27 elements at a time
-buffers      copies of trained weights for autocast, ZeRO's buckets, AdamW's temporaries
-The peak is the largest sum of what is alive at one moment; docs/plan.md has every formula and how it was checked."""

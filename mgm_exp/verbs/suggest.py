@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def _show(found: Suggestion, given: Sequence[str], options: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console()
@@ -79,18 +78,34 @@ def _show(found: Suggestion, given: Sequence[str], options: argparse.Namespace) 
     console.print(
         Text(f"peak memory of a process in GiB, of {options.memory:g} GB, with this batch and checkpointing:")
     )
+    _show_table(console, found.table, lambda value: f"{value:.1f}")
+    console.print()
+    console.print(
+        Text(
+            "at least, with one sample in a pass and gradient checkpointing: peak (of it weights, gradients and "
+            "optimizer), GiB:"
+        ),
+        soft_wrap=True,
+    )
+    _show_table(console, found.least, lambda value: f"{value.peak:.1f} ({value.state:.1f}) {value.verdict}")
+    console.print()
+    console.print(Text("python -m mgm_exp " + " ".join([*given, *found.overrides])), soft_wrap=True)
+
+
+def _show_table(console: Any, rows: Mapping[str, Mapping[str, Any]], in_words: Callable[[Any], str]) -> None:
+    """Adapters by ways of sharding; why some do not go together stands below."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    ways = list(next(iter(found.table.values())))
-    for way in ways:
+    for way in next(iter(rows.values())):
         table.add_column(way, justify="right")
     notes = []
-    for name, row in found.table.items():
-        table.add_row(Text(name), *(f"{value:.1f}" if isinstance(value, float) else "-" for value in row.values()))
+    for name, row in rows.items():
+        table.add_row(Text(name), *("-" if isinstance(value, str) else in_words(value) for value in row.values()))
         # One is enough: what does not go with one way of sharding says the same of the next
         notes += [f"{name}: {value}" for value in row.values() if isinstance(value, str)][:1]
     console.print(table)
     for note in notes:
         console.print(Text(f"- {note}"), soft_wrap=True)
-    console.print()
-    console.print(Text("python -m mgm_exp " + " ".join([*given, *found.overrides])), soft_wrap=True)

@@ -39,16 +39,18 @@ class ThisMachine:
         if self._calibration is None:
             self._calibration = calibrate(Path(config.paths.root), str(self._device["name"]))
         probed = self._probe(config)
-        n = len(self._calibration.finished)
+        n = len(self._calibration.trained)
         speed = self._calibration.speed(config.model.name)
         source = f"at the speed of {n} finished stage{'s'[: n != 1]} on this machine"
         if speed is None and probed is not None:
             speed, source = probed, "at the speed of this machine's matrix products alone (--probe)"
-        return Measured(speed, source, self._calibration.memory_factor())
+        answers = self._calibration.answer_speed(config.model.name)
+        return Measured(speed, source, self._calibration.memory_factor(), answers)
 
     def _probe(self, config: ExperimentConfig) -> float | None:
         from mgm_exp.config import Precision
         from mgm_exp.plan import architecture_of
+        from mgm_exp.plan.lengths import ASSUMED
         from mgm_exp.plan.probe import measure, read_probe
 
         assert self._device is not None
@@ -58,7 +60,7 @@ class ThisMachine:
         if self._measures:
             self._measures = False
             sizes = architecture_of(config.model)
-            tokens = config.train.micro_batch_size * (sizes.visual_tokens + config.plan.text_tokens)
+            tokens = config.train.micro_batch_size * (sizes.visual_tokens + (config.plan.text_tokens or ASSUMED))
             with progress_bar() as on_progress:
                 measure(sizes, name, precision, tokens=tokens, on_progress=on_progress).save(root)
         found = read_probe(root, name, precision, 0 if is_gpu else int(self._device["threads"]))

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from mgm_exp.cli import main
-from mgm_exp.compose import compose
 from mgm_exp.config import plain
 from mgm_exp.plan import Measured, architecture_of, calibrate, plan_cell
 from mgm_exp.plan.probe import measure, read_probe
+from tests.plan.settings import config_of
 
 MACHINE = "Card X"
 SPEED = 5e9
@@ -23,7 +23,7 @@ def finished_run(
     root: Path, name: str, *, machine: str = MACHINE, seconds_factor: float = 1.0, key: str | None = None, **facts: Any
 ) -> Path:
     """A run folder whose steps took what the plan's count takes at SPEED, times a factor."""
-    config = compose(["train.align.max_steps=0", "train.max_steps=12"])
+    config = config_of("train.align.max_steps=0", "train.max_steps=12")
     config.plan.rows = 24
     plan = plan_cell(config).stages[-1]
     assert plan.flops is not None and plan.steps == 12 and plan.tokens is not None
@@ -68,6 +68,28 @@ def test_the_speed_is_the_median_of_finished_stages_of_this_machine(tmp_path: Pa
     assert calibrate(tmp_path / "nothing", MACHINE).speed("tiny") is None
 
 
+def test_answers_have_a_speed_of_their_own(tmp_path: Path) -> None:
+    """The same count over the seconds that the manifest has; baselines and variants are asked otherwise."""
+    folder = finished_run(tmp_path, "0")
+    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for name, key, seconds in (("the trained model", "k", 50.0), ("untouched base", "b", 1.0)):
+        record["stages"].append({"name": f"evaluate[demo] {name}", "key": key, "seconds": seconds})
+    (folder / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
+    found = calibrate(tmp_path, MACHINE)
+    trained, answered = found.finished
+    assert (answered.stage, answered.steps, answered.seconds, answered.is_training) == (
+        "evaluate[demo]",
+        600,
+        50,
+        False,
+    )
+    assert found.trained == (trained,) and found.answer_speed("tiny") == answered.flops / 50
+    assert found.time_error(trained) is None and found.time_error(answered) is None
+    speed = found.answer_speed("tiny")
+    cell = plan_cell(config_of(), measured=Measured(SPEED, "as measured", answers_flops_per_s=speed))
+    assert (cell.hours_of["evaluate[demo]"] or 0) * 3600 == pytest.approx(50, rel=1e-3)
+
+
 def test_a_stage_that_runs_share_counts_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         finished_run(tmp_path, name, key="same")
@@ -83,12 +105,13 @@ def test_memory_that_was_above_the_plan_makes_the_verdict_stricter(tmp_path: Pat
     factor = found.memory_factor()
     assert factor == pytest.approx(1.3)
     assert [stage.memory_error for stage in found.finished] == pytest.approx([1 / 1.3 - 1] * 3)
-    cell = plan_cell(compose([]), measured=Measured(SPEED, "as measured", factor))
+    cell = plan_cell(config_of(), measured=Measured(SPEED, "as measured", factor))
     assert any("had 1.30 of the memory" in note and "verdict" in note for note in cell.notes)
-    assert cell.hours == pytest.approx(sum(s.flops or 0 for s in cell.stages) / SPEED / 3600, rel=1e-3)
-    huge = plan_cell(compose([]), measured=Measured(None, memory_factor=1e6))
+    flops = sum(part.flops or 0 for part in (*cell.stages, *cell.phases))
+    assert cell.hours == pytest.approx(flops / SPEED / 3600, rel=1e-3)
+    huge = plan_cell(config_of(), measured=Measured(None, memory_factor=1e6))
     assert (cell.verdict, huge.verdict) == ("fits", "does not fit")
-    named = plan_cell(compose(["plan.device=a10"]), measured=Measured(SPEED, "as measured", 1e6))
+    named = plan_cell(config_of("plan.device=a10"), measured=Measured(SPEED, "as measured", 1e6))
     assert named.verdict == "fits", "what was measured here says nothing of another card"
 
 
@@ -109,7 +132,7 @@ def test_the_verb_shows_prediction_and_measurement_side_by_side(
 
 
 def test_a_probe_is_kept_and_belongs_to_its_machine_precision_and_threads(tmp_path: Path) -> None:
-    sizes = architecture_of(compose([]).model)
+    sizes = architecture_of(config_of().model)
     probe = measure(sizes, MACHINE, "fp32", tokens=64, seconds=0.01)
     assert probe.flops_per_s > 1e6
     probe.save(tmp_path)

@@ -38,7 +38,15 @@ def test_what_is_suggested_composes_fits_and_is_the_largest_batch_that_does(
     assert table["full"]["none"] > 40 and table["LoRA r=8"]["none"] == pytest.approx(peak, abs=0.01)
     assert table["QLoRA r=8"]["none"] < table["LoRA r=8"]["none"] and "zero=2" in table["QLoRA r=8"]["ZeRO-2"]
     assert all(choice["reason"] for choice in found["choices"])
+    least = found["least"]
+    assert list(least) == ["full", "LoRA r=8", "LoRA r=16", "QLoRA r=8", "QLoRA r=16"]
+    full, lora = least["full"]["none"], least["LoRA r=16"]["none"]
+    # 4 + 4 + 8 bytes of 2,519,431,424 parameters are 37.5 GiB, and 2 of each frozen one
+    assert full["verdict"] == "does not fit" and full["state"] == pytest.approx(38.5, abs=0.1)
+    assert lora["verdict"] == "fits" and lora["peak"] < 12
+    assert least["full"]["ZeRO-3, offload"]["verdict"] == "fits" and "zero=2" in least["QLoRA r=8"]["ZeRO-2"]
     printed = capsys.readouterr().out
+    assert "at least, with one sample" in printed and "does not fit" in printed
     assert "python -m mgm_exp model=mgm_2b devices=1 adapter=lora_r8" in printed
 
 
