@@ -79,6 +79,9 @@ def _rows(
     apart_packed = apart(packed.losses, ours.losses)
     tolerance = f"losses within {apart_packed:.1g} of the bit-equal sweep's"
     tolerance += "" if apart_packed <= NEAR and packed.winner == ours.winner else ": they DIFFER"
+    together = f"pack: {len(peers)} trial(s) train together"
+    if any(together not in (sweep.folder / "0" / "pack.txt").read_text("utf-8") for sweep in (packed, grouped)):
+        tolerance += "; NOT all of them trained together, so that the row is not what it says: they DIFFER"
     return [
         row("bit-equal", ours, BIT_EQUAL, f"{equal}; {against(ours)}", "one command, nothing in its store before"),
         row("tolerance", packed, TOLERANCE, f"{tolerance}; winner: trial {packed.winner}", "hydra/launcher=packed"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mgm_exp import bootstrap
 from mgm_exp.config import ExperimentConfig, typed
 from mgm_exp.errors import ConfigError
-from mgm_exp.hydra_limits import CALLS, NOT_FOR_ANYBODY, refuse_foreign
+from mgm_exp.hydra_limits import CALLS, NOT_FOR_ANYBODY, holds_secret, refuse_foreign
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -145,9 +145,12 @@ def refuse_unsafe(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the key (never the value).
     """
+    from mgm_exp.record.secrets import secret_values
+
+    secrets = secret_values()
     for text, override in zip(overrides, parse(overrides), strict=True):
         key = override.key_or_group
-        _refuse_secret(text, key)
+        _refuse_secret(text, key, secrets)
         named = {*key.split("."), *_names(override.value())}
         if NOT_FOR_ANYBODY.match(key) or not CALLS.isdisjoint(named):
             raise ConfigError(
@@ -168,10 +171,10 @@ def _names(value: Any) -> Iterator[str]:
             yield from _names(inner)
 
 
-def _refuse_secret(text: str, key: str) -> None:
-    from mgm_exp.record.secrets import is_secret_name, redact_text
+def _refuse_secret(text: str, key: str, secrets: tuple[str, ...]) -> None:
+    from mgm_exp.record.secrets import is_secret_name
 
-    if is_secret_name(key) or redact_text(text) != text:
+    if is_secret_name(key) or holds_secret(text, secrets):
         raise ConfigError(
             f"{key} seems to hold a secret, and overrides are written to the run folder in clear text.",
             advice="Put it into the environment instead (WANDB_API_KEY, HF_TOKEN).",

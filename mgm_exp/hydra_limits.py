@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.config import NAME
@@ -56,6 +57,8 @@ def refuse_foreign(tree: DictConfig) -> None:
     """
     from omegaconf import OmegaConf
 
+    from mgm_exp.record.secrets import secret_values
+
     content = OmegaConf.to_container(tree, resolve=False, throw_on_missing=False)
     assert isinstance(content, dict)
     hydra = content.get("hydra") or {}
@@ -67,10 +70,23 @@ def refuse_foreign(tree: DictConfig) -> None:
     if job.get("env_set"):
         raise ConfigError("hydra.job.env_set: a configuration sets no environment variables; set them in the shell.")
     _refuse_folder(hydra, job)
+    secrets = secret_values()
     for key, value in _leaves(content):
         _refuse_call(key, value)
         if isinstance(value, str):
-            _refuse_text(key, value)
+            _refuse_text(key, value, secrets)
+
+
+@lru_cache(maxsize=4096)
+def holds_secret(text: str, secrets: tuple[str, ...]) -> bool:
+    """Whether a text holds one of these values, or what looks like a secret; a sweep's cells have most texts in common.
+
+    Args:
+        secrets: What :func:`mgm_exp.record.secrets.secret_values` gave.
+    """
+    from mgm_exp.record.secrets import redact_text
+
+    return redact_text(text, secrets) != text
 
 
 _BY_NAME = "Launchers and sweepers are chosen by name: hydra/launcher=..., hydra/sweeper=..."
@@ -114,7 +130,7 @@ def _refuse_folder(hydra: dict[str, Any], job: dict[str, Any]) -> None:
         raise ConfigError(f"hydra.job.name={name!r} must be a plain name: it may become the name of a file.")
 
 
-def _refuse_text(key: str, text: str) -> None:
+def _refuse_text(key: str, text: str, secrets: tuple[str, ...]) -> None:
     if key.startswith(("hydra.overrides.", "hydra.help.", "hydra.hydra_help.")):
         return  # overrides were looked at as such; help is shown, not acted on
     if _LOGGING.match(key):
@@ -128,11 +144,11 @@ def _refuse_text(key: str, text: str) -> None:
                 f"{key} asks the resolver {resolver!r}; allowed are {', '.join(sorted(_RESOLVERS))}.",
                 advice="Write the value itself.",
             )
-    _refuse_secret(key, text)
+    _refuse_secret(key, text, secrets)
 
 
-def _refuse_secret(key: str, text: str) -> None:
-    from mgm_exp.record.secrets import is_secret_name, is_secret_variable, redact_text
+def _refuse_secret(key: str, text: str, secrets: tuple[str, ...]) -> None:
+    from mgm_exp.record.secrets import is_secret_name, is_secret_variable
 
     for name in _ENVIRONMENT.findall(text):
         plain = name.strip().strip("'\"")
@@ -143,7 +159,7 @@ def _refuse_secret(key: str, text: str) -> None:
                 advice="Secrets stay in the environment (WANDB_API_KEY, HF_TOKEN); who needs them reads them there.",
             )
     last = re.sub(r"(?:\[\d+\])+$", "", key).rpartition(".")[2]
-    if (text and is_secret_name(last)) or redact_text(text) != text:
+    if (text and is_secret_name(last)) or holds_secret(text, secrets):
         raise ConfigError(
             f"{key} seems to hold a secret, and configurations are written to the run folder in clear text.",
             advice="Put it into the environment instead (WANDB_API_KEY, HF_TOKEN).",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,6 +61,14 @@ def asking(answerer: Answerer, max_new_tokens: int) -> Callable[[Sequence[Asked]
     return ask
 
 
+def _without_gradients() -> AbstractContextManager[Any]:
+    """Inference mode, unless the caller has a way of his own: a model that goes on training must be left no tensor that
+    was made in it (ZeRO-3 gathers weights on the way)."""
+    import torch
+
+    return torch.inference_mode() if torch.is_grad_enabled() else nullcontext()
+
+
 class MgmAnswerer:
     """An MGM, with or without a PEFT adapter, and its processor; see :class:`Answerer`.
 
@@ -96,9 +105,7 @@ class MgmAnswerer:
 
     def see(self, pixels: Sequence[Pixels]) -> list[Tensor]:
         """One (N, hidden) for each image."""
-        import torch
-
-        with torch.inference_mode():
+        with _without_gradients():
             return list(self.model.model.encode_images(*self._stacked(pixels)))
 
     # -- features, as mgm_exp.evaluate.kept keeps them -----------------------------------------------------------
@@ -137,7 +144,7 @@ class MgmAnswerer:
         tower = next(self.model.model.vision_tower.parameters())
         seen = {name: torch.stack([one[name] for one in features]).to(tower.device) for name in features[0]}
         high = torch.stack(list(detail)).to(tower.device, tower.dtype) if detail else None
-        with torch.inference_mode():
+        with _without_gradients():
             return list(tokens_of(self.model.model, seen, None, high))
 
     def _stacked(self, pixels: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
