@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ BENCHMARKS = (
     "start_up",
     "sweep_trainer",
     "trainer_rungs",
+    "sweep_floor",
     "ablation_grid",
     "train_loop",
     "data_text_statistics",
@@ -57,6 +59,7 @@ BENCHMARKS = (
 )
 # Minutes each; `make bench-all` runs them, or their name does.
 LONG = (
+    "sweep_floor",
     "data_text_statistics",
     "data_recaptioning",
     "sweep_rungs",
@@ -91,18 +94,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _alone(options.names[0], options.work, options.quick, options.alone)
     found: dict[str, list[dict[str, Any]]] = {}
     seconds: dict[str, float] = {}
+    cpu_seconds: dict[str, float] = {}
     for name in options.names or [name for name in BENCHMARKS if options.all or name not in LONG]:
         print(f"{name} ...", flush=True)
-        began = time.monotonic()
+        began, used = time.monotonic(), _cpu_of_children()
         found[name] = _in_a_process(name, options.work, options.quick)
         seconds[name] = round(time.monotonic() - began, 1)
+        cpu_seconds[name] = round(_cpu_of_children() - used, 1)
         _show(found[name])
-        print(f"  took {seconds[name]:.0f} s", flush=True)
+        print(f"  took {seconds[name]:.0f} s, {cpu_seconds[name]:.0f} CPU s", flush=True)
     if not options.quick:
-        _write(found, seconds)
+        _write(found, {"seconds": seconds, "cpu_seconds": cpu_seconds})
     rows = [row for rows in found.values() for row in rows]
     is_wrong = any("DIFFER" in row["exactness"] for row in rows)
     return int(is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
+
+
+def _cpu_of_children() -> float:
+    """CPU seconds of all processes that have ended below this one."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _in_a_process(name: str, work: Path | None, quick: bool) -> list[dict[str, Any]]:
@@ -133,16 +144,16 @@ def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
     return 0
 
 
-def _write(found: dict[str, list[dict[str, Any]]], seconds: dict[str, float]) -> None:
-    """The new rows in place of the same benchmarks' old ones, in the order of the benchmarks."""
+def _write(found: dict[str, list[dict[str, Any]]], took: dict[str, dict[str, float]]) -> None:
+    """The new rows in place of the same benchmarks' old ones, in the order of the benchmarks; what each took, too."""
     before = read_json(RESULTS) if RESULTS.exists() else {"rows": []}
     kept = [row for row in before["rows"] if row["benchmark"] in set(BENCHMARKS) - set(found)]
     rows = sorted(
         [*kept, *(row for new in found.values() for row in new)], key=lambda row: BENCHMARKS.index(row["benchmark"])
     )
-    took = {**before.get("seconds", {}), **seconds}
-    took = {name: took[name] for name in BENCHMARKS if name in took}
-    write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), "seconds": took, "rows": rows})
+    known = {key: {**before.get(key, {}), **new} for key, new in took.items()}
+    ordered = {key: {name: all_[name] for name in BENCHMARKS if name in all_} for key, all_ in known.items()}
+    write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), **ordered, "rows": rows})
     for line in _write_table(rows):
         print(line)
     print(f"written: {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")

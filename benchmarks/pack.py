@@ -2,9 +2,10 @@
 
 The model and data of :mod:`benchmarks.prototype`, features of the towers kept before anything is measured, the base
 loaded once in both ways: what is left is what packing itself gives or takes. Trials differ in rank, alpha, rate,
-dropout and seed, so that each sees the samples in an order of its own. CPU time of the whole stage (adapters put in,
-steps, checkpoint, outputs), one thread, repeats alternated, median of the ratios. On one core nothing is idle that a
-pack could use: the goal is that it costs nothing. On a GPU benchmarks/gpu.py measures the pack of 8.
+dropout and seed, so that each sees the samples in an order of its own (its seed is its number). CPU time of the whole
+stage (adapters put in, steps, checkpoint, outputs), one thread, repeats alternated, median of the ratios. On one core
+nothing is idle that a pack could use: the goal is that it costs nothing. On a GPU benchmarks/gpu.py measures the pack
+of 8.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import Row
+from benchmarks.trials import POINTS
 
 # Trials, samples of a micro-batch, repeats.
 CASES = ((1, 4, 1), (2, 4, 1), (4, 4, 1), (8, 4, 2), (8, 1, 1))
@@ -27,17 +29,6 @@ STEPS, STEPS_QUICK = 6, 2
 GOAL = 0.95
 # As the training loop promises, fp32.
 NEAR = 5e-6
-# Rank, alpha, rate, dropout of each trial; the seed is its number.
-TRIALS = (
-    (2, 4, 5e-5, 0.0),
-    (4, 8, 1e-4, 0.0),
-    (8, 16, 2e-4, 0.05),
-    (16, 32, 1e-4, 0.1),
-    (16, 64, 5e-4, 0.0),
-    (8, 8, 1e-3, 0.0),
-    (4, 16, 5e-4, 0.05),
-    (2, 2, 1e-3, 0.1),
-)
 
 
 def run(work: Path, quick: bool = False) -> list[Row]:
@@ -107,7 +98,7 @@ class Bench:
         folder = self.work / way
         shutil.rmtree(folder, ignore_errors=True)
         jobs = []
-        for number, (rank, alpha, lr, dropout) in enumerate(TRIALS[:count]):
+        for number, (rank, alpha, lr, dropout) in enumerate(POINTS[:count]):
             config = compose(
                 [
                     *(override for override in self.made.overrides() if not override.startswith("device=")),

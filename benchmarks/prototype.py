@@ -79,28 +79,18 @@ def make_prototype(folder: Path, *, images: int = IMAGES, asked: int = ASKED, ta
 
 def model_config(vocabulary: int = VOCABULARY) -> Any:
     """``MGMConfig`` of the prototype."""
-    from mgm_exp.model.configuration import MGMGemmaConfig
+    from mgm_exp.train.tiny.base_config import small_config
 
-    return MGMGemmaConfig(
+    return small_config(
         vocab_size=vocabulary,
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
         head_dim=64,
-        hidden_activation="gelu_pytorch_tanh",
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-        image_aspect_ratio="pad",
         image_size_aux=256,
         mm_hidden_size=192,
         mm_hidden_size_aux=360,
         mm_vision_tower="prototype-clip",
         mm_vision_tower_aux="prototype-convnext",
-        tokenizer_model_max_length=512,
         vision_config={
             "hidden_size": 192,
             "intermediate_size": 768,

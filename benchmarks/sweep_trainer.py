@@ -1,8 +1,8 @@
 """Eight LoRA trials: one sweep of ours against what a user would do instead, a process of Trainer and PEFT for each.
 
-Both sides do the same work; see :mod:`benchmarks.trials`. CPU time of whole process trees, start included; the
-Trainer's trials and our sweeps run beside each other, one on each of two cores. What the Trainer's took is kept in
-``peers/trainer.json``, for other benchmarks.
+Both sides do the same work; see :mod:`benchmarks.trials`. CPU time of whole process trees, start included. Two run at
+a time, one on each of two cores, in an order in which ours and the Trainer's alternate. What the Trainer's took is kept
+in ``peers/trainer.json``, for other benchmarks.
 """
 
 from __future__ import annotations
@@ -24,13 +24,23 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     """All rows, from one run of the Trainer's trials."""
     bench = prepared(work, quick)
     count = len(bench.points)
-    with ThreadPoolExecutor(1) as beside:
-        trainers = beside.submit(lambda: [bench.trainer(number) for number in range(count)])
-        ours = bench.sweep("bit_equal", CACHED)
-        packed = bench.sweep("packed", CACHED, "hydra/launcher=packed")
-        grouped = bench.sweep("grouped", CACHED, "hydra/launcher=packed", "train.group_by=length")
-        alone = bench.fresh(count - 1)
-        peers = trainers.result()
+    trials = [bench.trial(number) for number in range(count)]
+    sweeps = {
+        "bit_equal": (CACHED,),
+        "packed": (CACHED, "hydra/launcher=packed"),
+        "grouped": (CACHED, "hydra/launcher=packed", "train.group_by=length"),
+    }
+    with ThreadPoolExecutor(2) as two:
+        trainers, found = [], {}
+        for number, trial in enumerate(trials):
+            if number % 3 == 0 and sweeps:
+                name = next(iter(sweeps))
+                found[name] = two.submit(bench.sweep, name, *sweeps.pop(name))
+            trainers.append(two.submit(bench.trainer, number, trial))
+        fresh = two.submit(bench.fresh, count - 1)
+        peers = [trainer.result() for trainer in trainers]
+        ours, packed, grouped = (found[name].result() for name in ("bit_equal", "packed", "grouped"))
+        alone = fresh.result()
     if not quick:
         write_json_atomic(TRAINER, {"trials": peers})
     return _rows(bench, peers, ours, packed, grouped, alone, quick)

@@ -23,8 +23,8 @@ TRAINER = Path(__file__).parent / "peers" / "trainer.json"
 STEPS, BATCH = 16, 4
 STEPS_QUICK, TRIALS_QUICK = 4, 3
 # rank, alpha, learning rate, dropout. Rates at which training is calm: where gradients jump, Adam makes of the last bit
-# of a sum another run within a few steps, and nothing could be compared. So calm, and so short, that scores are equal
-# in the end: of equals the lower number wins.
+# of a sum another run within a few steps, and nothing could be compared. So calm, and so short, that most scores are
+# equal in the end: of equals the lower number wins.
 POINTS: tuple[tuple[int, int, float, float], ...] = (
     (8, 16, 2e-4, 0.0),
     (2, 4, 5e-4, 0.0),
@@ -119,10 +119,17 @@ class Bench:
         cpu_of(command, self.work / "fresh.log")
         return next((root / "runs" / "f").iterdir())
 
-    def trainer(self, number: int, **more: Any) -> dict[str, Any]:
-        """One trial of the Trainer's."""
-        trial = {**self.trial(number), "asked": str(self.made.asked), **more}
+    def trainer(self, number: int, trial: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        """One trial of the Trainer's; what it is told can be given: composing a configuration is for one thread."""
+        trial = {**(trial or self.trial(number)), "asked": str(self.made.asked), **more}
         return self._alone("benchmarks.peers.trainer_peft", trial, f"trainer_{number}")
+
+    def floor(
+        self, name: str, trials: Sequence[dict[str, Any]], by_length: bool, rungs: Sequence[int]
+    ) -> dict[str, Any]:
+        """Trials in one process with nothing around them."""
+        told = {"trials": list(trials), "asked": str(self.made.asked), "by_length": by_length, "rungs": list(rungs)}
+        return self._alone("benchmarks.peers.floor", told, name)
 
     def own_loop(self, engine: str, **more: Any) -> dict[str, Any]:
         """One trial of a loop on ``engine``."""

@@ -378,10 +378,10 @@ class Experiment:
 
         try:
             output = self._produce(stage, payload, make)
-        except Pruned as error:
+        except Pruned:
             if self.reporter.was_stopped or not self.reporter.is_paused:
                 raise
-            raise self._paused() from error
+            raise self._paused() from None  # it was told to stop there as a run is that does worse than others
         if output.reused:
             rows = _json_lines(output.path / "metrics.jsonl")
             self._stage_started(stage, int(output.meta["steps"]), rows)
@@ -409,7 +409,9 @@ class Experiment:
         of = f" of {self.planned_steps}" if self.planned_steps else ""
         return Paused(
             f"The instruct stage paused after step {self.reporter.last_step}{of}; its state is saved.",
-            advice="It goes on from there when its search promotes it.",
+            advice="The same command with a later sweep.pause_after, or without it, goes on from there."
+            if self.sweep is None
+            else "It goes on from there when its search promotes it.",
         )
 
     def _payload(

@@ -133,6 +133,14 @@ def test_a_run_whose_store_is_gone_goes_on_from_what_its_folder_kept(begun: tupl
     assert len(steps_of(newest(tmp_path / "copy"))) == STEPS
 
 
+def test_a_run_that_pauses_says_how_it_goes_on_and_nothing_of_others(begun: tuple[Path, Path]) -> None:
+    points = ("train.validation.every_steps=1", "train.validation.questions=1", "name=pausing", "train.lr=2e-3")
+    result = run([*settings_in(begun[0]), *points, "sweep.pause_after=1"])
+    assert (result["status"], result["steps"], result["planned_steps"]) == ("paused", 1, STEPS)
+    assert "a later sweep.pause_after" in result["error"]["advice"]
+    assert "do better" not in json.dumps(result["error"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "stage"),

@@ -55,17 +55,10 @@ def _loss(model: Any, batch: dict[str, Any], trial: dict[str, Any]) -> Any:
 def _torch(model: Any, trained: list[Any], optimizer: Any, schedule: Any, trial: dict[str, Any]) -> Step:
     import torch
 
-    def step(batch: dict[str, Any]) -> float:
-        loss = _loss(model, batch, trial)
-        loss.backward()
+    def clip() -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        return float(loss)
 
-    model.train()
-    return step
+    return _plain(model, optimizer, schedule, trial, lambda loss: loss.backward(), clip)
 
 
 def _accelerate(model: Any, trained: list[Any], optimizer: Any, schedule: Any, trial: dict[str, Any]) -> Step:
@@ -74,14 +67,33 @@ def _accelerate(model: Any, trained: list[Any], optimizer: Any, schedule: Any, t
     accelerator = Accelerator(cpu=True)
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
 
-    def step(batch: dict[str, Any]) -> float:
+    def clip() -> None:
+        accelerator.clip_grad_norm_(trained, 1.0)
+
+    step = _plain(model, optimizer, schedule, trial, accelerator.backward, clip)
+
+    def accumulated(batch: dict[str, Any]) -> float:
         with accelerator.accumulate(model):
-            loss = _loss(model, batch, trial)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            return step(batch)
+
+    return accumulated
+
+
+def _plain(
+    model: Any,
+    optimizer: Any,
+    schedule: Any,
+    trial: dict[str, Any],
+    backward: Callable[[Any], Any],
+    clip: Callable[[], None],
+) -> Step:
+    def step(batch: dict[str, Any]) -> float:
+        loss = _loss(model, batch, trial)
+        backward(loss)
+        clip()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
         return float(loss)
 
     model.train()

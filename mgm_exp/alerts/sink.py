@@ -57,6 +57,8 @@ class AlertSink(Sink):
         poll_s: Seconds between two looks at the rules.
     """
 
+    hears_refusals = True
+
     def __init__(
         self,
         alerts: AlertsConfig,

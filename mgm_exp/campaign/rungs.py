@@ -71,8 +71,10 @@ class Rungs:
             live.set_user_attr(VERDICT, Verdict.pruned.value)
             live.set_user_attr(REASON, reason)
             self.study.tell(frozen.number, state=TrialState.PRUNED, skip_if_finished=True)
-            for run_dir in run_dirs(self.books.folder / str(frozen.number)):
-                record_drop(run_dir, reason)
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+            if is_paused(frozen.user_attrs):  # also those that a sweeper told before it was killed
+                for run_dir in run_dirs(self.books.folder / str(frozen.number)):
+                    record_drop(run_dir, str(frozen.user_attrs.get(REASON, "")))
         numbers = [entry.number for entry in self.books.counted()]
         run, full = steps_of(self.books.folder, numbers, seeds)
         if not counts or not full:

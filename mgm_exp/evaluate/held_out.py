@@ -6,7 +6,8 @@ once where the connector is frozen, and not at all where the store has what the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.errors import DataError
@@ -84,8 +85,8 @@ class HeldOut:
         modes = [(module, module.training) for module in model.modules()]  # frozen towers are not in training mode
         model.eval()
         try:
-            with torch.no_grad():
-                for places, answers in self._answers(model):
+            with torch.no_grad(), closing(self._answers(model)) as batches:
+                for places, answers in batches:
                     for place, answer in zip(places, answers, strict=True):
                         found[place] = self.benchmark.score(answer, self.questions[place])
         finally:
@@ -93,7 +94,7 @@ class HeldOut:
                 module.training = was_training
         return found
 
-    def _answers(self, model: Any) -> Iterator[tuple[Sequence[int], list[str]]]:
+    def _answers(self, model: Any) -> Generator[tuple[Sequence[int], list[str]], None, None]:
         """Places of the questions of each batch, and their answers."""
         batches, most = [batch.questions for batch in self._batches], self.benchmark.settings.max_new_tokens
         images = [[self.questions[place].image for place in places] for places in batches]

@@ -16,6 +16,7 @@ from typing import Any
 
 from mgm_exp.config import ExperimentConfig
 from mgm_exp.errors import EXIT_DONE, EXIT_INTERRUPTED, Interrupted
+from mgm_exp.signals import heed_from_the_start
 
 Say = Callable[[str], None]
 
@@ -123,4 +124,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    heed_from_the_start()
     sys.exit(main(sys.argv[1:]))

@@ -20,12 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from mgm_exp.bootstrap import PARENT
 from mgm_exp.errors import ConfigError
 from mgm_exp.packed.settings import USUAL_TRIALS, PackedConfig
 from mgm_exp.search.outcome import Ending, oom_kills
-from mgm_exp.slots import ONE_MACHINE, Slots, Work, last_words, run_arguments_of
-from mgm_exp.store import usable_cores
+from mgm_exp.slots import ONE_MACHINE, Slots, Work, environment_of, goes_first, last_words, run_arguments_of
 
 if TYPE_CHECKING:
     from mgm_exp.config import ExperimentConfig
@@ -163,10 +161,11 @@ class PackedSlots(Slots):
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment(place)},
+                env={**os.environ, **environment_of(self._places[place], len(self._places))},
                 start_new_session=True,
                 pass_fds=(write_end,),
             )
+        goes_first(process.pid)
         os.close(write_end)
         orders = [
             {"number": work.number, "run_dir": str(work.run_dir), "arguments": self._arguments(work)} for work in works
@@ -182,14 +181,6 @@ class PackedSlots(Slots):
     def _arguments(self, work: Work) -> list[str]:
         here = [ONE_MACHINE] if len(self._places) > 1 else []
         return [*run_arguments_of(work), "launch.pack=true", *here]
-
-    def _environment(self, place: int) -> dict[str, str]:
-        variables = {PARENT: str(os.getpid())}
-        if "OMP_NUM_THREADS" not in os.environ:
-            variables["OMP_NUM_THREADS"] = str(max(1, usable_cores() // len(self._places)))
-        if self._places[place]:
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self._places[place])
-        return variables
 
     def _wait(self, timeout_s: float) -> None:
         """Until something is heard of a pack, or ``timeout_s`` has passed."""

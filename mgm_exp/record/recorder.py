@@ -48,6 +48,8 @@ class Sink:
 
     # The run stops when this sink fails.
     essential = False
+    # It is started before it is known whether the run is refused, and told of that end, too.
+    hears_refusals = False
 
     def start(self, run: RunInfo) -> None:
         """The run begins, for the first time or again."""
@@ -81,14 +83,14 @@ class Recorder:
     """Passes what happens in a run to all of its sinks.
 
     As a context manager it also copies everything that is printed to ``log.txt``. Leaving it without :meth:`finish` (a
-    crash outside the story) closes the sinks as failed. Before :meth:`begin` only the files are written: of a run that
-    is refused its error is shown, and nothing else.
+    crash outside the story) closes the sinks as failed. Before :meth:`begin` only the files are written, and who
+    hears of refusals is told: of a run that is refused its error is shown, and nothing else.
     """
 
     def __init__(self, sinks: Sequence[Sink], run: RunInfo) -> None:
         self.run = run
-        self._sinks = [sink for sink in sinks if sink.essential]
-        self._later = [sink for sink in sinks if not sink.essential]
+        self._sinks = [sink for sink in sinks if sink.essential or sink.hears_refusals]
+        self._later = [sink for sink in sinks if sink not in self._sinks]
         self._stack = ExitStack()
         self._finished = False
         self.has_begun = False

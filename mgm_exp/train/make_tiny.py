@@ -11,7 +11,6 @@ The result is a complete MGM: both towers, mining, projector and LLM, in bf16, w
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mgm_exp.data.demo.corpus import SceneSet, make_pages, make_scenes
+from mgm_exp.data.demo.making import make_from_command_line
 from mgm_exp.data.demo.scenes import GENERATOR_VERSION
 from mgm_exp.data.demo.teaching import Report
 from mgm_exp.errors import UserError
@@ -254,33 +253,12 @@ def write_base(out: Path, model: MGMForConditionalGeneration, recipe: Recipe, pr
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m mgm_exp.train.make_tiny", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--work", type=Path, help="folder for the state between phases (default: OUT with .work added)")
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="steps and pictures of all phases times this")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    given = parser.parse_args(arguments)
-    recipe = replace(Recipe(), seed=given.seed)
-    if given.steps_scale != 1.0:
-        recipe = recipe.scaled(given.steps_scale)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[measures]}"),
-    )
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        tasks: dict[str, Any] = {}
 
-        def report(phase: str, step: int, steps: int, measures: dict[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.3f}" for name, value in measures.items())
-            if phase not in tasks:
-                tasks[phase] = progress.add_task(phase, total=steps, measures="")
-            progress.update(tasks[phase], completed=step, measures=text)
+    def make(out: Path, recipe: Recipe, work: Path, report: Report) -> dict[str, Any]:
+        return make_base(out, recipe, work=work, report=report)
 
-        work = given.work or given.out.with_name(given.out.name + ".work")
-        measures = make_base(given.out, recipe, work=work, report=report)
-    print(json.dumps(measures, indent=1))
+    says = str(__doc__).splitlines()[0]
+    make_from_command_line("python -m mgm_exp.train.make_tiny", says, Recipe(), make, arguments)
 
 
 if __name__ == "__main__":

@@ -114,14 +114,18 @@ def test_the_config_and_what_is_said_stand_on_the_screen_and_in_the_log(
         assert "align: reused" in text
 
 
-def test_before_it_begins_a_run_shows_nothing_and_only_its_files_are_there(
+def test_before_it_begins_a_run_shows_nothing_and_only_who_asks_for_it_hears_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listening = Listening()
-    with Recorder([FilesSink(tmp_path), listening], info(tmp_path)) as recorder:
+    class Alarm(Listening):
+        hears_refusals = True
+
+    listening, alarm = Listening(), Alarm()
+    with Recorder([FilesSink(tmp_path), listening, alarm], info(tmp_path)) as recorder:
         recorder.finish({"status": "failed", "metrics": {}})
     assert capsys.readouterr().out == ""
     assert listening.heard == []
+    assert alarm.heard == ["start", "finish failed"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 

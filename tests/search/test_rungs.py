@@ -170,6 +170,11 @@ def test_trials_climb_and_the_best_of_all_wins_with_a_third_of_the_steps(tmp_pat
     assert found["trials"][2]["error"]["message"] == "not among the best at step 4"
     assert json.loads((tmp_path / "s" / "2" / "result.json").read_text())["status"] == "pruned"
     assert search(tmp_path / "s")["trials"] == found["trials"], "the same command repeats nothing"
+    record = tmp_path / "s" / "2" / "result.json"
+    as_it_was = json.loads(record.read_text())
+    record.write_text(json.dumps({**as_it_was, "status": "paused", "error": None}))
+    search(tmp_path / "s")
+    assert json.loads(record.read_text()) == as_it_was, "killed before it noted this, a sweep does so the next time"
 
 
 @pytest.mark.parametrize("slots", [3, 8])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mgm_exp.model.configuration import MGMConfig, MGMGemmaConfig
 
 TINY_CLIP = {
@@ -19,29 +21,40 @@ WIDTH, WIDTH_AUX = 96, 320
 LOW_SIDE = 64
 
 
-def tiny_config(vocab_size: int) -> MGMConfig:
-    """Configuration of the tiny base for a vocabulary of `vocab_size` tokens."""
+def small_config(**sizes: Any) -> MGMGemmaConfig:
+    """Configuration of a small MGM for the tokenizer made here: four layers, prompts and answers of 512 tokens.
+
+    Args:
+        sizes: Everything else of `MGMGemmaConfig`.
+    """
     return MGMGemmaConfig(
-        vocab_size=vocab_size,
-        hidden_size=128,
-        intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=1,
-        head_dim=32,
         hidden_activation="gelu_pytorch_tanh",
-        initializer_range=0.04,
         max_position_embeddings=1024,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=2,
         image_aspect_ratio="pad",
+        tokenizer_model_max_length=512,
+        **sizes,
+    )
+
+
+def tiny_config(vocab_size: int) -> MGMConfig:
+    """Configuration of the tiny base for a vocabulary of `vocab_size` tokens."""
+    return small_config(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        head_dim=32,
+        initializer_range=0.04,
         image_size_aux=128,
         mm_hidden_size=WIDTH,
         mm_hidden_size_aux=WIDTH_AUX,
         mm_vision_tower="tiny-clip-patch8-64",
         mm_vision_tower_aux="tiny-convnext-128",
-        tokenizer_model_max_length=512,
         vision_config=dict(TINY_CLIP),
         vision_aux_config=dict(TINY_CONVNEXT),
     )

@@ -1,0 +1,207 @@
+"""Eight LoRA trials in one process with nothing around them: what no way of running them could save here.
+
+    python -m benchmarks.peers.floor TRIALS.json RESULT.json
+
+Imports torch and transformers, loads the model once, encodes every image once, tokenises every row once, trains with
+PyTorch's fused AdamW and a low-rank layer of a few lines, the head at supervised positions, rows padded to the longest
+of their batch, and asks the held-out questions 16 at a time. No configuration, no records, no checkpoints, no checks,
+no files but the result: nobody could resume it, and nobody could tell afterwards what it did. Rows, their order, first
+values and dropout masks are those of the other peers, so that losses can be compared.
+
+``TRIALS.json``: ``trials`` (as :mod:`benchmarks.peers.trial` takes them), ``asked``, ``by_length`` (the rows of a trial
+are put into batches of like length), ``rungs`` (steps at which the better half goes on; then only the last trial ends).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mgm_exp.bootstrap import PARENT
+from mgm_exp.store import die_with_parent
+
+SEEN_AT_ONCE, ASKED_AT_ONCE = 8, 16
+
+
+def main(trials_file: str, result_file: str) -> None:
+    """Trains and scores all trials."""
+    began = time.process_time()
+    told: dict[str, Any] = json.loads(Path(trials_file).read_text(encoding="utf-8"))
+    floor = Floor(told)
+    loaded = time.process_time()
+    floor.see()
+    seen = time.process_time()
+    trials = [Trial(floor, one) for one in told["trials"]]
+    steps = len(told["trials"][0]["order"])
+    alive = list(range(len(trials)))
+    scores: list[float | None] = [None] * len(trials)
+    asking = 0.0
+    for until in [*told["rungs"], steps]:
+        for number in alive:
+            trials[number].train(until)
+        asked = time.process_time()
+        found = {number: trials[number].score() for number in alive}
+        asking += time.process_time() - asked
+        if until == steps:
+            scores = [found.get(number) for number in range(len(trials))]
+        else:
+            alive = sorted(sorted(alive, key=lambda number: -found[number])[: max(1, len(alive) // 2)])
+    ended = time.process_time()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    result = {
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "loaded_s": loaded - began,
+        "seen_s": seen - loaded,
+        "step_s": ended - seen - asking,
+        "asked_s": asking,
+        "losses": [trial.losses for trial in trials],
+        "scores": scores,
+    }
+    Path(result_file).write_text(json.dumps(result), encoding="utf-8")
+
+
+class Floor:
+    """What all trials share: the model, what it sees in each image, and tokens."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        import torch
+
+        from mgm_exp.model import load_model, load_processor
+
+        torch.set_num_threads(1)
+        first = told["trials"][0]
+        self.by_length: bool = told["by_length"]
+        self.images = Path(first["images"])
+        self.processor = load_processor(first["model"], first["max_length"])
+        self.model = load_model(first["model"], dtype="float32")
+        self.model.requires_grad_(False)
+        self.layers: dict[str, Any] = {
+            name: layer
+            for name, layer in self.model.named_modules()
+            if name.startswith("model.layers.") and isinstance(layer, torch.nn.Linear)
+        }
+        rows = json.loads(Path(first["rows"]).read_text(encoding="utf-8"))
+        self.rows = [(row["image"], self.processor.encode(row["conversations"])) for row in rows]
+        self.asked = [json.loads(line) for line in Path(told["asked"]).read_text(encoding="utf-8").splitlines()]
+        self.seen: dict[str, Any] = {}
+
+    def see(self) -> None:
+        """Every image once."""
+        import torch
+        from PIL import Image
+
+        names = list(dict.fromkeys([name for name, _ in self.rows] + [line["image"] for line in self.asked]))
+        for start in range(0, len(names), SEEN_AT_ONCE):
+            some = names[start : start + SEEN_AT_ONCE]
+            pixels = [self.processor.pixels(Image.open(self.images / name), "pad") for name in some]
+            low, high = (torch.stack(side) for side in zip(*pixels, strict=True))
+            with torch.no_grad():
+                self.seen |= dict(zip(some, self.model.model.encode_images(low, high), strict=True))
+
+    def batch(self, rows: list[int]) -> dict[str, Any]:
+        """What the model's loss takes."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        encoded = [self.rows[row][1] for row in rows]
+        ids, labels = ([torch.tensor(one[key]) for one in encoded] for key in ("input_ids", "labels"))
+        padded = pad_sequence(ids, batch_first=True, padding_value=self.processor.pad_token_id)
+        lengths = torch.tensor([len(one) for one in ids])
+        return {
+            "input_ids": padded,
+            "attention_mask": torch.arange(padded.shape[1])[None] < lengths[:, None],
+            "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+            "visual_tokens": torch.stack([self.seen[self.rows[row][0]] for row in rows]),
+        }
+
+
+class Trial:
+    """One trial: its factors, its optimizer, and how far it is."""
+
+    def __init__(self, floor: Floor, trial: dict[str, Any]) -> None:
+        import torch
+        from transformers import get_cosine_schedule_with_warmup
+
+        from mgm_exp.model.adapters.base import start
+
+        self.floor, self.trial, self.losses = floor, trial, list[float]()
+        rank = trial["rank"]
+        self.factors: dict[str, tuple[Any, Any]] = {
+            name: (
+                torch.nn.Parameter(torch.empty(rank, layer.in_features)),
+                torch.nn.Parameter(torch.empty(layer.out_features, rank)),
+            )
+            for name, layer in floor.layers.items()
+        }
+        named = {f"{name}.lora_A.weight": down for name, (down, _) in self.factors.items()}
+        named |= {f"{name}.lora_B.weight": up for name, (_, up) in self.factors.items()}
+        start(named, ["lora_B.weight"], trial["adapter_seed"])
+        self.trained = list(named.values())
+        betas = (0.9, trial["beta2"])
+        self.optimizer = torch.optim.AdamW(self.trained, lr=trial["lr"], betas=betas, weight_decay=0.0, fused=True)
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, trial["warmup_steps"], len(trial["order"]))
+        self.order: list[list[int]] = trial["order"]
+        if floor.by_length:
+            size = len(self.order[0])
+            lengths = [len(encoded["labels"]) for _, encoded in floor.rows]
+            rows = sorted((row for step in self.order for row in step), key=lambda row: lengths[row])
+            self.order = [rows[at : at + size] for at in range(0, len(rows), size)]
+
+    def train(self, until: int) -> None:
+        """Goes on up to this step."""
+        import torch
+
+        model = self._adapted()
+        model.train()
+        for number in range(len(self.losses), until):
+            torch.manual_seed(self.trial["dropout_seeds"][number])
+            loss = model.loss(self.floor.batch(self.order[number]))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+            self.losses.append(float(loss))
+
+    def score(self) -> float:
+        """Share of the held-out questions that are answered rightly."""
+        import torch
+
+        from mgm_exp.evaluate.generate import answer_batch
+        from mgm_exp.evaluate.metrics import exact_match
+
+        model, floor, right = self._adapted(), self.floor, 0.0
+        model.eval()
+        for begin in range(0, len(floor.asked), ASKED_AT_ONCE):
+            some = floor.asked[begin : begin + ASKED_AT_ONCE]
+            prompts = [floor.processor.encode_prompt(line["question"]) for line in some]
+            seen = torch.stack([floor.seen[line["image"]] for line in some])
+            said = answer_batch(model, floor.processor, prompts, seen, 2)
+            right += sum(exact_match(answer, [line["answer"]]) for answer, line in zip(said, some, strict=True))
+        return right / len(floor.asked)
+
+    def _adapted(self) -> Any:
+        """The model, with the factors of this trial in place of the last one's."""
+        import torch.nn.functional as F
+
+        scale, rate = self.trial["alpha"] / self.trial["rank"], self.trial["dropout"]
+        model = self.floor.model
+        for name, layer in self.floor.layers.items():
+            down, up = self.factors[name]
+
+            def forward(x: Any, layer: Any = layer, down: Any = down, up: Any = up) -> Any:
+                given = F.dropout(x, rate) if rate and model.training else x
+                return F.linear(x, layer.weight) + F.linear(F.linear(given, down), up) * scale
+
+            layer.forward = forward
+        return model
+
+
+if __name__ == "__main__":
+    die_with_parent(parent_pid=int(os.environ[PARENT]))
+    main(*sys.argv[1:])
