@@ -241,7 +241,9 @@ def fake_answers(config: Any, batch: int, length: int, tokens: int, itemsize: in
             seen = torch.empty(batch, n, width, dtype=half)
             memory.mark()
             side, side_aux = config.vision_config["image_size"], config.image_size_aux
-            low = torch.empty(images, 3, side, side, dtype=half)
+            views = n // (side // config.vision_config["patch_size"]) ** 2
+            shape = (images, 3, side, side) if views == 1 else (images, views, 3, side, side)
+            low = torch.empty(shape, dtype=half)
             model.model.encode_images(low, torch.empty(images, 3, side_aux, side_aux, dtype=half))
             found["encoding images"] = memory.mark()
             del low

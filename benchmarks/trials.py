@@ -23,8 +23,8 @@ TRAINER = Path(__file__).parent / "peers" / "trainer.json"
 STEPS, BATCH = 16, 4
 STEPS_QUICK, TRIALS_QUICK = 4, 3
 # rank, alpha, learning rate, dropout. Rates at which training is calm: where gradients jump, Adam makes of the last bit
-# of a sum another run within a few steps, and nothing could be compared. So calm, and so short, that scores are equal
-# in the end: of equals the lower number wins.
+# of a sum another run within a few steps, and nothing could be compared. So calm, and so short, that most scores are
+# equal in the end: of equals the lower number wins.
 POINTS: tuple[tuple[int, int, float, float], ...] = (
     (8, 16, 2e-4, 0.0),
     (2, 4, 5e-4, 0.0),

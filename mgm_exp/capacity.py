@@ -73,6 +73,25 @@ def _refuse(config: ExperimentConfig, card: Card) -> str:
     return f"memory: {plan.peak_gib:.1f} GiB predicted, {plan.verdict} in {plan.device}"
 
 
+def none_fits(config: ExperimentConfig, count: int, constraint: str) -> DoesNotFit:
+    """The error of a search whose points are all too large, with what would make the last one fit.
+
+    Args:
+        config: Of the last point.
+        count: Of points in a row.
+        constraint: The one that it misses.
+    """
+    from mgm_exp.curated import curated_rows
+    from mgm_exp.plan import plan_cell
+
+    plan = plan_cell(config, curated=curated_rows(config))
+    advice = f"Try {'; or '.join(plan.advice)}." if plan.advice else "Search smaller settings, or take a larger limit."
+    return DoesNotFit(
+        f"{count} points in a row were not run: the last one needs {plan.peak_gib:.1f} GiB and misses {constraint}.",
+        advice=f"{advice} `mgm-exp plan` shows what each needs.",
+    )
+
+
 def does_not_fit(plan: CellPlan) -> DoesNotFit:
     """The error, with the cheapest changes that would make it fit."""
     return DoesNotFit(

@@ -28,6 +28,7 @@ from mgm_exp.campaign.opening import enqueue, refuse_other_choices
 from mgm_exp.campaign.roster import Roster, forget
 from mgm_exp.campaign.rungs import Rungs
 from mgm_exp.campaign.trial import Trial, overrides_of
+from mgm_exp.capacity import none_fits
 from mgm_exp.config import ExperimentConfig, PrunerName, plain
 from mgm_exp.errors import ConfigError, Interrupted, MgmError, ProcessKilled, UserError
 from mgm_exp.folders import read_record, wait_until_free
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
 _POLL_S = 0.5
+# Points in a row that were not run, the last one for its memory: nothing that is searched makes it fit.
+MOST_TOO_LARGE = 50
 
 
 class Campaign:
@@ -350,6 +353,8 @@ class Campaign:
         self._tell(trial.number, "PRUNED")
         self._say(f"trial {trial.number} {in_short(trial.point.params)}: not run, misses {which}")
         trial.claim.release(forget=True)
+        if self.roster.refused_in_a_row >= MOST_TOO_LARGE and str(which).startswith("predicted_memory_gib"):
+            raise none_fits(trial.config, self.roster.refused_in_a_row, str(which))
 
     # -- running it ---------------------------------------------------------------------------------------------
 

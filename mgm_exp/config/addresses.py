@@ -1,6 +1,6 @@
 """Addresses of ``alerts.urls``: keys stand in the environment, and an address only names its variables.
 
-    slack://$SLACK_A/$SLACK_B/$SLACK_C        $TEAM_HOOK        json://127.0.0.1:9000/alerts
+    slack://$SLACK_A/$SLACK_B/$SLACK_C        $ALERT_URL        json://127.0.0.1:9000/alerts
 
 So a configuration, a run's folder, a log and a tracker never hold a key: variables are put in where a message is sent,
 and an address with a key written out is refused.
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 VARIABLE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+# What variables are called that go to a server whose name stands in the configuration.
+OWN = "ALERT"
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>[^?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 # Web servers and mail: a host, a path and a user's name are no secrets there.
 _WEB = ("json", "jsons", "xml", "xmls", "form", "forms")
@@ -48,7 +50,10 @@ def address_fault(address: str) -> str | None:
     if _LONG.search(VARIABLE.sub("", place + rest)):
         return literal
     if scheme in _WEB or scheme in _MAIL:
-        return None
+        # Else a preset of somebody else's could send W&B's key to a server of theirs
+        foreign = [name for name in variables_of(address) if not name.startswith(OWN)]
+        told = ", ".join(f"${name}" for name in foreign)
+        return f"{scheme}:// names a server: give it variables that begin with {OWN}, not {told}" if foreign else None
     if re.sub(r"[/:@,]", "", VARIABLE.sub("", place)):
         return (
             f"{scheme}:// addresses are made of keys: write what stands before ? as variables of the environment "

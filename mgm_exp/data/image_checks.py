@@ -67,7 +67,8 @@ class ImageChecks:
         self.root = os.path.realpath(root)
         self.max_megapixels = max_megapixels
         self.workers = max(2, usable_cores()) if workers is None else workers
-        self._left_s = _SOON_S if workers is None else 0.0
+        self._may_wait = workers is None
+        self._done, self._spent_s = 0, 0.0  # in this process
         self._verdicts: dict[str, Verdict] = {}
         self._waiting: dict[str, tuple[Future[list[Verdict]], int]] = {}
         self._pool: ProcessPoolExecutor | None = None
@@ -90,11 +91,11 @@ class ImageChecks:
         if self._pool is None:
             are_few = self.workers < 2 or len(new) + len(self._verdicts) <= _FEW
             done = 0
-            while done < len(new) and (are_few or self._left_s > 0):
+            while done < len(new) and (are_few or self._is_soon(len(new) - done)):
                 began, image = time.perf_counter(), new[done]
                 self._verdicts[image] = _check(self.root, image, self.max_megapixels)
-                self._left_s -= time.perf_counter() - began
-                done += 1
+                self._spent_s += time.perf_counter() - began
+                self._done, done = self._done + 1, done + 1
             new = new[done:]
             if not new:
                 return
@@ -103,6 +104,12 @@ class ImageChecks:
             pack = new[start : start + _PACK]
             future = self._pool.submit(_check_pack, self.root, pack, self.max_megapixels)
             self._waiting.update((image, (future, place)) for place, image in enumerate(pack))
+
+    def _is_soon(self, count: int) -> bool:
+        """Whether so many more are checked here before processes would have started."""
+        if not self._may_wait or self._done < _PACK:
+            return self._may_wait
+        return self._spent_s * (self._done + count) / self._done <= _SOON_S
 
     def verdict(self, image: str) -> Verdict:
         """The verdict on an image, waiting for it where it is being checked.

@@ -14,7 +14,7 @@ from mgm_exp.doctor.facts import Fact, flat
 from mgm_exp.doctor.reading import HEAD_BYTES, TAIL_BYTES, Line, lines_of, read_log
 from mgm_exp.doctor.surroundings import machine_facts
 from mgm_exp.errors import UserError
-from mgm_exp.store import parse_record, read_record, read_text, read_yaml
+from mgm_exp.store import Lease, parse_record, read_record, read_text, read_yaml
 
 # What of a run folder says in words what happened, the run's own log first.
 LOGS = ("log.txt", "output.txt")
@@ -109,6 +109,7 @@ def case_of_run(folder: Path, *, quick: bool = False, error: Mapping[str, Any] |
             _data_facts(reader.mapping("data.json")),
             _quarantine_facts(reader.rows("quarantine.jsonl", QUICK_METRICS_BYTES)),
             machine_facts(folder),
+            _ending_facts(folder, manifest, str(result.get("status") or "")),
         )
         for fact in part
     }
@@ -215,6 +216,21 @@ def _error_text(error: Any) -> str:
         return ""
     # Cause and advice are our own reading of it, and hold words of faults that it is not.
     return f"{error.get('type') or ''}: {error.get('message') or ''}"
+
+
+def _ending_facts(folder: Path, manifest: Mapping[str, Any], status: str) -> Iterator[Fact]:
+    """Whether the run began, did not say how it ended, and nobody is at it."""
+    if status not in ("", "interrupted", "paused") or not manifest.get("started_at") or manifest.get("ended_at"):
+        return
+    if not (folder / ".lease").exists():
+        return
+    try:
+        holder = Lease(folder / ".lease").holder()
+    except OSError:
+        return  # who may not ask does not know
+    if holder is None:
+        told = "it began and did not say how it ended, and no process is at it"
+        yield Fact("run.is_gone", True, "manifest.json", told)
 
 
 def _error_facts(error: Any) -> Iterator[Fact]:

@@ -128,7 +128,8 @@ class Exporter:
 
 
 def _address(host: str, port: int) -> str:
-    return f"{socket.gethostname() if host in _EVERYWHERE else host}:{port}"
+    name = socket.gethostname() if host in _EVERYWHERE else host
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def _target(address: str, labels: Mapping[str, str]) -> dict[str, Any]:

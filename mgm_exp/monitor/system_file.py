@@ -11,7 +11,7 @@ from typing import IO, Any
 from mgm_exp.store import parse_record, write_atomic
 
 NAME = "system.jsonl"
-# About 6 MB with one GPU. A file that is full is thinned to every second line, and fills at half the rate from there.
+# About 7 MB with one GPU. A file that is full is thinned to every second line, and fills at half the rate from there.
 MOST_LINES = 16_384
 
 

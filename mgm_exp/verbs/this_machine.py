@@ -86,7 +86,7 @@ class ThisMachine:
         for row in map(self._row, found):
             seconds, error = row["predicted_s"], row["time_error"]
             table.add_row(
-                Text(row["run"]), row["stage"], f"{row['steps']:,}", f"{row['flops_per_s'] / 1e9:,.1f}",
+                Text(row["run"]), Text(row["stage"]), f"{row['steps']:,}", f"{row['flops_per_s'] / 1e9:,.1f}",
                 f"{row['seconds']:.1f}", *(("", "") if error is None else (f"{seconds:.1f}", f"{error:+.0%}")),
                 *(
                     ("", f"{row['predicted_gib']:.2f}", "")

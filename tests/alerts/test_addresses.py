@@ -16,10 +16,10 @@ GOOD = [
     "dingtalk://$DING_TOKEN",
     "feishu://$FEISHU_TOKEN",
     "wecombot://$WECOM_KEY",
-    "mailtos://me:$MAIL_PASSWORD@example.org?to=team@example.org",
+    "mailtos://me:$ALERT_PASSWORD@example.org?to=team@example.org",
     "json://127.0.0.1:9000/alerts",
     "jsons://hooks.example.org/training?rto=2&cto=2",
-    "jsons://hooks.example.org/$HOOK_KEY",
+    "jsons://hooks.example.org/$ALERT_KEY",
 ]
 BAD = [
     ("slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ", "TIiajkdnlazkcOXrIdevi7FQ"),
@@ -48,6 +48,12 @@ def test_a_key_that_is_written_out_is_refused_and_not_repeated(address: str, key
     fault = address_fault(address)
     assert fault is not None and key not in fault
     assert "variable" in fault
+
+
+@pytest.mark.parametrize("address", ["jsons://example.org/$WANDB_API_KEY", "mailto://me:$HF_TOKEN@example.org"])
+def test_keys_of_others_go_to_no_server_that_a_configuration_names(address: str) -> None:
+    fault = address_fault(address)
+    assert fault is not None and "begin with ALERT" in fault
 
 
 def test_a_key_is_put_in_only_where_a_message_is_sent() -> None:

@@ -51,7 +51,7 @@ def webhook() -> Iterator[Webhook]:
             if not hook.status:
                 hook.over.wait(60)
                 return
-            hook.heard.append({**body, "path": self.path})
+            hook.heard.append({**body, "path": self.path, "at": time.time()})
             self.send_response(hook.status)
             self.send_header("Content-Length", "0")
             self.end_headers()

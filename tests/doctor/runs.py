@@ -135,6 +135,14 @@ FAULTY: dict[str, Callable[[], tuple[Rows, dict[str, Any]]]] = {
     ),
     "throughput-falls": lambda: (rows(200, falling, tokens_per_s=lambda step: 1000.0 if step < 120 else 410.0), {}),
     "loading-stalls": lambda: (rows(200, falling, tokens_per_s=lambda step: 90.0 if step % 20 == 0 else 1000.0), {}),
+    "killed-without-a-word": lambda: (
+        rows(60, falling),
+        {
+            "result": {},
+            "manifest": {"started_at": "2026-01-01T00:00:00+00:00", "ended_at": None},
+            ".lease/nobody": {},
+        },
+    ),
     "profile-waits-for-data": lambda: (rows(60, falling), _profile(data=0.62, llm=0.2, vision=0.1)),
     "profile-vision-repeated": lambda: (
         rows(60, falling),

@@ -251,6 +251,19 @@ def test_points_that_are_predicted_to_need_too_much_are_not_run(app: Any, capsys
     assert "plan.device" in capsys.readouterr().err
 
 
+def test_a_search_none_of_whose_points_fits_ends_with_3_and_says_what_would(
+    app: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mgm_exp.campaign import campaign
+
+    monkeypatch.setattr(campaign, "MOST_TOO_LARGE", 3)
+    fixed = ["model=mgm_2b", "model.path=/nowhere", "eval=demo", "adapter=full", "plan.device=rtx4090"]
+    assert app(*SEARCH, *fixed, LR, "sweep.n_trials=9") == 3
+    error = capsys.readouterr().err
+    assert "3 points in a row were not run" in error and "predicted_memory_gib <= 22.7" in error
+    assert "adapter=lora_r16" in error and not app.calls(0)
+
+
 def test_a_plateau_and_a_budget_end_the_search(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
     points = "[{adapter.rank: 16}, {adapter.rank: 8}, {adapter.rank: 4}]"
     arguments = (*SEARCH, "adapter.rank=4,8,16", f"sweep.enqueue={points}", "sweep.n_trials=9")

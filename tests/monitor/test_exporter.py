@@ -218,6 +218,14 @@ def test_an_address_that_is_not_of_this_machine_is_a_warning(
     assert "192.0.2.1" in caplog.text and "the run goes on" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1:9301"), ("::1", "[::1]:9301"), ("0.0.0.0", f"{socket.gethostname()}:9301")],
+)
+def test_an_address_is_one_that_prometheus_can_ask(host: str, address: str) -> None:
+    assert exporter._address(host, 9301) == address
+
+
 # -- as a text file --------------------------------------------------------------------------------------------------
 
 

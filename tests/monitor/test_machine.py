@@ -23,15 +23,15 @@ ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it r
 def test_a_sample_says_what_the_machine_has_and_rates_come_with_the_second(tmp_path: Path) -> None:
     watched = Machine({"root": tmp_path / "not" / "made" / "yet"})
     first = watched.sample(1000.0)
-    end = time.monotonic() + 0.05
-    while time.monotonic() < end:  # work, for processors to show
+    end = time.process_time() + 0.2
+    while time.process_time() < end:  # work, for processors to show
         pass
-    second = watched.sample(1000.05)
+    second = watched.sample(1000.2)
     assert set(first) == {"t", "memory_gib", "memory_total_gib", "process_memory_gib", "disks"}
     assert set(second) == {*first, "cpu", "process_cpu", "network"}
     assert 0 < first["process_memory_gib"] < first["memory_gib"] < first["memory_total_gib"]
     assert 0 <= second["cpu"] <= 1
-    assert 0.3 < second["process_cpu"] < 3
+    assert 0.5 < second["process_cpu"] < 3
     assert 0 < first["disks"]["root"]["free_gib"] <= first["disks"]["root"]["total_gib"]
 
 
