@@ -46,9 +46,11 @@ def deliver(address: str, message: Message, environ: Mapping[str, str] | None = 
             return "it is no address that apprise knows"
         server.socket_connect_timeout = min(CONNECT_S, server.socket_connect_timeout or CONNECT_S)
         server.socket_read_timeout = min(ANSWER_S, server.socket_read_timeout or ANSWER_S)
+        with_file = {"attach": [message.file]} if message.file and server.attachment_support else {}
         try:
             # Not by Apprise.notify: its pool of threads would keep a process alive that waits for a server
-            taken = bool(server.notify(title=message.title, body=message.body, notify_type=_TYPES[message.severity]))
+            kind = _TYPES[message.severity]
+            taken = bool(server.notify(title=message.title, body=message.body, notify_type=kind, **with_file))
         except Exception as error:  # noqa: BLE001 - foreign code and foreign servers; said, and nothing else
             words.append(type(error).__name__)
             taken = False

@@ -21,12 +21,14 @@ class Message:
     Args:
         kind: Name of the rule, or one of the constants above; the rate is kept for each.
         severity: ``critical``, ``warning`` or ``info``.
+        file: Path of a file that goes along where a service takes files.
     """
 
     kind: str
     severity: str
     title: str
     body: str
+    file: str | None = None
 
 
 def of_alert(alert: Alert, name: str, folder: str) -> Message:

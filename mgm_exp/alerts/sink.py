@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,8 @@ def tell_sweep(alerts: AlertsConfig, folder: Path, content: Mapping[str, Any], *
     report = next((name for name in ("report.html", "table.md", "sweep.json") if (folder / name).is_file()), "")
     held_back = Rate(folder, alerts.every_minutes * 60).held_back()
     message = of_sweep(content, str(folder), _verdict(folder), str(folder / report), held_back)
+    if alerts.attach_report and report == "report.html":
+        message = replace(message, file=str(folder / report))
     check_alerts(alerts)
     import apprise  # noqa: F401 - takes seconds, which are none of a server's
 

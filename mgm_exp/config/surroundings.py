@@ -143,3 +143,6 @@ class AlertsConfig:
     every_minutes: float = 30.0
     # Also tell how a run ends well, and a sweep: winner, difference and how sure, path of the report.
     on_finish: bool = False
+    # The sweep's message brings the report along (report.html, some hundred KiB: answers and images of your data are in
+    # it) where the service takes files: mail, Slack, webhooks; not DingTalk, Feishu and WeCom.
+    attach_report: bool = False

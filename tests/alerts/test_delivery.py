@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -136,13 +137,17 @@ def test_a_sweep_sends_its_verdict(hook: Webhook, tmp_path: Path) -> None:
         "trials": [{"status": "completed"}, {"status": "failed"}],
         "best": {"number": 0, "value": 0.75},
     }
-    (tmp_path / "report.html").write_text("")
+    (tmp_path / "report.html").write_text("<html>")
     tell_sweep(AlertsConfig([hook.url], 30.0, False), tmp_path, content)
     assert hook.heard == []  # not asked for
     tell_sweep(AlertsConfig([hook.url], 30.0, True), tmp_path, content, wait_s=30.0)
     (message,) = hook.heard
     assert "best: trial 0, demo/accuracy 0.7500" in message["message"]
     assert str(tmp_path / "report.html") in message["message"] and "1 failed" in message["message"]
+    assert not message["attachments"]
+    tell_sweep(AlertsConfig([hook.url], 30.0, True, attach_report=True), tmp_path, content, wait_s=30.0)
+    (file,) = hook.heard[-1]["attachments"]
+    assert (file["filename"], base64.b64decode(file["base64"])) == ("report.html", b"<html>")
 
 
 def test_a_test_message_says_who_took_it(hook: Webhook, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,19 @@ def test_trouble_in_training_is_shown_with_its_samples_escaped(demo_sweep: Path)
     assert "resumed" not in text.split('id="trouble"')[1].split("</section>")[0]
 
 
+def test_what_runs_took_of_their_machines_is_drawn(demo_sweep: Path) -> None:
+    assert 'id="machine"' not in _page(demo_sweep)
+    run = next(path for path in sorted(demo_sweep.iterdir()) if (path / "result.json").exists())
+    gpus = [{"index": 0, "memory_used_gib": 21.5, "utilization": 0.5}, {"index": 1, "memory_used_gib": 11.0}]
+    samples = [{"t": 100.0 + 10 * k, "process_memory_gib": 1.0 + k, "gpus": gpus} for k in range(4)]
+    broken = [{"t": "late"}, {"t": 200.0, "process_memory_gib": "much", "gpus": [3, {"memory_used_gib": None}]}]
+    (run / "system.jsonl").write_text("\n".join(map(json.dumps, [*samples, *broken])) + '\n{"t": 2')
+    section = _page(demo_sweep).split('id="machine"')[1].split("</section>")[0]
+    assert section.count('class="plot zoom"') == 3  # nothing was said of processors
+    table = section.split("<tbody>")[1]
+    assert ">21.5<" in table and ">50<" in table and ">4<" in table and ">2.5<" in table
+
+
 def test_page_has_a_verdict_first_and_every_section_it_has_data_for(demo_sweep: Path) -> None:
     for number in range(3):
         _curves(demo_sweep / str(number), scale=number + 1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mgm_exp.compare.html import answers, curves, overview, provenance, trade
+from mgm_exp.compare.html.machine import machines
 from mgm_exp.compare.html.trouble import trouble
 from mgm_exp.compare.html.view import View
 from mgm_exp.compare.runs import Run
@@ -67,6 +68,7 @@ def html_page(
         ("How sure", overview.remarks(view)),
         ("Curves", curves.learning_curves(view)),
         ("Trouble", trouble(view)),
+        ("Machine", machines(view)),
         ("Costs", trade.costs(view)),
         ("Settings", trade.coordinates(view)),
         ("What matters", trade.effects(view)),

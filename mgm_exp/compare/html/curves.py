@@ -51,7 +51,7 @@ class Curve:
 
 def learning_curves(view: View) -> Html | None:
     """A section with a set of plots for each stage; None where no run kept ``metrics.jsonl``."""
-    chosen = _chosen(view)
+    chosen = drawn_runs(view)
     stages: dict[str, list[Curve]] = {}
     for place in chosen:
         run = view.run(view.entries[place]["run_dir"])
@@ -65,7 +65,7 @@ def learning_curves(view: View) -> Html | None:
         return None
     n_curves = sum(len(curves) for curves in stages.values())
     most = max(12, _POINTS // (n_curves * len(_QUANTITIES)))
-    blocks = [_legend(view, sorted({place for found in stages.values() for one in found for place in one.places}))]
+    blocks = [legend(view, sorted({place for found in stages.values() for one in found for place in one.places}))]
     for stage in sorted(stages, key=list(_STAGES).index if set(stages) <= set(_STAGES) else None):
         blocks.append(_of_stage(view, stage, stages[stage], most))
     remark = (
@@ -79,8 +79,8 @@ def learning_curves(view: View) -> Html | None:
     return page.section("Learning curves", page.note(remark), *blocks, anchor="curves")
 
 
-def _chosen(view: View) -> list[int]:
-    """All runs, or the baseline and the best of too many."""
+def drawn_runs(view: View) -> list[int]:
+    """Places of all runs, or of the baseline and the best of too many."""
     places = list(range(len(view.entries)))
     if len(places) <= _MOST_CURVES:
         return places
@@ -105,7 +105,7 @@ def _read(run: Run) -> dict[str, list[Mapping[str, Any]]]:
             row = parse_record(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and "event" not in row and _number(row.get("step")) is not None:
+        if isinstance(row, dict) and "event" not in row and number(row.get("step")) is not None:
             stages.setdefault(str(row.get("stage")), []).append(row)
     return stages
 
@@ -115,7 +115,8 @@ def _are_equal(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, An
     return len(one) == len(other) and all(a.get(k) == b.get(k) for a, b in zip(one, other, strict=True) for k in keys)
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None
 
@@ -129,7 +130,7 @@ def thinned(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, A
     for k in range(n_bins):
         part = range(k * len(rows) // n_bins, (k + 1) * len(rows) // n_bins)
         for key, pick in (("loss", min), ("loss", max), ("grad_norm", max)):
-            known = [(value, place) for place in part if (value := _number(rows[place].get(key))) is not None]
+            known = [(value, place) for place in part if (value := number(rows[place].get(key))) is not None]
             if known:
                 kept.add(pick(known)[1])
     return [rows[place] for place in sorted(kept)]
@@ -140,39 +141,48 @@ def _of_stage(view: View, stage: str, curves: Sequence[Curve], most: int) -> Htm
     plots = []
     for key, title, unit in _QUANTITIES:
         known = [
-            (curve, [(float(row["step"]), value) for row in rows if (value := _number(row.get(key))) is not None])
+            (curve.places, [(float(row["step"]), value) for row in rows if (value := number(row.get(key))) is not None])
             for curve, rows in thin
         ]
-        known = [(curve, points) for curve, points in known if points]
-        if known:
-            plots.append(_plot(view, stage, title, unit, known, starts_at_zero=key in ("lr", "tokens_per_s")))
+        what = f"{title}, {_STAGES.get(stage, stage).lower()}"
+        plots += curve_plot(view, title, what, unit, "optimizer step", known, from_zero=key in ("lr", "tokens_per_s"))
     return page.subsection(_STAGES.get(stage, stage), page.grid(*plots), _numbers(view, curves))
 
 
-def _plot(
+def curve_plot(
     view: View,
-    stage: str,
     title: str,
+    what: str,
     unit: str,
-    known: Sequence[tuple[Curve, list[tuple[float, float]]]],
+    x_title: str,
+    known: Sequence[tuple[list[int], list[tuple[float, float]]]],
     *,
-    starts_at_zero: bool,
-) -> Html:
+    from_zero: bool,
+) -> list[Html]:
+    """A plot that zooms, or nothing where there are no points.
+
+    Args:
+        what: Of what it is, for those who cannot see it.
+        known: Places of the runs that a curve belongs to, and its points.
+        from_zero: Whether zero is on the scale.
+    """
+    known = [(places, points) for places, points in known if points]
+    if not known:
+        return []
     values = [value for _, points in known for _, value in points]
-    steps = [step for _, points in known for step, _ in points]
-    typical = statistics.median(values)
-    is_log = not starts_at_zero and min(values) > 0 and max(values) / typical > _WIDE
-    y = scale_of([*values, 0.0] if starts_at_zero else values, is_log=is_log)
-    first, last = min(steps), max(steps)
+    at = [x for _, points in known for x, _ in points]
+    is_log = not from_zero and min(values) > 0 and max(values) / statistics.median(values) > _WIDE
+    y = scale_of([*values, 0.0] if from_zero else values, is_log=is_log)
+    first, last = min(at), max(at)
     x = Scale(first - 0.5, last + 0.5) if last == first else Scale(first, last)
     drawn = [
         path(
             [(x.place(step), y.place(value)) for step, value in points],
-            series(curve.places[0]),
-            data_runs=" ".join(map(str, curve.places)),
-            data_name=", ".join(view.entries[place]["label"] for place in curve.places),
+            series(places[0]),
+            data_runs=" ".join(map(str, places)),
+            data_name=", ".join(view.entries[place]["label"] for place in places),
         )
-        for curve, points in known
+        for places, points in known
     ]
     axis: dict[str, Any] = {
         "data_x0": x.low,
@@ -185,18 +195,17 @@ def _plot(
         x,
         y,
         lines(*drawn),
-        label=f"{title}, {_STAGES.get(stage, stage).lower()}: {len(known)} curves from step {first:g} to {last:g}; "
-        "the table below has their numbers",
-        x_title="optimizer step",
+        label=f"{what}: {len(known)} curves from {x_title} {first:g} to {last:g}; the table below has their numbers",
+        x_title=x_title,
         y_title=f"{unit}{', logarithmic' if is_log else ''}".strip(", "),
         height=230,
         class_="zoom",
         **axis,
     )
-    return page.figure(drawing, title)
+    return [page.figure(drawing, title)]
 
 
-def _legend(view: View, places: Sequence[int]) -> Html:
+def legend(view: View, places: Sequence[int]) -> Html:
     """The runs with their colours; a click hides or shows a run in all plots."""
     buttons = [
         element(
@@ -224,7 +233,7 @@ def _numbers(view: View, curves: Sequence[Curve]) -> Html:
     rows: list[Cells] = []
     for curve in curves:
         losses, norms, speeds = (
-            [value for row in curve.rows if (value := _number(row.get(key))) is not None]
+            [value for row in curve.rows if (value := number(row.get(key))) is not None]
             for key in ("loss", "grad_norm", "tokens_per_s")
         )
         last = statistics.fmean(losses[-10:]) if losses else None
