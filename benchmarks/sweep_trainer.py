@@ -28,7 +28,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     sweeps = {
         "bit_equal": (CACHED,),
         "packed": (CACHED, "hydra/launcher=packed"),
-        "grouped": (CACHED, "hydra/launcher=packed", "train.group_by=length"),
+        "grouped": (CACHED, "hydra/launcher=packed", "train.group_by=like_length"),
     }
     with ThreadPoolExecutor(2) as two:
         trainers, found = [], {}
@@ -100,6 +100,6 @@ def _rows(
             grouped,
             OTHER_BATCHES,
             f"rows of like length are together: other batches, losses not compared; winner: trial {grouped.winner}",
-            "hydra/launcher=packed train.group_by=length",
+            "hydra/launcher=packed train.group_by=like_length",
         ),
     ]

@@ -506,9 +506,12 @@ class Experiment:
             "error": None,
         }
         if error is not None and status == "failed":
-            # Of a run that was refused its error says all; what else is known of it is in the record.
-            say = self.recorder.say if self.recorder.has_begun else None
-            result["error"] = explained_error(explain(error), self.run_dir, say)
+            explained = explain(error)
+            # Of a run that was refused its error is shown, and nothing else; its log has both.
+            say = self.recorder.say if self.recorder.has_begun else self.recorder.note
+            if not self.recorder.has_begun:
+                say(f"{explained['type']}: {explained['message']} {explained['advice']}".strip())
+            result["error"] = explained_error(explained, self.run_dir, say)
         elif status in ("interrupted", "paused", "pruned") and isinstance(error, MgmError):
             result["error"] = explain(error)
         write_json_atomic(self.run_dir / "result.json", result)

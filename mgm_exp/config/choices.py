@@ -106,10 +106,14 @@ class Offload(Enum):
 
 
 class GroupBy(Enum):
-    """How samples are put together in a batch. Similar lengths waste less padding; ``modality_length`` is official."""
+    """How samples are put together. ``modality_length`` is official: a global batch has samples with images or without,
+    and is split into micro-batches by length; ``length`` only splits. ``like_length`` draws global batches of samples
+    of like length, which pads least.
+    """
 
     none = "none"
     length = "length"
+    like_length = "like_length"
     modality_length = "modality_length"
 
 

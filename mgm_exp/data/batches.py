@@ -10,10 +10,14 @@ an undisturbed one would have seen. The global batch is primary: it is the same 
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import math
+import multiprocessing
 import os
 import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mgm_exp.data.processor import IGNORE_INDEX
-from mgm_exp.data.sampler import IMAGE_WORDS, length_grouped, modality_length_grouped
+from mgm_exp.data.sampler import IMAGE_WORDS, length_grouped, like_length, modality_length_grouped
 from mgm_exp.errors import ConfigError, DataError, MgmError
 
 Batch = dict[str, Any]
@@ -34,7 +38,7 @@ Batch = dict[str, Any]
 where they are cached, or ``seen`` with features of k <= B samples by name, and pixels of the others (see
 :func:`put_together`); ``ids``: list of B record ids."""
 
-GROUPINGS = ("none", "length", "modality_length")
+GROUPINGS = ("none", "length", "like_length", "modality_length")
 _PAIRS = {"image": "images", "image_aux": "images_aux", "visual_tokens": "visual_tokens"}
 
 
@@ -52,7 +56,7 @@ class BatchPlan:
         world_size: Processes.
         rank: Which of them this is.
         seed: Orders are drawn from it.
-        group_by: ``none``, ``length`` or ``modality_length`` (official).
+        group_by: ``none``, ``length``, ``like_length`` or ``modality_length`` (official).
         epochs: Passes over the samples; the number of steps is rounded up.
         max_steps: Optimizer steps; overrides ``epochs``.
 
@@ -145,9 +149,11 @@ class BatchPlan:
         n_micro = self.global_batch_size // self.micro_batch_size
         generator = self._generator(epoch, "groups")
         lengths, has_image = self._lengths[rest], self._has_image[rest]
+        words = (lengths + IMAGE_WORDS * has_image).tolist()
         if self.group_by == "length":
-            words = lengths + IMAGE_WORDS * has_image
-            order = length_grouped(words.tolist(), self.micro_batch_size, n_micro, generator)
+            order = length_grouped(words, self.micro_batch_size, n_micro, generator)
+        elif self.group_by == "like_length":
+            order = like_length(words, self.global_batch_size, generator)
         else:
             signed = np.where(has_image, lengths, -lengths).tolist()
             order = modality_length_grouped(signed, self.micro_batch_size, n_micro, generator, generator)
@@ -290,16 +296,36 @@ class StepLoader:
             # Without a generator of its own the loader would draw from the global one and change dropout masks.
             generator=torch.Generator().manual_seed(self.plan.seed),
         )
+        if self.workers:
+            _end_readers_at_exit()
         batches = iter(loader)
         per_step = self.plan.global_batch_size // (self.plan.micro_batch_size * self.plan.world_size)
-        for _ in range(len(self)):
-            micro_batches = []
-            for _ in range(per_step):
-                batch = next(batches)
-                if isinstance(batch, MgmError):
-                    raise batch
-                micro_batches.append(batch)
-            yield micro_batches
+        try:
+            for _ in range(len(self)):
+                micro_batches = []
+                for _ in range(per_step):
+                    batch = next(batches)
+                    if isinstance(batch, MgmError):
+                        raise batch
+                    micro_batches.append(batch)
+                yield micro_batches
+        finally:
+            del batches  # ends the readers now: an error that is kept keeps this frame
+
+
+@functools.cache
+def _end_readers_at_exit() -> None:
+    """Readers of a loader that somebody still holds when this process ends (the traceback of an error that is kept) do
+    not hear the signal by which Python ends such processes, and it would wait for them for ever."""
+
+    def end() -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own would call it an error
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    atexit.register(end)
 
 
 def _start_reader(parent_pid: int) -> None:

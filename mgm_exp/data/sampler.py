@@ -15,6 +15,8 @@ import torch
 
 IMAGE_WORDS = 128
 """Words that an image counts for when samples are grouped by length alone (official constant)."""
+POOL = 50
+"""Global batches that are sorted together by :func:`like_length`, at most."""
 
 
 def length_grouped(
@@ -40,6 +42,33 @@ def length_grouped(
         for micro_batch in _even_split(longest_first, lengths, n_micro):
             order += micro_batch
     return order
+
+
+def like_length(lengths: Sequence[int], size: int, generator: torch.Generator | None = None) -> list[int]:
+    """A random order in which the samples of each global batch are of like length: the least padding.
+
+    Pools of :data:`POOL` global batches, fewer where that would be more than a quarter of all, are drawn, sorted and
+    cut; the batches come in random order. This is how transformers' ``group_by_length`` draws, but for the batches'
+    order, which there goes from long to short in each pool.
+
+    Args:
+        lengths: Length of each sample.
+        size: Samples of one global batch.
+        generator: Draws the order; None: torch's global one.
+
+    Returns:
+        Every index once, global batch after global batch, the longest sample of each first; one that is not full is the
+        last.
+    """
+    drawn = torch.randperm(len(lengths), generator=generator).tolist()
+    pool = size * min(POOL, max(1, len(lengths) // (4 * size)))
+    batches = []
+    for start in range(0, len(drawn), pool):
+        longest_first = sorted(drawn[start : start + pool], key=lambda i: -lengths[i])
+        batches += [longest_first[at : at + size] for at in range(0, len(longest_first), size)]
+    last = [batches.pop()] if batches and len(batches[-1]) < size else []
+    turns = torch.randperm(len(batches), generator=generator).tolist()
+    return [i for batch in [*(batches[turn] for turn in turns), *last] for i in batch]
 
 
 def modality_length_grouped(

@@ -17,7 +17,7 @@ from typing import Any
 from mgm_exp.config import ExperimentConfig, TrackerMode, plain
 from mgm_exp.errors import Interrupted
 from mgm_exp.record.config_tree import config_tree
-from mgm_exp.record.log import log_to
+from mgm_exp.record.log import LogFile, log_to
 from mgm_exp.record.secrets import redact
 
 log = logging.getLogger(__name__)
@@ -125,6 +125,12 @@ class Recorder:
     def say(self, text: str) -> None:
         """Prints a line; it also stands in ``log.txt``."""
         print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line for ``log.txt`` alone."""
+        book = LogFile(self.run.run_dir / "log.txt")
+        book.line(text)
+        book.close()
 
     def stage(self, name: str) -> None:
         """Announces the stage that is looked up or made next."""

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,3 +228,21 @@ def test_ranks_share_the_samples_of_a_step() -> None:
     plans = [plan_of(40, world_size=2, rank=rank, group_by="modality_length") for rank in (0, 1)]
     for steps in zip(*(steps_of(StepLoader(Numbers(), plan)) for plan in plans), strict=True):
         assert max(Counter(name for batches in steps for names in batches for name in names).values()) == 1
+
+
+def test_a_process_that_still_holds_readers_ends() -> None:
+    """No garbage is collected before its end: the loader of an error that is kept lives, and one that is half read."""
+    script = """
+import gc
+gc.disable()
+from mgm_exp.errors import DataError
+from tests.data_room.test_batches import Numbers, StepLoader, plan_of, pytest
+with pytest.raises(DataError) as kept:
+    list(StepLoader(Numbers(fails_at=13), plan_of(23), workers=2))
+held = iter(StepLoader(Numbers(), plan_of(23), workers=2))
+next(held)
+print("over", flush=True)
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")

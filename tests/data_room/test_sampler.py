@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgm_exp.data.sampler import length_grouped, modality_length_grouped
+from mgm_exp.data.sampler import length_grouped, like_length, modality_length_grouped
 
 from .conftest import GOLDEN
 
@@ -63,3 +63,38 @@ def test_micro_batches_are_of_even_length() -> None:
 def test_a_length_of_zero_has_no_modality() -> None:
     with pytest.raises(ValueError, match="sample 1"):
         modality_length_grouped([3, 0, -2], 1, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=300),
+    size=st.integers(1, 8),
+    seed=st.integers(0, 5),
+)
+def test_like_lengths_hold_every_sample_once_the_longest_of_a_batch_first(
+    lengths: list[int], size: int, seed: int
+) -> None:
+    order = like_length(lengths, size, torch.Generator().manual_seed(seed))
+    assert sorted(order) == list(range(len(lengths)))
+    for start in range(0, len(order), size):
+        batch = [lengths[i] for i in order[start : start + size]]
+        assert batch == sorted(batch, reverse=True)
+
+
+def test_like_lengths_pad_least_and_their_batches_come_in_random_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 500, (4_000,), generator=generator).tolist()
+
+    def filled_up(order: list[int]) -> float:
+        batches = [[lengths[i] for i in order[at : at + 8]] for at in range(0, len(order), 8)]
+        return sum(len(batch) * max(batch) for batch in batches) / sum(lengths)
+
+    order = like_length(lengths, 8, generator)
+    assert filled_up(torch.randperm(4_000, generator=generator).tolist()) > 1.6
+    assert filled_up(length_grouped(lengths, 8, 1, generator)) > 1.6, (
+        "one micro-batch in a global batch: nothing to split"
+    )
+    assert filled_up(order) < 1.05
+    longest = [lengths[order[at]] for at in range(0, len(order), 8)]
+    assert longest != sorted(longest, reverse=True)
+    assert order != like_length(lengths, 8, generator)

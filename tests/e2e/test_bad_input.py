@@ -52,6 +52,8 @@ def test_a_mistake_on_the_command_line_is_one_paragraph(
     assert "Traceback" not in said
     for phrase in phrases:
         assert phrase in said
+    for log in tmp_path.rglob("log.txt"):  # of a run whose folder was made already
+        assert phrases[0] in log.read_text(encoding="utf-8")
 
 
 def write_rows(folder: Path, rows: list[dict]) -> Path:

@@ -122,8 +122,10 @@ def test_before_it_begins_a_run_shows_nothing_and_only_who_asks_for_it_hears_of_
 
     listening, alarm = Listening(), Alarm()
     with Recorder([FilesSink(tmp_path), listening, alarm], info(tmp_path)) as recorder:
+        recorder.note("why it is refused")
         recorder.finish({"status": "failed", "metrics": {}})
     assert capsys.readouterr().out == ""
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1] == "why it is refused"
     assert listening.heard == []
     assert alarm.heard == ["start", "finish failed"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
