@@ -1,6 +1,6 @@
 """Runs benchmarks, each in a process of its own, and writes ``benchmarks/results.json`` and a table.
 
-python -m benchmarks                       # all but the long ones; less than twenty minutes on two idle cores
+python -m benchmarks                       # all but the long ones; some 25 minutes on two idle cores
 python -m benchmarks --all                 # the long ones, too
 python -m benchmarks data_validation       # one; the rows of the others stay as they are
 python -m benchmarks --quick               # small data: whether it runs, not how fast; nothing is written
@@ -62,11 +62,20 @@ LONG = (
     "sweep_floor",
     "data_text_statistics",
     "data_recaptioning",
+    "data_memory",
+    "plan_memory",
+    "merge_memory",
+    "warm_start",
+    "sweep_pruning",
     "sweep_rungs",
     "sweep_kills",
+    "evaluate_adapters",
+    "compare_runs",
+    "checkpoint_delay",
     "scale_study",
     "scale_sweep",
     "scale_store",
+    "scale_slurm",
 )
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")
@@ -93,18 +102,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.alone is not None:
         return _alone(options.names[0], options.work, options.quick, options.alone)
     found: dict[str, list[dict[str, Any]]] = {}
-    seconds: dict[str, float] = {}
-    cpu_seconds: dict[str, float] = {}
     for name in options.names or [name for name in BENCHMARKS if options.all or name not in LONG]:
         print(f"{name} ...", flush=True)
         began, used = time.monotonic(), _cpu_of_children()
         found[name] = _in_a_process(name, options.work, options.quick)
-        seconds[name] = round(time.monotonic() - began, 1)
-        cpu_seconds[name] = round(_cpu_of_children() - used, 1)
+        seconds, cpu_seconds = time.monotonic() - began, _cpu_of_children() - used
         _show(found[name])
-        print(f"  took {seconds[name]:.0f} s, {cpu_seconds[name]:.0f} CPU s", flush=True)
+        print(f"  took {seconds:.0f} s, {cpu_seconds:.0f} CPU s", flush=True)
+        if not options.quick:  # each at once: what was measured is not lost with what comes after it
+            _write(name, found[name], {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
     if not options.quick:
-        _write(found, {"seconds": seconds, "cpu_seconds": cpu_seconds})
+        for line in _table(read_json(RESULTS)["rows"]):
+            print(line)
+        print(f"written: {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
     rows = [row for rows in found.values() for row in rows]
     is_wrong = any("DIFFER" in row["exactness"] for row in rows)
     return int(is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
@@ -144,31 +154,26 @@ def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
     return 0
 
 
-def _write(found: dict[str, list[dict[str, Any]]], took: dict[str, dict[str, float]]) -> None:
-    """The new rows in place of the same benchmarks' old ones, in the order of the benchmarks; what each took, too."""
+def _write(name: str, new: list[dict[str, Any]], took: dict[str, float]) -> None:
+    """A benchmark's rows in place of its old ones, in the order of the benchmarks, and what it took; the table, too."""
     before = read_json(RESULTS) if RESULTS.exists() else {"rows": []}
-    kept = [row for row in before["rows"] if row["benchmark"] in set(BENCHMARKS) - set(found)]
-    rows = sorted(
-        [*kept, *(row for new in found.values() for row in new)], key=lambda row: BENCHMARKS.index(row["benchmark"])
-    )
-    known = {key: {**before.get(key, {}), **new} for key, new in took.items()}
+    kept = [row for row in before["rows"] if row["benchmark"] in set(BENCHMARKS) - {name}]
+    rows = sorted([*kept, *new], key=lambda row: BENCHMARKS.index(row["benchmark"]))
+    known = {key: {**before.get(key, {}), name: value} for key, value in took.items()}
     ordered = {key: {name: all_[name] for name in BENCHMARKS if name in all_} for key, all_ in known.items()}
     write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), **ordered, "rows": rows})
-    for line in _write_table(rows):
-        print(line)
-    print(f"written: {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
-
-
-def _write_table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows as a table in README.md, between its two marks; the table."""
     head, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    tail = rest.partition(END)[2]
+    table = "\n".join(_table(rows))
+    write_atomic(README, f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as lines of Markdown."""
     lines = ["| what | ours | peer | ratio | goal | same results? |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         goal = "" if row["goal"] is None else f"{row['goal']:.2f} ({'met' if row['met'] else '**missed**'})"
         numbers = f"{row['ours']:.2f} {row['unit']} | {row['peer']:.2f} {row['unit']} | {row['ratio']:.2f}"
         lines.append(f"| {row['name']} | {numbers} | {goal} | {row['exactness']} |")
-    write_atomic(README, f"{head}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{tail}")
     return lines
 
 

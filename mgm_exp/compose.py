@@ -172,10 +172,10 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _refuse_secret(text: str, key: str, secrets: tuple[str, ...]) -> None:
-    from mgm_exp.record.secrets import is_secret_name
+    from mgm_exp.record.secrets import is_secret_name, secret_advice
 
     if is_secret_name(key) or holds_secret(text, secrets):
         raise ConfigError(
             f"{key} seems to hold a secret, and overrides are written to the run folder in clear text.",
-            advice="Put it into the environment instead (WANDB_API_KEY, HF_TOKEN).",
+            advice=secret_advice(key),
         )

@@ -148,7 +148,7 @@ def _refuse_text(key: str, text: str, secrets: tuple[str, ...]) -> None:
 
 
 def _refuse_secret(key: str, text: str, secrets: tuple[str, ...]) -> None:
-    from mgm_exp.record.secrets import is_secret_name, is_secret_variable
+    from mgm_exp.record.secrets import is_secret_name, is_secret_variable, secret_advice
 
     for name in _ENVIRONMENT.findall(text):
         plain = name.strip().strip("'\"")
@@ -162,5 +162,5 @@ def _refuse_secret(key: str, text: str, secrets: tuple[str, ...]) -> None:
     if (text and is_secret_name(last)) or holds_secret(text, secrets):
         raise ConfigError(
             f"{key} seems to hold a secret, and configurations are written to the run folder in clear text.",
-            advice="Put it into the environment instead (WANDB_API_KEY, HF_TOKEN).",
+            advice=secret_advice(key),
         )

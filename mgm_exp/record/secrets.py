@@ -69,6 +69,15 @@ _SHAPES = (
 )
 
 
+def secret_advice(key: str) -> str:
+    """What to do instead of writing a secret into a key of the configuration."""
+    if key.startswith("alerts.urls"):
+        return (
+            "Name a variable of the environment in its place, as in 'alerts.urls=[slack://$SLACK_A/$SLACK_B/$SLACK_C]'."
+        )
+    return "Put it into the environment instead (WANDB_API_KEY, HF_TOKEN)."
+
+
 def is_secret_name(name: str) -> bool:
     """Whether a key, an option or a header of this name holds a secret."""
     words = re.split(r"[_-]+", re.split(r"[./]", name.strip().lower())[-1].strip("_-"))

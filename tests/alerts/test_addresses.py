@@ -75,3 +75,4 @@ def test_the_command_line_refuses_a_key_before_a_file_is_made() -> None:
     with pytest.raises(ConfigError) as refused:
         refuse_unsafe(["alerts.urls=['slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ']"])
     assert "TIiajkdnlazkcOXrIdevi7FQ" not in str(refused.value)
+    assert "$SLACK_A" in refused.value.advice

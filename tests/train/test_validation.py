@@ -192,7 +192,8 @@ def test_patience_counts_points_without_a_better_score(
     assert over == over_after
 
 
-@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 3])
 def test_two_processes_agree_and_one_parent_answers(make_job: MakeJob, zero: int) -> None:
     if zero:
         pytest.importorskip("deepspeed")
