@@ -11,9 +11,11 @@ from mgm_exp.config import (
     CheckpointConfig,
     Compile,
     ExperimentConfig,
+    LoraKernel,
     ModelFamily,
     Precision,
     adapter_key,
+    lora_kernel_of,
     loss_kernel_of,
     plain,
 )
@@ -244,6 +246,7 @@ def execution_of(config: ExperimentConfig, stage: str, ranks: Ranks) -> Executio
     return Execution(
         loss_kernel=loss_kernel_of(config, stage, has_liger(ranks.device.type)),
         loss_chunk=train.loss_chunk,
+        lora_kernel=lora_kernel_of(config, stage) or LoraKernel.peft.value,
         padding_free=train.padding_free,
         compiles=train.compile is not Compile.none,
         offloads=train.offload_activations,
