@@ -12,6 +12,7 @@ from typing import Any
 from mgm_exp.doctor.curves import Row, curve_facts, stages_of
 from mgm_exp.doctor.facts import Fact, flat
 from mgm_exp.doctor.reading import HEAD_BYTES, TAIL_BYTES, Line, lines_of, read_log
+from mgm_exp.doctor.standstill import SYSTEM, last_sign, standstill_facts
 from mgm_exp.doctor.surroundings import machine_facts
 from mgm_exp.errors import UserError
 from mgm_exp.store import Lease, parse_record, read_record, read_text, read_yaml
@@ -115,9 +116,11 @@ def case_of_run(folder: Path, *, quick: bool = False, error: Mapping[str, Any] |
     }
     rows = reader.rows("metrics.jsonl", QUICK_METRICS_BYTES if quick else METRICS_BYTES)
     profiles = _profile_facts(reader.mapping(PROFILE))
+    held_at = last_sign(folder) if not quick and _is_held(folder) else None
+    gaps = standstill_facts(reader.rows(SYSTEM, QUICK_METRICS_BYTES if quick else METRICS_BYTES), held_at)
     stages = {
-        stage: {fact.name: fact for fact in (*curve_facts(rows, stage), *profiles.get(stage, ()))}
-        for stage in dict.fromkeys([*stages_of(rows), *profiles])
+        stage: {fact.name: fact for fact in (*curve_facts(rows, stage), *profiles.get(stage, ()), *gaps.get(stage, ()))}
+        for stage in dict.fromkeys([*stages_of(rows), *profiles, *gaps])
     }
     sizes = (QUICK_HEAD, QUICK_TAIL) if quick else (HEAD_BYTES, TAIL_BYTES)
     return Case(
@@ -222,15 +225,19 @@ def _ending_facts(folder: Path, manifest: Mapping[str, Any], status: str) -> Ite
     """Whether the run began, did not say how it ended, and nobody is at it."""
     if status not in ("", "interrupted", "paused") or not manifest.get("started_at") or manifest.get("ended_at"):
         return
-    if not (folder / ".lease").exists():
-        return
-    try:
-        holder = Lease(folder / ".lease").holder()
-    except OSError:
-        return  # who may not ask does not know
-    if holder is None:
+    if _is_held(folder) is False:
         told = "it began and did not say how it ended, and no process is at it"
         yield Fact("run.is_gone", True, "manifest.json", told)
+
+
+def _is_held(folder: Path) -> bool | None:
+    """Whether a process is at the run; None: who may not ask does not know, nor is it known of a copy."""
+    if not (folder / ".lease").exists():
+        return None
+    try:
+        return Lease(folder / ".lease").holder() is not None
+    except OSError:
+        return None
 
 
 def _error_facts(error: Any) -> Iterator[Fact]:

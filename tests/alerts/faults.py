@@ -164,7 +164,7 @@ FAULTS = (
         _stop,
         step(30),
         "StalledStep",
-        "loading-stalls",
+        "process-stood-still",
     ),
     Fault("`kill -9`", (), _kill, step(5), "TrainerDown", "killed-without-a-word"),
     Fault(
