@@ -6,6 +6,7 @@ A loader or a file system that is slow holds up the steps, and ``system.jsonl`` 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -63,9 +64,11 @@ def standstill_facts(rows: Sequence[Row], held_at: float | None = None) -> dict[
 
 def last_sign(folder: Path) -> float:
     """When a run last wrote a row or a line, seconds since 1970; 0: never."""
-    return max(
-        (path.stat().st_mtime for name in ("metrics.jsonl", "log.txt") if (path := folder / name).is_file()), default=0.0
-    )
+    times = [0.0]
+    for name in ("metrics.jsonl", "log.txt"):
+        with contextlib.suppress(OSError):
+            times.append((folder / name).stat().st_mtime)
+    return max(times)
 
 
 def _usual(lengths: Sequence[float], place: int) -> float:
