@@ -18,8 +18,8 @@ from mgm_exp.doctor.facts import Fact
 from mgm_exp.doctor.robust import is_finite
 
 SYSTEM = "system.jsonl"
-# Gaps of a stage from which on it has a rhythm; so many before and after a gap say what is usual there: the rhythm
-# halves whenever a long run's file is thinned, and is full again when the run is resumed.
+# Gaps from which on there is a rhythm; so many before and after a gap, in whatever stage, say what is usual there: the
+# rhythm halves whenever a long run's file is thinned, and is full again when the run is resumed.
 LEAST_GAPS, NEAR = 3, 8
 # A sample comes so late at times where nothing stood still. A process that stands still now is left more: its samples
 # may come over a network file system.
@@ -35,24 +35,24 @@ def standstill_facts(rows: Sequence[Row], held_at: float | None = None) -> dict[
         held_at: When the run showed its last sign besides its samples, seconds since 1970, of a run at which a process
             is: then it may stand still now. None: none is.
     """
-    gaps: dict[str, list[tuple[float, Row]]] = {}
     sampled = [row for row in rows if is_finite(row.values.get("t"))]
-    for before, row in pairwise(sampled):
+    lengths = [float(row.values["t"]) - float(before.values["t"]) for before, row in pairwise(sampled)]
+    if len(lengths) < LEAST_GAPS:
+        return {}
+    gaps: dict[str, list[tuple[float, float, Row, str]]] = {}
+    for place, (before, row) in enumerate(pairwise(sampled)):
         stage = row.values.get("stage")
         if isinstance(stage, str) and before.values.get("stage") == stage:
-            gaps.setdefault(stage, []).append((float(row.values["t"]) - float(before.values["t"]), row))
+            gaps.setdefault(stage, []).append((lengths[place] - _usual(lengths, place), lengths[place], row, ""))
+    last, stage = sampled[-1], sampled[-1].values.get("stage")
+    if held_at is not None and isinstance(stage, str):
+        since, usual = time.time() - float(last.values["t"]), median(lengths[-NEAR:])
+        if since - usual > LATE_NOW_S and held_at - float(last.values["t"]) < LATE_NOW_S:
+            gaps.setdefault(stage, []).append((since - usual, since, last, ", up to now,"))
     found = {}
-    for stage, known in gaps.items():
-        if len(known) < LEAST_GAPS:
-            continue
-        lengths = [length for length, _ in known]
-        stood = [(length - _usual(lengths, place), length, row, "") for place, (length, row) in enumerate(known)]
-        if held_at is not None and sampled[-1] is known[-1][1]:
-            since, usual = time.time() - float(sampled[-1].values["t"]), median(lengths[-NEAR:])
-            if since - usual > LATE_NOW_S and held_at - float(sampled[-1].values["t"]) < LATE_NOW_S:
-                stood.append((since - usual, since, sampled[-1], "up to now, "))
+    for stage, stood in gaps.items():
         late, length, row, until = max(stood, key=lambda one: one[0])
-        told = f"{stage}: for {length:.0f} s, {until}nothing was sampled, else every {length - late:.3g} s"
+        told = f"{stage}: for {length:.0f} s{until} nothing was sampled, else every {length - late:.3g} s"
         share = sum(one[0] for one in stood if one[0] > LATE_S) / max(sum(max(one[1], 0.0) for one in stood), 1e-9)
         place = f"{SYSTEM}:{row.line}"
         found[stage] = [

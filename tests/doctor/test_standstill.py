@@ -46,6 +46,12 @@ def test_a_pause_between_two_attempts_or_stages_is_no_gap() -> None:
     assert {stage: facts[0].value for stage, facts in standstill_facts(other).items()} == {"align": 0, "instruct": 0}
 
 
+def test_a_stage_of_two_samples_is_measured_by_the_rhythm_of_the_run() -> None:
+    short = [*sampled([0, 10, 20], None), *sampled([30, 61]), *sampled([67], None)]
+    assert stood(short) == 21
+    assert standstill_facts(short[2:]) != {} and standstill_facts(short[3:]) == {}
+
+
 def test_a_clock_that_was_set_back_is_no_gap() -> None:
     still, share = standstill_facts(sampled([1000, 1010, 1020, 500, 510, 520]))["instruct"]
     assert (still.value, share.value) == (0, 0)
