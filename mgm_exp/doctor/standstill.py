@@ -54,10 +54,10 @@ def standstill_facts(rows: Sequence[Row], held_at: float | None = None) -> dict[
         late, length, row, until = max(stood, key=lambda one: one[0])
         told = f"{stage}: for {length:.0f} s{until} nothing was sampled, else every {length - late:.3g} s"
         share = sum(one[0] for one in stood if one[0] > LATE_S) / max(sum(max(one[1], 0.0) for one in stood), 1e-9)
-        place = f"{SYSTEM}:{row.line}"
+        line = f"{SYSTEM}:{row.line}"
         found[stage] = [
-            Fact("system.stood_still_s", late, place, told),
-            Fact("system.stood_still_share", share, place, f"{stage}: it stood still for {share:.0%} of the time"),
+            Fact("system.stood_still_s", late, line, told),
+            Fact("system.stood_still_share", share, line, f"{stage}: it stood still for {share:.0%} of the time"),
         ]
     return found
 
