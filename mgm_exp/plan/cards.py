@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from mgm_exp.config import Card
 
 GIB = 1024**3
+# How far the memory that a driver reports may be from a known card's, as a share.
+_NEAR = 0.05
+# In a name: a part of a card, or a slower one of the same name (of the H100 the sheet of SXM is taken).
+_OTHER_CARDS = ("MIG", "H100 PCIe")
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,22 @@ def device_of(card: Card, *, is_cpu: bool) -> Device:
 
     if torch.cuda.is_available() and not is_cpu:
         properties = torch.cuda.get_device_properties(0)
-        known = next((c for c in CARDS.values() if c.name.split()[0] in properties.name.replace("-", " ")), None)
-        return Device(
-            properties.name,
-            properties.total_memory / GIB,
-            known.tflops if known else None,
-            bandwidth_gb_s=known.bandwidth_gb_s if known else None,
-        )
+        return device_named(properties.name, properties.total_memory / GIB)
     return Device("this machine's memory (no GPU)", main_memory_gib(), None, reserve_gib=1.0)
+
+
+def device_named(name: str, memory_gib: float) -> Device:
+    """A card as its driver reports it, with the speed of the one in :data:`CARDS` that has its name and its memory.
+
+    Both decide: an A100 comes with 40 or 80 GB, and a laptop's RTX 4090 is another card than a desktop's.
+    """
+    words = f" {name.replace('-', ' ')} "
+    if not any(f" {other} " in words for other in _OTHER_CARDS):
+        for card in CARDS.values():
+            model = re.sub(r" \d+ GB$", "", card.name)
+            if f" {model} " in words and abs(memory_gib / card.memory_gib - 1) < _NEAR:
+                return replace(card, name=name, memory_gib=memory_gib)
+    return Device(name, memory_gib, None)
 
 
 def main_memory_gib() -> float:
