@@ -15,12 +15,11 @@ from mgm_exp.plan.cards import device_of, verdict
 from mgm_exp.plan.disk import disk_gib
 from mgm_exp.plan.host import host_gib
 from mgm_exp.plan.lengths import Rows, is_of_demo
-from mgm_exp.plan.memory import GIB, Moment
+from mgm_exp.plan.memory import COMPONENTS, GIB, Moment
 from mgm_exp.plan.phases import Phase
 from mgm_exp.plan.prices import price_of
 from mgm_exp.plan.stage_plan import StagePlan, plan_stage, stages_of
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 TOO_LARGE = "does not fit"
 
 

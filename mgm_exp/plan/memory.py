@@ -4,17 +4,18 @@ What is held all the time (weights, gradients, optimizer state) is exact arithme
 through the moments of an optimizer step at which it can be largest; each moment is a sum of tensors that are alive
 together, and the largest sum is the peak. Counted is what PyTorch allocates for tensors, as
 ``torch.cuda.max_memory_allocated`` reports it: not CUDA's own context, workspaces of kernels, or what the allocator
-keeps in reserve; :mod:`mgm_exp.plan.verdict` leaves room for those.
+keeps in reserve; :func:`mgm_exp.plan.cards.verdict` leaves room for those.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from mgm_exp.plan.activations import AdapterWork, Work, connector, head, layers, towers, towers_saved
 from mgm_exp.plan.architecture import Architecture, Parameters
 
 GIB = 1024**3
+COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 # AdamW keeps two moments of 4 bytes for each trained parameter (Loshchilov & Hutter, arXiv 1711.05101).
 _ADAM_BYTES = 8
 _MASTER_BYTES = 4
@@ -48,7 +49,7 @@ class Moment:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "name")
+        return sum(getattr(self, name) for name in COMPONENTS)
 
 
 @dataclass(frozen=True)

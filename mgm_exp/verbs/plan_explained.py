@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from mgm_exp.plan import CellPlan
     from mgm_exp.plan.stage_plan import StagePlan
 
-_COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 _RULES = """
 weights      fp32 where plain PyTorch trains them, else the compute dtype; ZeRO-3: a share, and what is gathered
 gradients    4 bytes a trained parameter (plain PyTorch); ZeRO: 2 bytes, a share
@@ -81,12 +80,14 @@ def _of_stage(plan: CellPlan, stage: StagePlan) -> str:
 def _table(console: Console, part: Any) -> None:
     from rich.table import Table
 
+    from mgm_exp.plan.memory import COMPONENTS
+
     table = Table(box=None, pad_edge=False)
     table.add_column("GiB alive at this moment", no_wrap=True)
-    for name in (*_COMPONENTS, "sum"):
+    for name in (*COMPONENTS, "sum"):
         table.add_column(name, justify="right")
     for moment in part.moments:
-        values = [getattr(moment, name) for name in _COMPONENTS]
+        values = [getattr(moment, name) for name in COMPONENTS]
         style = "bold" if moment is part.peak else ""
         table.add_row(moment.name, *(f"{v / 2**30:.3f}" for v in (*values, moment.total)), style=style)
     console.print(table)
