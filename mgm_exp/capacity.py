@@ -64,6 +64,7 @@ def _refuse(config: ExperimentConfig, card: Card) -> str:
 
     config = copy.deepcopy(config)
     config.plan.device = card
+    config.plan.prices = None  # nothing is bought here
     try:
         plan = plan_cell(config, curated=curated_rows(config))
     except ModelError as error:

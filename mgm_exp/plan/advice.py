@@ -14,7 +14,6 @@ from mgm_exp.config import (
     AdapterConfig,
     AdapterKind,
     CaptionPrecision,
-    Device,
     ExperimentConfig,
     LossKernel,
     ModelFamily,
@@ -78,7 +77,9 @@ def advice_for(
     The cheapest come first: those that change no result, then those that round otherwise, then other experiments, and
     each by time. More than what is enough is not named.
     """
-    tried = [change for change in changes(config) if change.put(copy.deepcopy(config))]
+    tried = [
+        change for change in changes(config, has_card=not device.is_main_memory) if change.put(copy.deepcopy(config))
+    ]
     before = _operations(plan_cell(config, with_advice=False, measured=measured, curated=curated))
     found: list[Found] = []
     for count in range(1, _TOGETHER + 1):
@@ -148,8 +149,12 @@ def _percent(share: float) -> str:
 # -- the changes -----------------------------------------------------------------------------------------------------
 
 
-def changes(config: ExperimentConfig) -> Iterator[Change]:
-    """All that may be tried of a configuration."""
+def changes(config: ExperimentConfig, *, has_card: bool = True) -> Iterator[Change]:
+    """All that may be tried of a configuration.
+
+    Args:
+        has_card: Beside main memory there is that of a card, from which something can be moved there.
+    """
     micro = max(config.train.micro_batch_size, config.train.align.micro_batch_size)
     size = 1 << max(0, math.ceil(math.log2(micro)) - 1) if micro > 1 else 0
     while size >= 1:
@@ -157,14 +162,14 @@ def changes(config: ExperimentConfig) -> Iterator[Change]:
         yield Change(_at_most("micro_batch_size", size), "batch", SAME, 0.02 * math.log2(micro / size))
         size //= 2
     yield Change(_checkpointing, "checkpointing", SAME)
-    if config.device is not Device.cpu:
+    if has_card:
         yield Change(_offload_activations, "checkpointing", SAME, 0.15)
     yield Change(_chunk, "loss", ROUNDING, 0.01)
     for stage in (2, 3):
         if config.devices > 1 and config.zero.stage < stage:
             yield Change(_zero(stage), "zero", ROUNDING, 0.05 if stage == 2 else 0.25)
     for stage in (2, 3):
-        if config.zero.stage <= stage and (stage == 2 or config.devices > 1):
+        if has_card and config.zero.stage <= stage and (stage == 2 or config.devices > 1):
             yield Change(_offload(stage), "zero", ROUNDING, 0.5)
     # Image tokens come first: a shorter sequence has to leave room for what is said of them
     least = architecture_of(config.model).visual_tokens + (config.plan.text_tokens or ASSUMED)

@@ -25,6 +25,7 @@ class Device:
             known.
         reserve_gib: Held beside tensors: CUDA's context and workspaces; on the CPU Python and its packages.
         bandwidth_gb_s: Of its memory, 10^9 bytes a second, from the same sheet; None: not known.
+        is_main_memory: No card: what is offloaded would stay in it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Device:
     tflops: float | None
     reserve_gib: float = 0.8
     bandwidth_gb_s: float | None = None
+    is_main_memory: bool = False
 
     @property
     def room_gib(self) -> float:
@@ -65,7 +67,7 @@ def device_of(card: Card, *, is_cpu: bool) -> Device:
     if torch.cuda.is_available() and not is_cpu:
         properties = torch.cuda.get_device_properties(0)
         return device_named(properties.name, properties.total_memory / GIB)
-    return Device("this machine's memory (no GPU)", main_memory_gib(), None, reserve_gib=1.0)
+    return Device("this machine's memory (no GPU)", main_memory_gib(), None, reserve_gib=1.0, is_main_memory=True)
 
 
 def device_named(name: str, memory_gib: float) -> Device:

@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     from mgm_exp.plan.cards import Device
     from mgm_exp.plan.suggestion import suggest
 
-    given = [f"model={options.model}", f"devices={options.devices}", *options.overrides]
+    fixed = [f"model={options.model}", *options.overrides]
     device = Device(f"{options.memory:g} GB", options.memory * _OFF_THE_BOX, None)
     with session() as hydra:
 
@@ -36,8 +36,15 @@ def run(arguments: list[str]) -> int:
             arguments = [*overrides, f"plan.rows={options.data}", f"plan.text_tokens={options.text_tokens}"]
             return checked(compose_tree(hydra, arguments), arguments)
 
-        found = suggest(config_of, given, rows=options.data, text_tokens=options.text_tokens, device=device)
-    _show(found, given, options)
+        found = suggest(
+            config_of,
+            fixed,
+            devices=options.devices,
+            rows=options.data,
+            text_tokens=options.text_tokens,
+            device=device,
+        )
+    _show(found, [f"model={options.model}", f"devices={options.devices}", *options.overrides], options)
     if options.json is not None:
         from mgm_exp.store import write_json_atomic
 
@@ -53,7 +60,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "full fine-tuning, LoRA and QLoRA need under every stage of ZeRO. Nothing is read, nothing is started.",
     )
     parser.add_argument("--memory", type=float, required=True, metavar="GB", help="of one card, as on its box")
-    parser.add_argument("--data", type=count("conversations"), required=True, metavar="N", help="conversations to learn from")
+    parser.add_argument(
+        "--data", type=count("conversations"), required=True, metavar="N", help="conversations to learn from"
+    )
     parser.add_argument("--model", default="mgm_2b", help="a choice of the group model (default: mgm_2b)")
     parser.add_argument("--devices", type=count("cards"), default=1, metavar="N", help="cards (default: 1)")
     parser.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mgm_exp.plan import plan_cell
+from mgm_exp.plan import cards, plan_cell
 from mgm_exp.plan.advice import changes
 from tests.plan.settings import config_of
 
@@ -70,6 +70,13 @@ def test_every_kind_of_change_is_tried() -> None:
     assert kinds == {
         "batch", "checkpointing", "loss", "zero", "length", "connector", "adapter", "captions", "captioner",
     }  # fmt: skip
+
+
+def test_without_a_card_nothing_is_offloaded_to_the_memory_that_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "main_memory_gib", lambda: 32.0)
+    plan = plan_cell(config_of(*MGM, "adapter=full", "device=cpu"))
+    assert plan.verdict == "does not fit" and plan.advice[0].startswith("adapter=lora_r16: ")
+    assert not any("offload" in line for line in plan.advice)
 
 
 def test_nothing_that_helps_is_said_to_help() -> None:
