@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def record_failure(run_dir: Path, error: BaseException, overrides: Sequence[str]
 
     run_dir.mkdir(parents=True, exist_ok=True)
     run_id = f"{run_dir.parent.name}-{run_dir.name}-failed"
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     for name, content in (("config.yaml", "# This trial's configuration could not be used.\n"), ("metrics.jsonl", "")):
         if not (run_dir / name).exists():
             write_atomic(run_dir / name, content)

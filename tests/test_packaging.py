@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,3 +78,19 @@ def test_it_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     assert "rank: 16" in python("-m", "mgm_exp", "--cfg", "job", "adapter=lora_r16")
     assert "blip2" in python("-m", "mgm_exp", "+sweeps=ablation", "--cfg", "all")
     assert list(elsewhere.iterdir()) == []
+
+
+def test_every_pinned_version_accepts_every_python_that_the_package_accepts() -> None:
+    """Distributions ship the first releases of a Python for years: Debian 12 has 3.11.2."""
+    accepted = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"])
+    pythons = [f"3.{minor}.0" for minor in range(8, 20) if f"3.{minor}.0" in accepted]
+    assert pythons
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line]
+    refused = []
+    for name, _, *_ in (pin for pin in pins if not pin[0].startswith("#")):
+        try:
+            wanted = metadata.metadata(name)["Requires-Python"]
+        except metadata.PackageNotFoundError:
+            continue  # a pin of an extra that is not installed here
+        refused += [f"{name}: {wanted}" for python in pythons if wanted and python not in SpecifierSet(wanted)]
+    assert refused == []

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -33,7 +33,7 @@ def log_to(run_dir: Path) -> Iterator[Path]:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "log.txt"
     book = LogFile(path)
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     book.line(f"--- {started} {' '.join(redact(list(sys.argv)))}")
     stdout, stderr = sys.stdout, sys.stderr
     tees = {id(stdout): Tee(stdout, book), id(stderr): Tee(stderr, book)}

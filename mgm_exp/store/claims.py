@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .files import fsync_folder, read_json, temporary_name, write_new
@@ -200,4 +200,4 @@ def now_on(folder: Path) -> float:
 
 def utc_now() -> str:
     """Now, as written into our files."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

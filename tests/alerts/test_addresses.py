@@ -30,6 +30,7 @@ BAD = [
     ("mailtos://me:canary@example.org", "canary"),
     ("jsons://user:canary@example.org/", "canary"),
     ("jsons://example.org/?api_key=canary", "canary"),
+    ("jsons://example.org/?+Authorization=canary", "canary"),
     ("jsons://example.org/hooks/canary0123456789abc", "canary0123456789abc"),
     ("not an address: canary", "canary"),
 ]

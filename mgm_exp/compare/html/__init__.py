@@ -10,7 +10,7 @@ without script nothing is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def html_page(
 ) -> str:
     """The page as text; see :func:`write_html`. With the folder that it will lie in, it links to the runs' pages."""
     view = View(comparison, runs, folder)
-    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     document = Page(_title(view), f"{len(view.entries)} runs, compared {now}", kicker="mgm_exp report")
     document.add(element("style", Html(_own("report.css"))))
     read = answers.read_answers(view)
