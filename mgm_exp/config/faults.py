@@ -427,7 +427,7 @@ def _batch_faults(config: ExperimentConfig) -> Iterator[str]:
     )
     for where, section in sections:
         per_pass = section.micro_batch_size * config.devices
-        if section.global_batch_size % per_pass:
+        if per_pass > 0 and section.global_batch_size % per_pass:  # 0 and less were named already
             yield (
                 f"{where}.global_batch_size={section.global_batch_size} is not a multiple of "
                 f"{where}.micro_batch_size={section.micro_batch_size} x devices={config.devices} = {per_pass}; "

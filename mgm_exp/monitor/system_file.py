@@ -17,7 +17,7 @@ MOST_LINES = 16_384
 
 
 class SystemFile:
-    """Appends samples, each as one line, flushed.
+    """Appends samples, each as one line, in one write.
 
     Args:
         path: The file; lines that an earlier process left are kept, but for one that it left unfinished.
@@ -40,9 +40,8 @@ class SystemFile:
         if self._lines >= self._most:
             self._thin()
         if self._stream is None:
-            self._stream = self.path.open("ab")
+            self._stream = self.path.open("ab", buffering=0)  # what a full disk refused is not tried again on closing
         self._stream.write(json.dumps(sample, separators=(",", ":")).encode() + b"\n")
-        self._stream.flush()
         self._lines += 1
 
     def _thin(self) -> None:

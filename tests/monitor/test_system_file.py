@@ -58,6 +58,14 @@ def test_thinning_keeps_the_pause_between_two_attempts(tmp_path: Path) -> None:
     assert {(0, None), (1001, None)} <= set(stages) and len(stages) <= 16
 
 
+def test_a_full_disk_is_said_once_and_closing_is_well(tmp_path: Path) -> None:
+    file = SystemFile(tmp_path / "system.jsonl")
+    file.path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        file.append({"t": 1})
+    file.close()
+
+
 def test_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "system.jsonl"
     path.write_text('{"t":1}\nnot json\n[]\n{"no":"time"}\n{"t":2}\n')
