@@ -12,6 +12,7 @@ from typing import Any
 from mgm_exp.doctor.curves import Row, curve_facts, row_of, stages_of
 from mgm_exp.doctor.facts import Fact, flat
 from mgm_exp.doctor.reading import HEAD_BYTES, TAIL_BYTES, Line, lines_of, read_log
+from mgm_exp.doctor.robust import is_finite
 from mgm_exp.doctor.standstill import SYSTEM, last_sign, standstill_facts
 from mgm_exp.doctor.surroundings import machine_facts
 from mgm_exp.errors import UserError
@@ -256,13 +257,13 @@ def _data_facts(data: Mapping[str, Any]) -> Iterator[Fact]:
         if not isinstance(part, Mapping):
             continue
         rows, kept = part.get("rows"), part.get("kept")
-        if isinstance(rows, int) and isinstance(kept, int) and rows > 0:
+        if is_finite(rows) and is_finite(kept) and rows > 0:
             told = f"{stage}: {kept} of {rows} rows are used"
             yield Fact(f"data.{stage}_kept_share", kept / rows, "data.json", told)
             yield Fact(f"data.{stage}_kept", kept, "data.json", told)
         text = part.get("text")
         words = text.get("words_mean") if isinstance(text, Mapping) else None
-        if isinstance(words, (int, float)):
+        if is_finite(words):
             told = f"{stage}: its texts have {words:.1f} words on average"
             yield Fact(f"data.{stage}_words_mean", float(words), "data.json", told)
 

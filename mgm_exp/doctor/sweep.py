@@ -94,7 +94,7 @@ def diagnose_sweep(folder: Path) -> SweepDiagnosis:
         record = read_record(folder / "sweep.json")
         trials = record["trials"]
         entries = [(int(trial["number"]), str(trial["status"])) for trial in trials]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / 'sweep.json'} is damaged: {error}.") from error
     wanted = [number for number, status in sorted(entries) if status not in ("completed", "pruned", "paused")]
     looked_at = wanted[-MOST_TRIALS:]

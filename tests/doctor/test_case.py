@@ -114,8 +114,9 @@ def test_rows_of_others_may_hold_anything_and_nothing_that_a_terminal_obeys(tmp_
     for place, value in enumerate(strange, 20):
         found[place] = {**found[place], "event": "spike", "detail": "\x1b[2J", key: value}
     found.append({"stage": "\x1b[31mred", "event": "vision_dead", "step": 60, "detail": "\x1b[2J"})
+    data = {"instruct": {"rows": 10**400, "kept": 10**400, "text": {"words_mean": 10**400}}}
     for place, broken in (("a", found), ("b", rows(60, falling))):
-        write_run(tmp_path / place, broken)
+        write_run(tmp_path / place, broken, data=data)
     told = in_words(diagnose(case_of_run(tmp_path / "a"))) + compare_runs(tmp_path / "a", tmp_path / "b").in_words()
     assert "vision-is-dead" in told and "\x1b" not in told and "instruct" in told
 
@@ -209,7 +210,8 @@ def test_the_failed_trials_of_a_sweep_are_grouped_by_their_cause(tmp_path: Path)
     json.dumps(found.as_json())
 
 
-def test_a_damaged_sweep_is_said_to_be(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text('{"trials": [{"number": "x"}]}')
+@pytest.mark.parametrize("trial", ['{"number": "x", "status": "failed"}', '{"number": Infinity, "status": ""}', "7"])
+def test_a_damaged_sweep_is_said_to_be(tmp_path: Path, trial: str) -> None:
+    (tmp_path / "sweep.json").write_text(f'{{"trials": [{trial}]}}')
     with pytest.raises(UserError, match="damaged"):
         diagnose_sweep(tmp_path)
