@@ -64,13 +64,14 @@ def _refuse(config: ExperimentConfig, card: Card) -> str:
 
     config = copy.deepcopy(config)
     config.plan.device = card
+    config.plan.prices = None  # nothing is bought here
     try:
         plan = plan_cell(config, curated=curated_rows(config))
     except ModelError as error:
         return f"memory is not predicted: {error.message}"
     if plan.verdict == "does not fit" and not config.train.auto_micro_batch:
         raise does_not_fit(plan)
-    return f"memory: {plan.peak_gib:.1f} GiB predicted, {plan.verdict} in {plan.device}"
+    return f"memory: {plan.needed_gib:.1f} GiB predicted, {plan.verdict} in {plan.device}"
 
 
 def none_fits(config: ExperimentConfig, count: int, constraint: str) -> DoesNotFit:
@@ -82,12 +83,13 @@ def none_fits(config: ExperimentConfig, count: int, constraint: str) -> DoesNotF
         constraint: The one that it misses.
     """
     from mgm_exp.curated import curated_rows
-    from mgm_exp.plan import plan_cell
+    from mgm_exp.plan import plan_cell, predicted_memory_gib
 
     plan = plan_cell(config, curated=curated_rows(config))
+    gib = predicted_memory_gib(config)
     advice = f"Try {'; or '.join(plan.advice)}." if plan.advice else "Search smaller settings, or take a larger limit."
     return DoesNotFit(
-        f"{count} points in a row were not run: the last one needs {plan.peak_gib:.1f} GiB and misses {constraint}.",
+        f"{count} points in a row were not run: the last one needs {gib:.1f} GiB and misses {constraint}.",
         advice=f"{advice} `mgm-exp plan` shows what each needs.",
     )
 
@@ -95,6 +97,6 @@ def none_fits(config: ExperimentConfig, count: int, constraint: str) -> DoesNotF
 def does_not_fit(plan: CellPlan) -> DoesNotFit:
     """The error, with the cheapest changes that would make it fit."""
     return DoesNotFit(
-        f"The {plan.largest.name} stage needs {plan.peak_gib:.1f} GiB for tensors, and does not fit in {plan.device}.",
+        f"This run is too large: {'; '.join(plan.lacks)}.",
         advice=f"Try {'; or '.join(plan.advice)}. plan.refuse=false starts it nevertheless.",
     )

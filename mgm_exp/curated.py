@@ -7,6 +7,7 @@ which a plan does not take: what is compared instead are names, places and times
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,33 @@ _MOST = 40
 
 def curated_rows(config: ExperimentConfig) -> dict[str, Curated]:
     """``align`` and ``instruct`` of the newest fitting entry; empty where there is none."""
-    folder = Path(config.paths.store) / "curate"
-    found = sorted(folder.glob("*/stage.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    if not found:
+    newest = _newest(Path(config.paths.store) / "curate")
+    if not newest:
         return {}
     try:
         origins = user_origins(config)
-        model = _Model(config)
-        for path in found[:_MOST]:
-            record = _record(path)
-            inputs, meta = _mapping(record.get("inputs")), _mapping(record.get("meta"))
-            if _is_of(config, inputs, meta, origins, path.stat().st_mtime) and model.is_of(inputs):
+    except (MgmError, OSError):
+        return {}  # files that are not there
+    model = _Model(config)
+    for at, path in newest:
+        record = _record(path)
+        inputs, meta = _mapping(record.get("inputs")), _mapping(record.get("meta"))
+        try:
+            if _is_of(config, inputs, meta, origins, at) and model.is_of(inputs):
                 size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-                return {name: _curated(meta[name], size) for name in ("align", "instruct")}
-    except (MgmError, OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
-        return {}  # files that are not there, or an entry of another version: nothing is known
+                return {name: Curated.of_report(meta[name], size) for name in ("align", "instruct")}
+        except (MgmError, OSError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            continue  # dropped meanwhile, or of another version: an older one may know more
     return {}
+
+
+def _newest(folder: Path) -> list[tuple[float, Path]]:
+    """Entries with the time they were made; one that is dropped meanwhile is not among them."""
+    found = []
+    for path in folder.glob("*/stage.json"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path))
+    return sorted(found, reverse=True)[:_MOST]
 
 
 class _Model:
@@ -85,17 +97,6 @@ def _is_of(
         if not is_same or origin.path.stat().st_mtime > at:
             return False
     return True
-
-
-def _curated(report: Mapping[str, Any], size: int) -> Curated:
-    rows = int(report["kept"])
-    return Curated(
-        rows=rows,
-        length=float(report["tokens"]) / rows,
-        learnt=float(report["supervised_tokens"]) / rows,
-        longest=int(report["lengths"]["max"]),
-        size=size,
-    )
 
 
 def _record(path: Path) -> Mapping[str, Any]:

@@ -30,6 +30,17 @@ def test_a_cell_that_does_not_fit_on_the_named_card_is_refused_with_what_would_f
         refuse_cell(compose([*FULL, *allowed]))
 
 
+def test_what_is_refused_is_said_to_lack_what_it_lacks() -> None:
+    """Not the benchmark whose batch comes down by itself, and main memory where that is what ends."""
+    card = "plan.device=rtx4090"
+    with pytest.raises(DoesNotFit, match=r"the instruct stage needs 4\d\.\d GiB for tensors") as caught:
+        refuse_cell(compose([*FULL, card, "eval.textvqa.batch_size=2048"]))
+    assert "evaluate[" not in str(caught.value) and "adapter=lora_r16: 12." in str(caught.value)
+    with pytest.raises(DoesNotFit, match=r"main memory: \d+\.\d GiB are needed, plan\.host_memory_gib=3") as caught:
+        refuse_cell(compose(["model=mgm_2b", "adapter=lora_r8", card, "plan.host_memory_gib=3"]))
+    assert "for tensors" not in str(caught.value)
+
+
 def test_a_grid_none_of_whose_cells_fits_ends_with_3_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

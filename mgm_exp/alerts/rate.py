@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mgm_exp.errors import DiskFullError
 from mgm_exp.store import read_record, write_json_atomic
+
+log = logging.getLogger(__name__)
 
 FILE = "alerts.json"
 
@@ -27,20 +31,29 @@ class Rate:
     def take(self, kind: str, now: float) -> int | None:
         """Whether a message of a kind may be sent: how many of them were held back before it; None: it may not.
 
+        Where nothing can be written, as on a full disk, all of them may: one too many is better than none.
+
         Args:
             now: ``time.time()``.
         """
-        with self._locked():
-            counts = self._read()
-            known = counts.get(kind) or {}
-            sent_at, held_back = known.get("sent_at"), int(known.get("held_back") or 0)
-            if isinstance(sent_at, (int, float)) and 0 <= now - sent_at < self._every_s:
-                counts[kind] = {"sent_at": sent_at, "held_back": held_back + 1}
-                write_json_atomic(self._path, counts)
-                return None
-            counts[kind] = {"sent_at": now, "held_back": 0}
+        try:
+            with self._locked():
+                return self._counted(kind, now)
+        except (OSError, DiskFullError) as error:
+            log.warning("the rate of messages cannot be kept (%s): %s is sent", error, kind)
+            return 0
+
+    def _counted(self, kind: str, now: float) -> int | None:
+        counts = self._read()
+        known = counts.get(kind) or {}
+        sent_at, held_back = known.get("sent_at"), int(known.get("held_back") or 0)
+        if isinstance(sent_at, (int, float)) and 0 <= now - sent_at < self._every_s:
+            counts[kind] = {"sent_at": sent_at, "held_back": held_back + 1}
             write_json_atomic(self._path, counts)
-            return held_back
+            return None
+        counts[kind] = {"sent_at": now, "held_back": 0}
+        write_json_atomic(self._path, counts)
+        return held_back
 
     def held_back(self) -> int:
         """Messages that nobody got, of all kinds, since the last one of their kind."""

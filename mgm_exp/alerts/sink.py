@@ -193,9 +193,11 @@ def tell_sweep(alerts: AlertsConfig, folder: Path, content: Mapping[str, Any], *
     message = of_sweep(content, str(folder), _verdict(folder), str(folder / report), held_back)
     if alerts.attach_report and report == "report.html":
         message = replace(message, file=str(folder / report))
-    check_alerts(alerts)
-    import apprise  # noqa: F401 - takes seconds, which are none of a server's
-
+    try:
+        import apprise  # noqa: F401 - takes seconds, which are none of a server's
+    except ImportError as error:
+        log.warning("alerts: how the sweep ended is not told: %s", error)
+        return
     channels = Channels(alerts.urls, lambda sentence: log.warning("alerts: %s", sentence))
     channels.send(message)
     if not channels.close(wait_s):

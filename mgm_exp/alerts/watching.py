@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mgm_exp.alerts.messages import Message, of_alert, of_death, of_result
 from mgm_exp.alerts.rate import Rate
 from mgm_exp.config import MonitorLimitsConfig
 from mgm_exp.monitor import Watch
+from mgm_exp.store import read_record
 
 # Seconds between two looks at the rules.
 POLL_S = 2.0
@@ -64,6 +65,8 @@ class Watcher:
         # Rules that held at the last look, and when a message of each was last tried
         self._raised: dict[str, float] = {}
         self._last: Mapping[str, Any] = {}
+        self._result = Path(watched.folder) / "result.json"
+        self._result_before = _stamp(self._result)  # of an earlier attempt
 
     def hear(self, call: Mapping[str, Any], now: float) -> bool:
         """Takes one line in; whether it was the run's last one."""
@@ -94,7 +97,10 @@ class Watcher:
             self._send(of_alert(alert, self.watched.name, self.watched.folder), now)
 
     def died(self, now: float) -> None:
-        """The run is gone without a word."""
+        """The run is gone without a word; or its last word did not come through, and stands in ``result.json``."""
+        if (stamp := _stamp(self._result)) is not None and stamp != self._result_before:
+            self._finished(read_record(self._result), now)
+            return
         self.look(now)
         place = f"{self._last.get('stage')} step {self._last.get('step')}" if self._last else "before its first step"
         folder = self.watched.folder
@@ -115,8 +121,17 @@ class Watcher:
             return
         if held_back:
             more = f"{message.body}\n({held_back} more of this kind since the last message)"
-            message = Message(message.kind, message.severity, message.title, more)
+            message = replace(message, body=more)
         self.channels.send(message)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Which file stands there: another one where it was written anew."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def _causes(folder: Path) -> Sequence[str]:

@@ -20,7 +20,7 @@ _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<place>[^?#]*)(?P<res
 _WEB = ("json", "jsons", "xml", "xmls", "form", "forms")
 _MAIL = ("mailto", "mailtos")
 # Keys of a query whose values are secrets.
-_SECRET = re.compile(r"(?:key|token|secret|sig|signature|pass|password|pwd|auth|cred\w*)$", re.IGNORECASE)
+_SECRET = re.compile(r"(?:key|token|secret|sig|signature|pass|password|pwd|auth(?:orization)?|cred\w*)$", re.IGNORECASE)
 # Long words of letters and digits are keys rather than names.
 _LONG = re.compile(r"(?=[A-Za-z0-9_-]*[0-9])(?=[A-Za-z0-9_-]*[A-Za-z])[A-Za-z0-9_-]{16,}")
 

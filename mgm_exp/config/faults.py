@@ -356,11 +356,17 @@ def _range_faults(config: ExperimentConfig) -> Iterator[str]:
     for key in ("memory_share", "throughput_share", "idle_share"):
         if getattr(config.monitor.limits, key) > 1:
             yield f"monitor.limits.{key}={getattr(config.monitor.limits, key)} must lie in (0, 1]"
-    port = config.monitor.prometheus_port
+    monitor = config.monitor
+    port = monitor.prometheus_port
     if port is not None and not 1 <= port <= 65_535:
         yield f"monitor.prometheus_port={port} must lie in 1..65535"
-    if config.monitor.textfile is not None and config.monitor.every_s is None:
+    if monitor.textfile is not None and monitor.every_s is None:
         yield "monitor.textfile needs monitor.every_s, the seconds after which the file is written anew; it is null"
+    elif monitor.textfile is not None and monitor.every_s is not None and monitor.every_s >= monitor.limits.down_s:
+        yield (
+            f"monitor.every_s={monitor.every_s} with monitor.textfile must lie below "
+            f"monitor.limits.down_s={monitor.limits.down_s}: a file that old is taken for a dead run's"
+        )
     if config.plan.mfu > 1:
         yield f"plan.mfu={config.plan.mfu} must lie in (0, 1]"
     if train.validation.share is not None and train.validation.share > 1:
@@ -421,7 +427,7 @@ def _batch_faults(config: ExperimentConfig) -> Iterator[str]:
     )
     for where, section in sections:
         per_pass = section.micro_batch_size * config.devices
-        if section.global_batch_size % per_pass:
+        if per_pass > 0 and section.global_batch_size % per_pass:  # 0 and less were named already
             yield (
                 f"{where}.global_batch_size={section.global_batch_size} is not a multiple of "
                 f"{where}.micro_batch_size={section.micro_batch_size} x devices={config.devices} = {per_pass}; "

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import socket
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def check_monitor(monitor: MonitorConfig) -> None:
 
     Raises:
         MissingDependencyError: prometheus_client is not installed.
-        ConfigError: ``monitor.textfile`` is no folder, or cannot be written.
+        ConfigError: ``monitor.textfile`` is no folder, or nothing can be written there.
     """
     if monitor.prometheus_port is None and monitor.textfile is None:
         return
@@ -48,11 +49,15 @@ def check_monitor(monitor: MonitorConfig) -> None:
             f"{asked} is given, and the package prometheus_client is not installed.",
             advice="pip install 'mgm-exp[monitor]', or leave the key out: system.jsonl is written without it.",
         )
-    if monitor.textfile is not None and not Path(monitor.textfile).is_dir():
-        raise ConfigError(
-            f"monitor.textfile={monitor.textfile} is no folder.",
-            advice="Give the folder that node_exporter reads (--collector.textfile.directory).",
-        )
+    if monitor.textfile is not None:
+        try:
+            with tempfile.TemporaryFile(dir=monitor.textfile):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"monitor.textfile={monitor.textfile} is no folder that can be written ({error.strerror}).",
+                advice="Give the folder that node_exporter reads (--collector.textfile.directory).",
+            ) from error
 
 
 class Exporter:
@@ -118,8 +123,9 @@ class Exporter:
         """The run ended: its numbers go, so that nobody takes it for one that stopped answering."""
         if self._target is not None:
             self._target.unlink(missing_ok=True)
-        if self._textfile is not None:
-            self._textfile.unlink(missing_ok=True)
+        written, self._textfile = self._textfile, None  # a sample that comes late does not bring it back
+        if written is not None:
+            written.unlink(missing_ok=True)
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

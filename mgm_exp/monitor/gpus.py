@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ class Gpus:
 
     def _one(self, index: int, handle: Any) -> dict[str, Any]:
         nvml = self._nvml
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        memory = self._said(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))  # none where it is the machine's
         busy = self._said(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
         power = self._said(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
         return {
             "index": index,
-            "memory_used_gib": round(memory.used / GIB, 3),
-            "memory_total_gib": round(memory.total / GIB, 3),
+            "memory_used_gib": None if memory is None else round(memory.used / GIB, 3),
+            "memory_total_gib": None if memory is None else round(memory.total / GIB, 3),
             "utilization": None if busy is None else busy / 100,
             "power_w": None if power is None else round(power / 1000, 1),
             "temperature_c": self._said(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
@@ -73,7 +74,7 @@ def open_gpus(devices: int) -> tuple[Gpus | None, str | None]:
     except pynvml.NVMLError as error:
         return None, f"GPUs are not sampled: {error}"
     try:
-        handles = list(_handles(pynvml, visible))[:devices]
+        handles = list(islice(_handles(pynvml, visible), devices))
     except pynvml.NVMLError as error:
         pynvml.nvmlShutdown()
         return None, f"GPUs are not sampled: {error} (CUDA_VISIBLE_DEVICES={','.join(visible or ())})"

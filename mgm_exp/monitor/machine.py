@@ -69,7 +69,7 @@ class Machine:
 
     def _processes(self, elapsed: float) -> dict[str, float]:
         """Memory of the run's processes, and processors that they kept busy."""
-        memory, busy, used = 0, {}, 0
+        memory, busy = 0, {}
         for pid in self._tree():
             try:
                 lines = (PROC / str(pid) / "status").read_text(errors="replace").splitlines()

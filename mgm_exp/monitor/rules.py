@@ -104,7 +104,7 @@ def rules(limits: MonitorLimitsConfig | None = None) -> tuple[AlertRule, ...]:
             "critical",
             0.0,
             f"mgm_disk_free_bytes < {round(by.disk_free_gib * GIB)} or "
-            f"(predict_linear(mgm_disk_free_bytes[{history}], {_seconds(by.disk_hours * 3600)[:-1]}) < 0 and "
+            f"(predict_linear(mgm_disk_free_bytes[{history}], {by.disk_hours * 3600:.10g}) < 0 and "
             f"mgm_disk_free_bytes / mgm_disk_total_bytes < {ROOMY:g})",
             "A disk of the run is full, or will soon be.",
             "disk-full",
@@ -154,11 +154,9 @@ def _spike(window: Window, by: MonitorLimitsConfig) -> str | None:
 
 def _memory(window: Window, by: MonitorLimitsConfig) -> str | None:
     for gpu in _gpus(window.samples[-1:]):
-        share = gpu["memory_used_gib"] / gpu["memory_total_gib"]
-        if share > by.memory_share:
-            return (
-                f"GPU {gpu['index']}: {gpu['memory_used_gib']:.1f} of {gpu['memory_total_gib']:.1f} GiB ({share:.0%})"
-            )
+        used, total = gpu["memory_used_gib"], gpu["memory_total_gib"]
+        if used is not None and used > by.memory_share * total:
+            return f"GPU {gpu['index']}: {used:.1f} of {total:.1f} GiB ({used / total:.0%})"
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class MonitorSink(Sink):
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, listeners: Sequence[OnSample] = ()) -> None:
         self.config, self.run_dir = config, Path(run_dir)
-        self._listeners = list(listeners)
+        self._listeners = listeners
         self._stage: str | None = None
         self._step = 0
         self._gpus: Gpus | None = None
@@ -43,24 +43,30 @@ class MonitorSink(Sink):
     def start(self, run: RunInfo) -> None:
         """Begins to sample and to answer."""
         monitor = self.config.monitor
-        listeners: list[OnSample] = []
+        if monitor.every_s is not None:  # first: a file that cannot be continued leaves no port open
+            path = self.run_dir / NAME
+            self._summary, self._file = Summary(monitor.limits, read_samples(path)), SystemFile(path)
         if monitor.prometheus_port is not None or monitor.textfile is not None:
             self._metrics = RunMetrics({"run": run.run_id, "adapter": self.config.adapter.name}, monitor.limits)
             self._exporter = Exporter(monitor, self._metrics, targets_folder(Path(self.config.paths.root).resolve()))
             if self._exporter.url:
                 print(f"monitor: {self._exporter.url}", flush=True)
-            listeners.append(self._metrics.sample)
-        if monitor.every_s is None:
-            return
-        path = self.run_dir / NAME
-        self._summary = Summary(monitor.limits, read_samples(path))
-        self._file = SystemFile(path)
-        listeners = [self._file.append, self._summary.add, *listeners, *self._listeners]
+        if monitor.every_s is not None:
+            self._sampler = Sampler(self._machine(), monitor.every_s, self._place, list(self._hearing()))
+            self._sampler.start()
+
+    def _hearing(self) -> Iterator[OnSample]:
+        """Who hears of samples. Files come last: when one meets a full disk, those who tell of it have heard."""
+        yield from self._listeners
+        if self._metrics is not None:
+            yield self._metrics.sample
+        if self._summary is not None:
+            yield self._summary.add
         if self._exporter is not None:
-            exporter = self._exporter
-            listeners.append(lambda sample: exporter.write())
-        self._sampler = Sampler(self._machine(), monitor.every_s, self._place, listeners)
-        self._sampler.start()
+            write = self._exporter.write
+            yield lambda sample: write()
+        if self._file is not None:
+            yield self._file.append
 
     def _machine(self) -> Machine:
         if self.config.device is not Device.cpu:

@@ -390,38 +390,45 @@ def head(sizes: Architecture, work: Work) -> Head:
     A trained (tied) embedding has its gradient summed in fp32, ``4 V d``, and once more while it is made. Kernels that
     make gradients with the loss hold them (``held``) until the backward pass, which multiplies them.
     """
-    all_rows = work.batch * work.supervised
-    is_whole = sizes.is_head_whole and work.loss_kernel == "torch" and work.loss_chunk is None
-    rows = all_rows if is_whole else min(work.loss_chunk or max(1, LOGITS_AT_A_TIME // sizes.vocabulary), all_rows)
+    rows, each = logits_at_a_time(sizes, work)
     s, embedding = work.bytes, float(sizes.vocabulary * sizes.hidden)
-    if work.loss_kernel != "torch":
-        return _early_head(sizes, work, all_rows, rows)
     logits = float(rows * sizes.vocabulary)
-    halves = s if s == 2 else 0
+    if work.loss_kernel != "torch":
+        return _early_head(sizes, work, logits * each)
     copy = embedding * s if work.autocast and work.trains_llm else 0.0
+    logarithms = logits * each
     if not work.trains_llm:
-        return Head(logits * (8 + halves), logits * (8 + halves), copy, 0.0, 0.0)
-    logarithms = logits * (8 + halves)
+        return Head(logarithms, logarithms, copy, 0.0, 0.0)
     # While the product for the weight's gradient is made, only the logits' gradient is left of the logits.
     gradient = copy + 4 * embedding + max(0.0, s * embedding - logits * 8)
     return Head(logarithms, logarithms, copy, gradient, embedding * (4 if work.autocast else s))
 
 
-def _early_head(sizes: Architecture, work: Work, all_rows: int, rows: int) -> Head:
-    """``fused`` and ``liger``: the gradient of the hidden states, and of a trained weight, from the loss on.
+def logits_at_a_time(sizes: Architecture, work: Work) -> tuple[int, int]:
+    """Positions whose logits are alive together, and bytes of each of their logits.
 
     Liger's chunks are as large as the hidden states, rounded up to a power of two of rows, and its logits become their
     own gradient in place.
     """
-    s, embedding = work.bytes, float(sizes.vocabulary * sizes.hidden)
-    copy = embedding * s if work.autocast and work.trains_llm else 0.0
+    all_rows = work.batch * work.supervised
     if work.loss_kernel == "liger":
         parts = -(-sizes.vocabulary // sizes.hidden)
-        rows = min(1 << (max(1, -(-all_rows // parts)) - 1).bit_length(), all_rows)
-        logits = float(rows * sizes.vocabulary) * s
-    else:
-        logits = float(rows * sizes.vocabulary) * (8 + (s if s == 2 else 0))
-    hidden = float(all_rows * sizes.hidden * s)
+        return min(1 << (max(1, -(-all_rows // parts)) - 1).bit_length(), all_rows), work.bytes
+    each = 8 + (work.bytes if work.bytes == 2 else 0)
+    if sizes.is_head_whole and work.loss_kernel == "torch" and work.loss_chunk is None:
+        return all_rows, each
+    return min(work.loss_chunk or max(1, LOGITS_AT_A_TIME // sizes.vocabulary), all_rows), each
+
+
+def _early_head(sizes: Architecture, work: Work, logits: float) -> Head:
+    """``fused`` and ``liger``: the gradient of the hidden states, and of a trained weight, from the loss on.
+
+    Args:
+        logits: Bytes of those that are alive together.
+    """
+    s, embedding = work.bytes, float(sizes.vocabulary * sizes.hidden)
+    copy = embedding * s if work.autocast and work.trains_llm else 0.0
+    hidden = float(work.batch * work.supervised * sizes.hidden * s)
     if not work.trains_llm:
         return Head(logits, 0.0, copy, 2 * hidden, 0.0, hidden)
     # Beside the sum a chunk's part of it, in the forward pass; its multiple, in the backward pass

@@ -14,7 +14,6 @@ from mgm_exp.config import (
     AdapterConfig,
     AdapterKind,
     CaptionPrecision,
-    Device,
     ExperimentConfig,
     LossKernel,
     ModelFamily,
@@ -23,9 +22,10 @@ from mgm_exp.config import (
     validate,
 )
 from mgm_exp.errors import ConfigError
+from mgm_exp.plan.architecture import architecture_of
 from mgm_exp.plan.cards import Device as PlannedOn
 from mgm_exp.plan.cell import TOO_LARGE, CellPlan, Measured, plan_cell
-from mgm_exp.plan.lengths import Rows
+from mgm_exp.plan.lengths import ASSUMED, Rows
 
 # Lines of advice; and how many changes are tried together, the third one only where two are not enough.
 _MOST, _TOGETHER = 4, 3
@@ -33,7 +33,7 @@ _MOST, _TOGETHER = 4, 3
 SAME, ROUNDING, OTHER = 0, 1, 2
 _IN_WORDS = {SAME: "the same result", ROUNDING: "equal within rounding", OTHER: "another experiment"}
 _CHUNK = 64
-_SHORTER = (1536, 1024, 768)
+_SHORTER = (3072, 1536, 1024, 768)
 Put = Callable[[ExperimentConfig], str]
 
 
@@ -77,7 +77,9 @@ def advice_for(
     The cheapest come first: those that change no result, then those that round otherwise, then other experiments, and
     each by time. More than what is enough is not named.
     """
-    tried = [change for change in changes(config) if change.put(copy.deepcopy(config))]
+    tried = [
+        change for change in changes(config, has_card=not device.is_main_memory) if change.put(copy.deepcopy(config))
+    ]
     before = _operations(plan_cell(config, with_advice=False, measured=measured, curated=curated))
     found: list[Found] = []
     for count in range(1, _TOGETHER + 1):
@@ -89,9 +91,11 @@ def advice_for(
         if len(found) >= _MOST or (found and count == 2):
             break
     if not found:
+        limit = config.plan.host_memory_gib
+        host = "" if limit is None else f" and {limit:g} GiB of main memory"
         return [
-            "no change of the batch, checkpointing, the loss, sharding, offload, lengths or adapter, and no three of "
-            f"them, makes it fit in {device.memory_gib:.0f} GiB: take a larger card, or more of them with zero=3"
+            "a larger card, or more of them with zero=3: no change of the batch, checkpointing, the loss, sharding, "
+            f"offload, lengths or adapter, and no three of them, makes it fit in {device.memory_gib:.0f} GiB{host}"
         ]
     return [one.line for one in sorted(found, key=lambda one: one.order)[:_MOST]]
 
@@ -127,7 +131,7 @@ def _try(
     time = sum(change.burden for change in chosen) + (after / before - 1 if before and after else 0.0)
     costs = max(change.costs for change in chosen)
     host = f", with {plan.host_gib['peak']:.0f} GiB of main memory" if plan.host_gib["offload"] else ""
-    words += f": {plan.peak_gib:.1f} GiB, {plan.verdict}{host}; {_percent(time)} time, {_IN_WORDS[costs]}"
+    words += f": {plan.needed_gib:.1f} GiB, {plan.verdict}{host}; {_percent(time)} time, {_IN_WORDS[costs]}"
     return Found(places, costs, time, words)
 
 
@@ -145,26 +149,33 @@ def _percent(share: float) -> str:
 # -- the changes -----------------------------------------------------------------------------------------------------
 
 
-def changes(config: ExperimentConfig) -> Iterator[Change]:
-    """All that may be tried of a configuration."""
+def changes(config: ExperimentConfig, *, has_card: bool = True) -> Iterator[Change]:
+    """All that may be tried of a configuration.
+
+    Args:
+        has_card: Beside main memory there is that of a card, from which something can be moved there.
+    """
     micro = max(config.train.micro_batch_size, config.train.align.micro_batch_size)
     size = 1 << max(0, math.ceil(math.log2(micro)) - 1) if micro > 1 else 0
     while size >= 1:
         # Half as many samples in a pass: about that much of a GPU's speed is lost where passes become small
-        yield Change(_batch(size), "batch", SAME, 0.02 * math.log2(micro / size))
+        yield Change(_at_most("micro_batch_size", size), "batch", SAME, 0.02 * math.log2(micro / size))
         size //= 2
     yield Change(_checkpointing, "checkpointing", SAME)
-    if config.device is not Device.cpu:
+    if has_card:
         yield Change(_offload_activations, "checkpointing", SAME, 0.15)
     yield Change(_chunk, "loss", ROUNDING, 0.01)
     for stage in (2, 3):
         if config.devices > 1 and config.zero.stage < stage:
             yield Change(_zero(stage), "zero", ROUNDING, 0.05 if stage == 2 else 0.25)
     for stage in (2, 3):
-        if config.zero.stage <= stage and (stage == 2 or config.devices > 1):
+        if has_card and config.zero.stage <= stage and (stage == 2 or config.devices > 1):
             yield Change(_offload(stage), "zero", ROUNDING, 0.5)
+    # Image tokens come first: a shorter sequence has to leave room for what is said of them
+    least = architecture_of(config.model).visual_tokens + (config.plan.text_tokens or ASSUMED)
     for length in _SHORTER:
-        yield Change(_length(length), "length", OTHER)
+        if length >= least:
+            yield Change(_at_most("max_length", length), "length", OTHER)
     yield Change(_frozen, "connector", OTHER)
     yield Change(_lora, "adapter", OTHER)
     yield Change(_qlora, "adapter", OTHER, 0.3)
@@ -174,13 +185,15 @@ def changes(config: ExperimentConfig) -> Iterator[Change]:
         yield Change(_captioner_int8, "captioner", OTHER)
 
 
-def _batch(size: int) -> Put:
+def _at_most(key: str, most: int) -> Put:
+    """Of both stages that train."""
+
     def put(config: ExperimentConfig) -> str:
         changed = []
-        for key, section in (("train", config.train), ("train.align", config.train.align)):
-            if section.micro_batch_size > size:
-                section.micro_batch_size = size
-                changed.append(f"{key}.micro_batch_size={size}")
+        for where, section in (("train", config.train), ("train.align", config.train.align)):
+            if getattr(section, key) > most:
+                setattr(section, key, most)
+                changed.append(f"{where}.{key}={most}")
         return " ".join(changed)
 
     return put
@@ -223,18 +236,6 @@ def _offload(stage: int) -> Put:
         config.zero.offload_optimizer = Offload.cpu
         config.zero.stage = stage
         return f"zero={stage} zero.offload_optimizer=cpu"
-
-    return put
-
-
-def _length(length: int) -> Put:
-    def put(config: ExperimentConfig) -> str:
-        changed = []
-        for key, section in (("train", config.train), ("train.align", config.train.align)):
-            if section.max_length > length:
-                section.max_length = length
-                changed.append(f"{key}.max_length={length}")
-        return " ".join(changed)
 
     return put
 

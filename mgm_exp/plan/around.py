@@ -18,7 +18,6 @@ LOADING, SAVING, RESUMING, WRITING = (
     "going on from a checkpoint",
     "writing the result",
 )
-AROUND = (LOADING, SAVING, RESUMING, WRITING)
 _FP32 = 4
 
 

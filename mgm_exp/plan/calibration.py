@@ -17,6 +17,7 @@ from typing import Any
 from mgm_exp.config import from_plain
 from mgm_exp.errors import MgmError
 from mgm_exp.plan.cell import plan_cell
+from mgm_exp.plan.lengths import Curated, Rows
 from mgm_exp.plan.stage_plan import StagePlan
 from mgm_exp.store import read_record, read_yaml
 
@@ -143,7 +144,8 @@ def _stages_of(folder: Path, made: Sequence[dict[str, Any]], *, is_gpu: bool) ->
         data = _record(folder / "data.json")
         config.plan.align_rows = _kept(data, "align")
         config.plan.rows = _kept(data, "instruct")
-        cell = plan_cell(config, with_advice=False)
+        config.plan.prices = None  # a table of then, which may be gone
+        cell = plan_cell(config, with_advice=False, curated=_curated(data))
         plans = {plan.name: plan for plan in cell.stages}
     except (OSError, ValueError, TypeError, MgmError):
         return  # of another version, or damaged: it says nothing
@@ -202,6 +204,14 @@ def _record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _curated(data: dict[str, Any]) -> Rows:
+    """The rows that the run learnt from: a plan of now knows its own in the same way."""
+    try:
+        return {stage: Curated.of_report(data[stage]) for stage in ("align", "instruct")}
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return {}
 
 
 def _kept(data: dict[str, Any], stage: str) -> int | None:

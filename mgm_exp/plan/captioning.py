@@ -94,7 +94,6 @@ def _phase(config: ExperimentConfig, sizes: Captioner, weights: float, s: int, i
     prompt = sizes.tokens + (1 if section.prompt is None else len(section.prompt) // 4 + 1)
     written = min(section.max_new_tokens, 2 * _USUAL_TOKENS)
     batch = min(section.batch_size, images or section.batch_size)
-    count = images
     batches = math.ceil((images or 0) / batch) * passes
     per_token = 2.0 * (sizes.text - sizes.vocabulary * sizes.width) + 2.0 * sizes.width * sizes.vocabulary
     cache = _cached(sizes, s)
@@ -110,7 +109,8 @@ def _phase(config: ExperimentConfig, sizes: Captioner, weights: float, s: int, i
         blocks=sizes.layers,
     )
     moments = captioning_moments(sizes, weights, s, section.batch_size, prompt, section.max_new_tokens)
-    return Phase("captioning", moments, count, reads, writes)
+    what = "its hours, which are not in those of the run, need the number of images: give plan.align_rows"
+    return Phase("captioning", moments, images, reads, writes, what="" if images is not None else what)
 
 
 def captioning_moments(
@@ -168,9 +168,9 @@ def _of_folder(path: str, stamp: int) -> Captioner:
         with torch.device("meta"), no_init_weights():
             model = AutoModelForImageTextToText.from_config(config)
             model.tie_weights()
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        return _counted(model, config)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, ImportError) as error:
         raise ModelError(f"{path}/config.json cannot be used: {type(error).__name__}: {str(error)[:200]}") from error
-    return _counted(model, config)
 
 
 @lru_cache(maxsize=4)
@@ -246,7 +246,7 @@ def _counted(model: Any, config: Any) -> Captioner:
             counts["text"] += n
         if parameter.dim() == 2 and parameter.shape[0] not in tables:
             counts["linears"] += n
-    patches = (int(vision.image_size) // int(vision.patch_size)) ** 2 + 1 if hasattr(vision, "image_size") else 577
+    patches = (_side(vision.image_size) // _side(vision.patch_size)) ** 2 + 1 if hasattr(vision, "image_size") else 577
     vision_width = int(getattr(vision, "hidden_size", None) or vision.embed_dim)
     layers = int(text.num_hidden_layers)
     return Captioner(
@@ -265,3 +265,8 @@ def _counted(model: Any, config: Any) -> Captioner:
         key_width=key_heads * head_dim,
         vocabulary=int(text.vocab_size),
     )
+
+
+def _side(size: Any) -> int:
+    """Some descriptions have both sides."""
+    return int(size[0] if isinstance(size, (list, tuple)) else size)

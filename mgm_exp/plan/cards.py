@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from mgm_exp.config import Card
 
 GIB = 1024**3
+# How far the memory that a driver reports may be from a known card's, as a share.
+_NEAR = 0.05
+# In a name: a part of a card, or a slower one of the same name (of the H100 the sheet of SXM is taken).
+_OTHER_CARDS = ("MIG", "H100 PCIe")
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Device:
             known.
         reserve_gib: Held beside tensors: CUDA's context and workspaces; on the CPU Python and its packages.
         bandwidth_gb_s: Of its memory, 10^9 bytes a second, from the same sheet; None: not known.
+        is_main_memory: No card: what is offloaded would stay in it.
     """
 
     name: str
@@ -27,6 +33,7 @@ class Device:
     tflops: float | None
     reserve_gib: float = 0.8
     bandwidth_gb_s: float | None = None
+    is_main_memory: bool = False
 
     @property
     def room_gib(self) -> float:
@@ -59,14 +66,22 @@ def device_of(card: Card, *, is_cpu: bool) -> Device:
 
     if torch.cuda.is_available() and not is_cpu:
         properties = torch.cuda.get_device_properties(0)
-        known = next((c for c in CARDS.values() if c.name.split()[0] in properties.name.replace("-", " ")), None)
-        return Device(
-            properties.name,
-            properties.total_memory / GIB,
-            known.tflops if known else None,
-            bandwidth_gb_s=known.bandwidth_gb_s if known else None,
-        )
-    return Device("this machine's memory (no GPU)", main_memory_gib(), None, reserve_gib=1.0)
+        return device_named(properties.name, properties.total_memory / GIB)
+    return Device("this machine's memory (no GPU)", main_memory_gib(), None, reserve_gib=1.0, is_main_memory=True)
+
+
+def device_named(name: str, memory_gib: float) -> Device:
+    """A card as its driver reports it, with the speed of the one in :data:`CARDS` that has its name and its memory.
+
+    Both decide: an A100 comes with 40 or 80 GB, and a laptop's RTX 4090 is another card than a desktop's.
+    """
+    words = f" {name.replace('-', ' ')} "
+    if not any(f" {other} " in words for other in _OTHER_CARDS):
+        for card in CARDS.values():
+            model = re.sub(r" \d+ GB$", "", card.name)
+            if f" {model} " in words and abs(memory_gib / card.memory_gib - 1) < _NEAR:
+                return replace(card, name=name, memory_gib=memory_gib)
+    return Device(name, memory_gib, None)
 
 
 def main_memory_gib() -> float:

@@ -15,12 +15,11 @@ from mgm_exp.plan.cards import device_of, verdict
 from mgm_exp.plan.disk import disk_gib
 from mgm_exp.plan.host import host_gib
 from mgm_exp.plan.lengths import Rows, is_of_demo
-from mgm_exp.plan.memory import GIB, Moment
+from mgm_exp.plan.memory import COMPONENTS, GIB, Moment
 from mgm_exp.plan.phases import Phase
 from mgm_exp.plan.prices import price_of
 from mgm_exp.plan.stage_plan import StagePlan, plan_stage, stages_of
 
-COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 TOO_LARGE = "does not fit"
 
 
@@ -55,6 +54,7 @@ class CellPlan:
         host_gib, disk_gib: By component.
         device: Its name.
         room_gib: What tensors may take of it.
+        lacks: Why it does not fit, as sentences; empty: it does.
     """
 
     overrides: list[str]
@@ -72,6 +72,7 @@ class CellPlan:
     room_gib: float
     reserve_gib: float
     verdict: str
+    lacks: list[str]
     advice: list[str]
     notes: list[str]
 
@@ -84,6 +85,11 @@ class CellPlan:
     @property
     def peak_gib(self) -> float:
         return self.largest.peak.total / GIB
+
+    @property
+    def needed_gib(self) -> float:
+        """What decides on the verdict: a benchmark counts with the smallest batch that it comes down to by itself."""
+        return _most_needed(self.stages, self.phases)[1]
 
     @property
     def gpu_hours(self) -> float | None:
@@ -171,16 +177,20 @@ def plan_cell(
     hours = None if training is None else training + sum(hours_of[phase.name] or 0.0 for phase in phases)
     price = price_of(config.plan)
     host = host_gib(config, sizes, stages)
+    name, needed = _most_needed(stages, phases)
     # A plan that was too low before is not trusted again; one that was too high keeps its margin
-    needed = max([*(s.peak.total for s in stages), *(phase.least.total for phase in phases)]) / GIB
     found = verdict(needed * max(1.0, measured.memory_factor or 1.0), device)
+    lacks = []
+    if found == TOO_LARGE:
+        lacks.append(f"{name} needs {needed:.1f} GiB for tensors, and does not fit in {device.name}")
     notes = list(_notes(config, sizes, stages, phases, measured, device))
     if isinstance(captions, str):
         notes.append(captions)
     limit = config.plan.host_memory_gib
     if limit is not None and host["peak"] > limit:
         found = TOO_LARGE
-        notes.append(f"main memory: {host['peak']:.1f} GiB are needed, plan.host_memory_gib={limit:g}")
+        lacks.append(f"main memory: {host['peak']:.1f} GiB are needed, plan.host_memory_gib={limit:g}")
+        notes.append(lacks[-1])
     advice: list[str] = []
     if with_advice and found == TOO_LARGE:
         from mgm_exp.plan.advice import advice_for
@@ -202,9 +212,18 @@ def plan_cell(
         room_gib=device.room_gib,
         reserve_gib=device.reserve_gib,
         verdict=found,
+        lacks=lacks,
         advice=advice,
         notes=notes,
     )
+
+
+def _most_needed(stages: Sequence[StagePlan], phases: Sequence[Phase]) -> tuple[str, float]:
+    """The stage or phase that cannot do with less than all others need, and its GiB."""
+    needs = [(f"the {stage.name} stage", stage.peak.total) for stage in stages]
+    needs += [(phase.name, phase.least.total) for phase in phases]
+    name, most = max(needs, key=lambda one: one[1])
+    return name, most / GIB
 
 
 def _speeds(config: ExperimentConfig, device: PlannedOn, measured: Measured | None) -> Measured:

@@ -11,8 +11,6 @@ from mgm_exp.config import AlignConfig, TrainConfig
 from mgm_exp.plan.activations import Work
 from mgm_exp.plan.architecture import Architecture, Parameters
 
-GIB = 1024**3
-
 
 def steps_of(section: TrainConfig | AlignConfig, rows: int | None) -> int | None:
     """Optimizer steps; None where they depend on a number of rows that is not known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mgm_exp.config import AlignConfig, ExperimentConfig, TrainConfig
 from mgm_exp.plan.architecture import Architecture
@@ -32,6 +33,22 @@ class Curated:
     learnt: float
     longest: int
     size: int
+
+    @classmethod
+    def of_report(cls, report: Mapping[str, Any], size: int = 0) -> Curated:
+        """From what curation reports of a stage, in the store's entry and in the ``data.json`` of a run.
+
+        Raises:
+            KeyError, TypeError, ValueError, ZeroDivisionError: it is the report of another version, or of no rows.
+        """
+        rows = int(report["kept"])
+        return cls(
+            rows=rows,
+            length=float(report["tokens"]) / rows,
+            learnt=float(report["supervised_tokens"]) / rows,
+            longest=int(report["lengths"]["max"]),
+            size=size,
+        )
 
 
 Rows = Mapping[str, Curated]

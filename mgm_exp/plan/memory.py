@@ -4,24 +4,24 @@ What is held all the time (weights, gradients, optimizer state) is exact arithme
 through the moments of an optimizer step at which it can be largest; each moment is a sum of tensors that are alive
 together, and the largest sum is the peak. Counted is what PyTorch allocates for tensors, as
 ``torch.cuda.max_memory_allocated`` reports it: not CUDA's own context, workspaces of kernels, or what the allocator
-keeps in reserve; :mod:`mgm_exp.plan.verdict` leaves room for those.
+keeps in reserve; :func:`mgm_exp.plan.cards.verdict` leaves room for those.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 
 from mgm_exp.plan.activations import AdapterWork, Work, connector, head, layers, towers, towers_saved
 from mgm_exp.plan.architecture import Architecture, Parameters
 
 GIB = 1024**3
+COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 # AdamW keeps two moments of 4 bytes for each trained parameter (Loshchilov & Hutter, arXiv 1711.05101).
 _ADAM_BYTES = 8
 _MASTER_BYTES = 4
 # Of a weight in NF4 with double quantisation: 4.127 bits (Dettmers et al., arXiv 2305.14314, section 3).
 _PACKED_BYTES = 4.127 / 8
-# What DeepSpeed's stage 3 leaves on every process: tensors of fewer elements, and a prefetch of later layers.
-_PERSISTENT_BELOW = 20_480
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Moment:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "name")
+        return sum(getattr(self, name) for name in COMPONENTS)
 
 
 @dataclass(frozen=True)
@@ -92,27 +92,20 @@ def held(parameters: Parameters, sizes: Architecture, work: Work) -> Held:
 def _largest_block(sizes: Architecture) -> int:
     """Parameters that stage 3 gathers at once: the embedding (which is the head), or one block of the LLM."""
     embedding = sizes.vocabulary * sizes.hidden
-    block = sum(_size(shape) for name, shape in sizes.shapes.items() if name.startswith("model.layers.0."))
+    block = sum(math.prod(shape) for name, shape in sizes.shapes.items() if name.startswith("model.layers.0."))
     return max(embedding, block)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def moments(sizes: Architecture, parameters: Parameters, work: Work) -> list[Moment]:
     """The moments of an optimizer step at which memory can be largest, in their order."""
-    has = held(parameters, sizes, work)
+    has, mine = held(parameters, sizes, work), connector(sizes, work)
     if work.stage == "features":
-        return [Moment("encoding images", has.weights, 0.0, 0.0, max(towers(sizes, work), _mining(sizes, work)), 0, 0)]
+        return [Moment("encoding images", has.weights, 0.0, 0.0, max(towers(sizes, work), mine.forward), 0.0, 0.0)]
     # The first micro-batch of a step finds no gradients; DistributedDataParallel keeps its buckets.
     keeps_buckets = work.devices > 1 and not work.zero_stage
     before = has.gradients if work.accumulation > 1 or keeps_buckets else 0.0
     seen = towers_saved(sizes, work)
-    mine, llm, words = connector(sizes, work), layers(sizes, work), head(sizes, work)
+    llm, words = layers(sizes, work), head(sizes, work)
     inputs = work.batch * sizes.views * work.pixel_bytes if work.encodes_images else 0.0
 
     def moment(name: str, gradients: float, activations: float, logits: float = 0.0, buffers: float = 0.0) -> Moment:
@@ -141,10 +134,6 @@ def moments(sizes: Architecture, parameters: Parameters, work: Work) -> list[Mom
         found.append(moment("gradient of the embedding", has.gradients, 0.0, 0.0, words.embedding_gradient))
     found.append(Moment("optimizer step", has.weights, has.gradients, has.optimizer, 0.0, 0.0, _step(parameters, work)))
     return found
-
-
-def _mining(sizes: Architecture, work: Work) -> float:
-    return connector(sizes, work).forward
 
 
 def _step(parameters: Parameters, work: Work) -> float:

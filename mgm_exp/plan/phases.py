@@ -6,7 +6,7 @@ token that it writes, which reads all weights and all that was kept of the token
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from mgm_exp.plan.memory import GIB, Moment, peak
 
@@ -103,8 +103,3 @@ class Phase:
 def weights_alone(name: str, weights: float, activations: float, logits: float = 0.0) -> Moment:
     """A moment of a model that only reads and writes."""
     return Moment(name, weights, 0.0, 0.0, activations, logits, 0.0)
-
-
-def named(phase: Phase, name: str) -> Phase:
-    """The same under another name."""
-    return replace(phase, name=name)

@@ -31,19 +31,20 @@ _MICRO = (32, 16, 8, 4, 2, 1)
 _LEAST_STEPS = 200
 _WARM_UP_STEPS = 10
 _OFFICIAL_WARM_UP = 0.03
-ZERO = {
-    "none": ("zero=none",),
-    "ZeRO-2": ("zero=2",),
-    "ZeRO-3": ("zero=3",),
-    "ZeRO-3, offload": ("zero=3", "zero.offload_optimizer=cpu"),
-}
-_STAGES = {
+# Ways to share out training state, the quickest first.
+WAYS = {
     "none": (0, Offload.none),
     "ZeRO-2": (2, Offload.none),
     "ZeRO-3": (3, Offload.none),
     "ZeRO-3, offload": (3, Offload.cpu),
 }
 Found = TypeVar("Found")
+# What is suggested, and cannot be fixed before.
+_CHOSEN = (
+    "adapter", "adapter.rank", "adapter.alpha", "adapter.target_modules", "train.epochs", "train.global_batch_size",
+    "train.warmup_ratio", "train.lr", "train.micro_batch_size", "train.align.micro_batch_size",
+    "model.gradient_checkpointing", "zero", "zero.stage", "zero.offload_optimizer", "devices",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,31 @@ class Suggestion:
         }
 
 
-def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens: int, device: Device) -> Suggestion:
+def suggest(
+    config_of: ConfigOf, fixed: Sequence[str], *, devices: int, rows: int, text_tokens: int, device: Device
+) -> Suggestion:
     """Adapter, rank, targets, batch, learning rate, warm-up, epochs and sharding to begin with.
 
     Args:
         config_of: The checked configuration that some overrides compose to.
-        given: What is fixed: the model, ``devices``.
+        fixed: Overrides that it is to go with, such as the model.
+        devices: Cards.
         rows: Conversations to learn from.
         text_tokens: Mean tokens of one beside its image's; half of them are learnt.
         device: Whose memory is to be enough.
 
     Raises:
-        UserError: nothing fits in that memory.
+        UserError: nothing fits in that memory, or something is fixed that is to be suggested.
     """
-    base = config_of([*given, "adapter=lora_r8"])
+    own = [item for item in fixed if item.partition("=")[0].lstrip("+") in _CHOSEN]
+    if own:
+        raise UserError(
+            f"{' '.join(own)}: a suggestion has one of its own.",
+            advice="Leave it out here (cards are --devices) and change it in the command that is printed; "
+            "`mgm-exp plan` shows what that needs.",
+        )
+    given = [f"devices={devices}", *fixed]
+    base = config_of([*fixed, "devices=1", "adapter=lora_r8", *_micro(1)])
     choices = [_rank(base, rows, text_tokens)]
     choices.append(
         Choice(
@@ -143,7 +155,7 @@ def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens
             "them by heart (rule of thumb: watch train.validation)",
         )
     )
-    batch = _global_batch(rows * epochs, base.devices)
+    batch = _global_batch(rows * epochs, devices)
     steps = max(1, math.ceil(rows * epochs / batch))
     choices.append(
         Choice(
@@ -151,6 +163,16 @@ def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens
             f"{steps:,} steps; 128 is official, and less where that would leave fewer than {_LEAST_STEPS} steps",
         )
     )
+    align_batch = base.train.align.global_batch_size
+    if align_batch % devices:
+        official, align_batch = align_batch, max(1, align_batch // devices) * devices
+        choices.append(
+            Choice(
+                f"train.align.global_batch_size={align_batch}",
+                f"{official} cannot be shared out to {devices} cards",
+            )
+        )
+    batches = [choice.override for choice in choices if "global_batch_size" in choice.override]
     warm_up = min(0.1, max(_OFFICIAL_WARM_UP, round(_WARM_UP_STEPS / steps, 3)))
     choices.append(
         Choice(
@@ -159,15 +181,17 @@ def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens
             f"want about {_WARM_UP_STEPS}",
         )
     )
+    lr, lr_of_full = base.train.default_lr.lora, base.train.default_lr.full
     choices.append(
         Choice(
-            f"train.lr={base.train.default_lr.lora:g}",
-            f"ten times that of full fine-tuning ({base.train.default_lr.full:g}), whatever the rank, as alpha / rank "
-            "stays 2; to be searched from 5e-5 to 1e-3 (python -m mgm_exp -m +sweeps=lora_search)",
+            f"train.lr={lr:g}",
+            f"{lr / lr_of_full:.2g} times that of full fine-tuning ({lr_of_full:g}), whatever the rank, as "
+            f"alpha / rank stays 2; to be searched from {lr / 4:g} to {5 * lr:g} (python -m mgm_exp -m "
+            "+sweeps=lora_search)",
         )
     )
     so_far = [*given, *(part for choice in choices for part in choice.override.split())]
-    memory, gib = _memory(config_of, so_far, batch // base.devices, device)
+    memory, gib = _memory(config_of, so_far, math.gcd(batch, align_batch) // devices, device)
     choices += memory
     chosen = [*so_far, *(part for choice in memory for part in choice.override.split())]
     return Suggestion(
@@ -175,7 +199,7 @@ def suggest(config_of: ConfigOf, given: Sequence[str], *, rows: int, text_tokens
         gib,
         verdict(gib, device),
         _table(config_of, chosen, choices[0].override),
-        _least(config_of, given, choices[0].override, device),
+        _least(config_of, [*given, *batches], choices[0].override, device),
     )
 
 
@@ -205,10 +229,12 @@ def _global_batch(samples: int, devices: int) -> int:
 def _memory(config_of: ConfigOf, so_far: Sequence[str], samples: int, device: Device) -> tuple[list[Choice], float]:
     """The micro-batch, and how much is computed again or sharded, so that it fits with a tenth to spare.
 
-    Without checkpointing a step does a quarter less, so it is preferred from two samples on; the result is the same.
+    ``samples`` of one card in a step are a multiple of the micro-batch, in both stages. Without checkpointing a step
+    does a quarter less, so it is preferred from two samples on; the result is the same.
     """
     tried = []
-    for zero in ZERO.values():
+    for stage, offload in WAYS.values():
+        zero = [f"zero={stage or 'none'}", *(["zero.offload_optimizer=cpu"] if offload is Offload.cpu else [])]
         for checkpointing, least in ((False, 2), (True, 1)):
             sizes = [size for size in _MICRO if size >= least and samples % size == 0]
             if not sizes:
@@ -237,14 +263,13 @@ def _micro(size: int) -> list[str]:
 
 
 def _memory_choices(zero: Sequence[str], size: int, checkpointing: bool, gib: float, device: Device) -> list[Choice]:
-    room = device.memory_gib - device.reserve_gib
-    largest = f"{gib:.1f} GiB at the peak, of {room:.1f}: the largest that fits with a tenth to spare"
+    largest = f"{gib:.1f} GiB at the peak, of {device.room_gib:.1f}: the largest that fits with a tenth to spare"
     again = (
         "without it fewer than two samples would fit; costs a third of a forward pass more"
         if checkpointing
         else "it fits without computing anything twice: a step is a quarter shorter"
     )
-    sharding = "all of it fits on one card" if zero == ZERO["none"] else "a process of its own size would not fit"
+    sharding = "all of it fits on one card" if zero == ["zero=none"] else "a process of its own size would not fit"
     return [
         Choice(" ".join(_micro(size)), largest),
         Choice(f"model.gradient_checkpointing={str(checkpointing).lower()}", again),
@@ -262,14 +287,14 @@ def _table(config_of: ConfigOf, chosen: Sequence[str], lora: str) -> dict[str, d
         f"QLoRA r={rank}": config_of([*own, "adapter=qlora", f"adapter.rank={rank}"]),
     }
     return {
-        name: {way: _of_way(base, way, lambda config: round(predicted_memory_gib(config), 2)) for way in ZERO}
+        name: {way: _of_way(base, way, lambda config: round(predicted_memory_gib(config), 2)) for way in WAYS}
         for name, base in bases.items()
     }
 
 
 def _least(config_of: ConfigOf, given: Sequence[str], lora: str, device: Device) -> dict[str, dict[str, Least | str]]:
     """What every adapter needs at least, with every way of sharding; LoRA r=16 beside the rank that is suggested."""
-    own = [item for item in given if not item.startswith(("adapter", "zero"))]
+    own = [item for item in given if not item.startswith("adapter")]
     again = [*own, "model.gradient_checkpointing=true", *_micro(1)]
     suggested = config_of([*again, *lora.split()])
     bases = {"full": config_of([*again, "adapter=full"])}
@@ -283,12 +308,12 @@ def _least(config_of: ConfigOf, given: Sequence[str], lora: str, device: Device)
         gib, state = peak.total / GIB, (peak.weights + peak.gradients + peak.optimizer) / GIB
         return Least(round(gib, 2), round(state, 2), verdict(gib, device))
 
-    return {name: {way: _of_way(base, way, least) for way in ZERO} for name, base in bases.items()}
+    return {name: {way: _of_way(base, way, least) for way in WAYS} for name, base in bases.items()}
 
 
 def _of_way(config: ExperimentConfig, way: str, found: Callable[[ExperimentConfig], Found]) -> Found | str:
     """What is found of a configuration under a way of sharding, or why the two do not go together."""
-    stage, offload = _STAGES[way]
+    stage, offload = WAYS[way]
     config = replace(config, zero=replace(config.zero, stage=stage, offload_optimizer=offload))
     try:
         validate(config)

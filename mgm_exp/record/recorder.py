@@ -17,6 +17,7 @@ from typing import Any
 from mgm_exp.config import ExperimentConfig, TrackerMode, plain
 from mgm_exp.errors import Interrupted
 from mgm_exp.record.config_tree import config_tree
+from mgm_exp.record.failure import explain
 from mgm_exp.record.log import LogFile, log_to
 from mgm_exp.record.secrets import redact
 
@@ -118,7 +119,7 @@ class Recorder:
     ) -> None:
         try:
             if not self._finished:
-                self.finish({"status": "failed" if error is not None else "interrupted", "metrics": {}})
+                self.finish(_unwritten_result(error))
         finally:
             self._stack.close()
 
@@ -192,6 +193,13 @@ class Recorder:
             type(error).__name__,
             error,
         )
+
+
+def _unwritten_result(error: BaseException | None) -> dict[str, Any]:
+    """What sinks are told where there is no ``result.json``: the disk is full, or writing it failed."""
+    if error is None or isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit)):
+        return {"status": "interrupted", "metrics": {}}
+    return {"status": "failed", "metrics": {}, "error": explain(error)}
 
 
 def describe_run(

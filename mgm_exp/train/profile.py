@@ -19,7 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from mgm_exp.store import read_record, write_json_atomic
-from mgm_exp.train.time_shares import PREFIX, time_shares
+from mgm_exp.train.time_shares import PREFIX, VISION, time_shares
 
 if TYPE_CHECKING:
     from mgm_exp.train.assemble import Stage
@@ -184,7 +184,7 @@ def _eyes_marked(model: Any) -> ExitStack:
         open_marks: list[Any] = []
 
         def enter(*_: Any) -> None:
-            open_marks.append(part("vision"))
+            open_marks.append(part(VISION))
             open_marks[-1].__enter__()
 
         def leave(*_: Any) -> None:

@@ -1,10 +1,12 @@
-"""Numbers as they stand on a command line: what argparse turns them into, and what it says where they are none."""
+"""Numbers and files as they stand on a command line: what they may be, and what is said where they are not."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+
+from mgm_exp.errors import UserError
 
 
 def count(what: str, most: int | None = None) -> Callable[[str], int]:
@@ -29,6 +31,20 @@ def count(what: str, most: int | None = None) -> Callable[[str], int]:
 def add_base(parser: argparse.ArgumentParser, when: str) -> None:
     """``--base DIR``: the base model, where what is given does not lead to it."""
     parser.add_argument("--base", type=Path, metavar="DIR", help=f"base model, {when}")
+
+
+def check_json(path: Path | None) -> None:
+    """``--json FILE``, looked at before the work, not after it; None: it was not given.
+
+    Raises:
+        UserError: it is a folder, or is to be in one that is not there.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--json {path} is a folder.", advice="Give the path of a file.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json {path}: {path.parent} is not a folder.", advice="Make it first.")
 
 
 def megapixels(text: str) -> float:

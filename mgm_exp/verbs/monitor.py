@@ -75,11 +75,11 @@ def _show(folder: Path) -> None:
     samples = read_samples(path)
     if not samples:
         raise UserError(f"{path} holds no sample yet.")
-    minutes = (samples[-1]["t"] - samples[0]["t"]) / 60
     try:
+        minutes = (samples[-1]["t"] - samples[0]["t"]) / 60
         lines = _lines(Summary(MonitorLimitsConfig(), samples).as_json(), samples[-1])
         place = _place(samples[-1])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{path} is not what a run writes ({type(error).__name__}: {error}).") from error
     print(f"{len(samples)} samples in {minutes:.1f} minutes, the last one in {place}")
     for line in lines:
@@ -105,8 +105,8 @@ def _lines(found: dict[str, Any], last: dict[str, Any]) -> list[str]:
     for name, free in found.get("disk_free_gib_least", {}).items():
         lines.append(f"disk         {free:.1f} GiB free at least ({name})")
     if "gpu_memory_gib_peak" in found:
-        total = max(gpu["memory_total_gib"] for gpu in last["gpus"]) if last.get("gpus") else None
-        of = f" of {total:.1f}" if total else ""
+        totals = [gpu["memory_total_gib"] for gpu in last.get("gpus") or () if gpu["memory_total_gib"] is not None]
+        of = f" of {max(totals):.1f}" if totals else ""
         lines.append(f"GPU memory   {found['gpu_memory_gib_peak']:.1f}{of} GiB on one GPU at most")
     if "gpu_utilization_mean" in found:
         lines.append(

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, UserError
+from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
+from mgm_exp.verbs.arguments import check_json
 from mgm_exp.verbs.this_machine import ThisMachine
 
 if TYPE_CHECKING:
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.plan import CellPlan
-
-_COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Sweep:
 def run(arguments: list[str]) -> int:
     """Prints the plan of each cell; 3 if one does not fit, 2 if one cannot be run at all."""
     options = _options(arguments)
+    check_json(options.json)
     from mgm_exp.curated import curated_rows
     from mgm_exp.plan import plan_cell
     from mgm_exp.verbs.sweep_total import totals
@@ -65,8 +65,6 @@ def run(arguments: list[str]) -> int:
     if options.json is not None:
         from mgm_exp.store import write_json_atomic
 
-        if not options.json.parent.is_dir():
-            raise UserError(f"--json {options.json}: its folder does not exist.")
         written = {
             "schema_version": 1,
             "cells": [plan.to_json() for plan in plans],
@@ -162,6 +160,7 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from mgm_exp.plan.memory import COMPONENTS
     from mgm_exp.verbs.plan_explained import explain_cell, rules
 
     console = Console()
@@ -169,7 +168,7 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
         console = Console(width=220)
     table = Table(box=None, pad_edge=False)
     for name, side in (
-        ("cell", "left"), ("millions", "right"), ("trained", "right"), *((part, "right") for part in _COMPONENTS),
+        ("cell", "left"), ("millions", "right"), ("trained", "right"), *((part, "right") for part in COMPONENTS),
         ("peak GiB", "right"), ("in", "left"), ("host GiB", "right"), ("steps", "right"), ("hours", "right"),
         ("GPU-h", "right"), ("cost", "right"), ("disk GiB", "right"), ("verdict", "left"),
     ):  # fmt: skip
@@ -182,14 +181,14 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
             Text(" ".join(plan.overrides) or "(the default)"),
             f"{row['parameters']['total'] / 1e6:,.1f}",
             f"{row['parameters']['trainable'] / 1e6:,.2f}",
-            *(f"{memory[part]:.2f}" for part in _COMPONENTS),
+            *(f"{memory[part]:.2f}" for part in COMPONENTS),
             f"{memory['peak']:.2f}",
-            f"{row['stage']}, {row['moment']}",
+            Text(f"{row['stage']}, {row['moment']}"),
             f"{row['host_gib']['peak']:.1f}",
             _number(row["steps"], ","),
             _number(row["hours"], ".2f"),
             _number(row["gpu_hours"], ".2f"),
-            f"{_number(row['cost'], '.2f')} {row['currency']}".strip(),
+            Text(f"{_number(row['cost'], '.2f')} {row['currency']}".strip()),
             f"{row['disk_gib']:.2f}",
             Text(f"{plan.verdict} in {plan.device}", style=colour),
         )

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from mgm_exp.plan import CellPlan
     from mgm_exp.plan.stage_plan import StagePlan
 
-_COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
 _RULES = """
 weights      fp32 where plain PyTorch trains them, else the compute dtype; ZeRO-3: a share, and what is gathered
 gradients    4 bytes a trained parameter (plain PyTorch); ZeRO: 2 bytes, a share
@@ -51,9 +50,8 @@ def explain_cell(plan: CellPlan, console: Console) -> None:
         hours = plan.hours_of[phase.name]
         say("")
         time = "" if hours is None else f", {hours:.2f} hours"
-        count = (
-            "" if phase.count is None else f", {phase.count:,} {'images' if 'caption' in phase.name else 'questions'}"
-        )
+        what = "images" if phase.name == "captioning" else "questions"
+        count = "" if phase.count is None else f", {phase.count:,} {what}"
         say(f"{name}: {phase.name}{count}{time}", "bold")
         _table(console, phase)
     say("")
@@ -81,12 +79,14 @@ def _of_stage(plan: CellPlan, stage: StagePlan) -> str:
 def _table(console: Console, part: Any) -> None:
     from rich.table import Table
 
+    from mgm_exp.plan.memory import COMPONENTS
+
     table = Table(box=None, pad_edge=False)
     table.add_column("GiB alive at this moment", no_wrap=True)
-    for name in (*_COMPONENTS, "sum"):
+    for name in (*COMPONENTS, "sum"):
         table.add_column(name, justify="right")
     for moment in part.moments:
-        values = [getattr(moment, name) for name in _COMPONENTS]
+        values = [getattr(moment, name) for name in COMPONENTS]
         style = "bold" if moment is part.peak else ""
         table.add_row(moment.name, *(f"{v / 2**30:.3f}" for v in (*values, moment.total)), style=style)
     console.print(table)
@@ -102,13 +102,13 @@ def _numbers(plan: CellPlan, stage: StagePlan) -> list[str]:
         share = f" / {work.devices}" if work.devices > 1 else ""
         lines.append(
             f"ZeRO-{work.zero_stage}: weights {s} x {t + z:,}{share if work.zero_stage == 3 else ''}, gradients "
-            f"{s} x {t:,}{share}, masters and moments 12 x {t:,}{share} bytes"
+            f"{s} x {t:,}{share}, masters and moments {12 if s == 2 else 8} x {t:,}{share} bytes"
             + (", the last two in main memory" if work.offload else "")
             + f"; buckets of {work.reduce_bucket:,} elements{' twice (overlap_comm)' if work.overlap else ''}"
         )
     elif stage.name != "features":
         lines.append(
-            f"weights {4 if work.autocast or s == 4 else s} x {t:,} trained + {s} x {z:,} frozen, gradients 4 x {t:,}, "
+            f"weights 4 x {t:,} trained + {s} x {z:,} frozen, gradients 4 x {t:,}, "
             f"AdamW 8 x {t:,} bytes: {16 * t / 1e9:.1f} GB for what is trained"
         )
     if work.encodes_images and sizes.map_side:
@@ -123,12 +123,12 @@ def _numbers(plan: CellPlan, stage: StagePlan) -> list[str]:
         )
         lines.append(f"{sizes.visual_tokens} tokens an image; {reads}, for {work.batch} images in a pass")
     if stage.name != "features":
-        from mgm_exp.plan.activations import LOGITS_AT_A_TIME, block_saved
+        from mgm_exp.plan.activations import block_saved, logits_at_a_time
 
-        rows = min(work.loss_chunk or max(1, LOGITS_AT_A_TIME // sizes.vocabulary), work.batch * work.supervised)
+        rows, each = logits_at_a_time(sizes, work)
         lines.append(
             f"logits {rows:,} of at most {work.batch * work.supervised:,} learnt positions at a time x "
-            f"{sizes.vocabulary:,} tokens of the vocabulary, {8 + (s if s == 2 else 0)} bytes each"
+            f"{sizes.vocabulary:,} tokens of the vocabulary, {each} bytes each"
         )
         again = work.recomputed(sizes.layers)
         lines.append(

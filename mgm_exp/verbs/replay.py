@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mgm_exp.errors import EXIT_DONE, EXIT_FAILED, UserError
 from mgm_exp.signals import stop_on_signals
+from mgm_exp.verbs.arguments import check_json
 from mgm_exp.verbs.progress_bar import progress_bar
 
 EXIT_DIFFERS = EXIT_FAILED
@@ -17,6 +18,7 @@ EXIT_DIFFERS = EXIT_FAILED
 def run(arguments: list[str]) -> int:
     """Replays what the arguments name; 0 where everything is equal, 1 where something differs."""
     options = _options(arguments)
+    check_json(options.json)
     from mgm_exp.replay import Replay, read_run
     from mgm_exp.store import write_json_atomic
 

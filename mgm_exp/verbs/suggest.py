@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgm_exp.errors import EXIT_DONE, UserError
+from mgm_exp.verbs.arguments import check_json, count
 
 if TYPE_CHECKING:
     from mgm_exp.plan.suggestion import Suggestion
 
+# Of the number on a box that a process can have.
 _OFF_THE_BOX = 0.98
-_CONTEXT_GIB = 0.8
 
 
 def run(arguments: list[str]) -> int:
     """Prints the settings, the table of adapters and sharding, and the command."""
     options = _options(arguments)
-    for name, value in (("--memory", options.memory), ("--data", options.data), ("--text-tokens", options.text_tokens)):
-        if value <= 0:
-            raise UserError(f"{name} {value} must be above 0.")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: its folder does not exist.")
+    if not 0 < options.memory < math.inf:
+        raise UserError(f"--memory {options.memory} must be above 0, in GB.")
+    check_json(options.json)
     from mgm_exp.compose import checked, compose_tree, session
     from mgm_exp.plan.cards import Device
     from mgm_exp.plan.suggestion import suggest
 
-    given = [f"model={options.model}", f"devices={options.devices}", *options.overrides]
-    device = Device(f"{options.memory:g} GB", options.memory * _OFF_THE_BOX, None, _CONTEXT_GIB)
+    fixed = [f"model={options.model}", *options.overrides]
+    device = Device(f"{options.memory:g} GB", options.memory * _OFF_THE_BOX, None)
     with session() as hydra:
 
         def config_of(overrides: Sequence[str]) -> Any:
             arguments = [*overrides, f"plan.rows={options.data}", f"plan.text_tokens={options.text_tokens}"]
             return checked(compose_tree(hydra, arguments), arguments)
 
-        found = suggest(config_of, given, rows=options.data, text_tokens=options.text_tokens, device=device)
-    _show(found, given, options)
+        found = suggest(
+            config_of,
+            fixed,
+            devices=options.devices,
+            rows=options.data,
+            text_tokens=options.text_tokens,
+            device=device,
+        )
+    _show(found, [f"model={options.model}", f"devices={options.devices}", *options.overrides], options)
     if options.json is not None:
         from mgm_exp.store import write_json_atomic
 
@@ -53,11 +60,17 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "full fine-tuning, LoRA and QLoRA need under every stage of ZeRO. Nothing is read, nothing is started.",
     )
     parser.add_argument("--memory", type=float, required=True, metavar="GB", help="of one card, as on its box")
-    parser.add_argument("--data", type=int, required=True, metavar="N", help="conversations to learn from")
-    parser.add_argument("--model", default="mgm_2b", help="a choice of the group model (default: mgm_2b)")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="cards (default: 1)")
     parser.add_argument(
-        "--text-tokens", type=int, default=124, metavar="N", help="mean tokens of a sample beside its image's (124)"
+        "--data", type=count("conversations"), required=True, metavar="N", help="conversations to learn from"
+    )
+    parser.add_argument("--model", default="mgm_2b", help="a choice of the group model (default: mgm_2b)")
+    parser.add_argument("--devices", type=count("cards"), default=1, metavar="N", help="cards (default: 1)")
+    parser.add_argument(
+        "--text-tokens",
+        type=count("tokens"),
+        default=124,
+        metavar="N",
+        help="mean tokens of a sample beside its image's (124)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it as JSON, too")
     parser.add_argument("overrides", nargs="*", help="what is fixed already, as for a run")

@@ -7,9 +7,9 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DONE, UserError
+from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DONE
 from mgm_exp.signals import stop_on_signals
-from mgm_exp.verbs.arguments import count, megapixels
+from mgm_exp.verbs.arguments import check_json, count, megapixels
 from mgm_exp.verbs.progress_bar import progress_bar
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def run(arguments: list[str]) -> int:
     from mgm_exp.data.validation import validate
 
     source = find_source(options.path, options.images)
-    if options.json is not None:
-        _check_json(options.json)
+    check_json(options.json)
     if options.fix is not None:
         check_target(options.fix)
     fixes: RepairReport | None = None
@@ -67,14 +66,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         "--fix", type=Path, metavar="DIR", help="write a clean copy into a new folder; the original stays as it is"
     )
     return parser.parse_args(arguments)
-
-
-def _check_json(path: Path) -> None:
-    """Said before the work, not after it."""
-    if path.is_dir():
-        raise UserError(f"--json {path} is a folder.", advice="Give the path of a file.")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--json {path}: {path.parent} is not a folder.", advice="Make it first.")
 
 
 # -- on the screen ---------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ BAD = [
     ("mailtos://me:canary@example.org", "canary"),
     ("jsons://user:canary@example.org/", "canary"),
     ("jsons://example.org/?api_key=canary", "canary"),
+    ("jsons://example.org/?+Authorization=canary", "canary"),
     ("jsons://example.org/hooks/canary0123456789abc", "canary0123456789abc"),
     ("not an address: canary", "canary"),
 ]
@@ -48,6 +49,10 @@ def test_a_key_that_is_written_out_is_refused_and_not_repeated(address: str, key
     fault = address_fault(address)
     assert fault is not None and key not in fault
     assert "variable" in fault
+
+
+def test_a_key_beside_variables_is_masked_wherever_it_is_written() -> None:
+    assert "canary" not in redact_text("could not send to slack://$A/$B/canary1: refused")
 
 
 @pytest.mark.parametrize("address", ["jsons://example.org/$WANDB_API_KEY", "mailto://me:$HF_TOKEN@example.org"])

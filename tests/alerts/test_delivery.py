@@ -150,6 +150,14 @@ def test_a_sweep_sends_its_verdict(hook: Webhook, tmp_path: Path) -> None:
     assert (file["filename"], base64.b64decode(file["base64"])) == ("report.html", b"<html>")
 
 
+def test_a_sweep_ends_as_it_did_where_nobody_can_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)  # as where it is not installed
+    tell_sweep(AlertsConfig(["json://127.0.0.1:9"], 30.0, True), tmp_path, {"name": "ranks", "status": "completed"})
+    assert "how the sweep ended is not told" in caplog.text
+
+
 def test_a_test_message_says_who_took_it(hook: Webhook, capsys: pytest.CaptureFixture[str]) -> None:
     addresses = json.dumps([hook.url, "json://127.0.0.1:9"]).replace('"', "'")
     assert main(["alert", "--test", f"alerts.urls={addresses}"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from mgm_exp.alerts import Message, Rate, of_sweep
 from mgm_exp.alerts.watching import Watched, Watcher
 from mgm_exp.config import MonitorLimitsConfig
+from mgm_exp.store import write_json_atomic
 
 
 class Collected:
@@ -142,6 +144,25 @@ def test_the_rate_is_kept_over_a_resume_and_by_kind(tmp_path: Path) -> None:
     assert Rate(tmp_path, 60.0).take("A", 1061.0) == 1
     (tmp_path / "alerts.json").write_text("not json")
     assert Rate(tmp_path, 60.0).take("A", 1062.0) == 0
+
+
+def test_where_the_rate_cannot_be_kept_messages_are_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = watcher(tmp_path / "gone")
+    run.hear({"call": "finish", "result": FAILED}, 1000.0)
+    assert sent(run).kinds == ["RunFailed"]
+    assert "the rate of messages cannot be kept" in caplog.text
+
+
+def test_a_run_whose_last_word_was_lost_is_not_called_dead(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"status": "completed"}))  # of an earlier attempt
+    resumed = watcher(tmp_path, on_finish=True)
+    write_json_atomic(result, FAILED)
+    resumed.died(1001.0)
+    assert sent(resumed).kinds == ["RunFailed"]
+    again = watcher(tmp_path)
+    again.died(1002.0)
+    assert sent(again).kinds == ["TrainerDown"]
 
 
 def test_a_run_that_is_gone_is_told_with_its_last_step(tmp_path: Path) -> None:

@@ -94,7 +94,11 @@ def test_what_runs_took_of_their_machines_is_drawn(demo_sweep: Path) -> None:
     run = next(path for path in sorted(demo_sweep.iterdir()) if (path / "result.json").exists())
     gpus = [{"index": 0, "memory_used_gib": 21.5, "utilization": 0.5}, {"index": 1, "memory_used_gib": 11.0}]
     samples = [{"t": 100.0 + 10 * k, "process_memory_gib": 1.0 + k, "gpus": gpus} for k in range(4)]
-    broken = [{"t": "late"}, {"t": 200.0, "process_memory_gib": "much", "gpus": [3, {"memory_used_gib": None}]}]
+    broken = [
+        {"t": "late"},
+        {"t": 10**400},
+        {"t": 200.0, "process_memory_gib": "much", "gpus": [3, {"memory_used_gib": None}]},
+    ]
     (run / "system.jsonl").write_text("\n".join(map(json.dumps, [*samples, *broken])) + '\n{"t": 2')
     section = _page(demo_sweep).split('id="machine"')[1].split("</section>")[0]
     assert section.count('class="plot zoom"') == 3  # nothing was said of processors

@@ -229,6 +229,7 @@ def test_a_named_policy_is_an_enum(compose: Compose) -> None:
         (["train.cache_visual_tokens=true", "train.freeze_connector=false"], "needs train.freeze_connector=true"),
         (["train.micro_batch_size=5"], "is not a multiple of"),
         (["devices=3", "train.micro_batch_size=8"], "x devices=3"),
+        (["devices=0"], "devices=0 must be a finite number above 0"),
         (["zero.offload_optimizer=cpu"], "needs zero=2 or zero=3"),
         (["data.recaptioned_path=x.jsonl"], "data=blip2"),
         (["eval.benchmarks=[]"], "is empty"),

@@ -239,6 +239,7 @@ def test_the_text_file_is_whole_and_goes_with_the_run(opened: Any, tmp_path: Pat
     assert parsed(path.read_text())["mgm_train_loss"] == 2.5
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
     writing.close()
+    writing.write()  # a sample that came late
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,6 +250,8 @@ def test_what_is_missing_is_said_before_anything_runs(monkeypatch: pytest.Monkey
     check_monitor(MonitorConfig(prometheus_port=9301, textfile=str(tmp_path)))
     with pytest.raises(ConfigError, match="is no folder"):
         check_monitor(MonitorConfig(textfile=str(tmp_path / "nothing")))
+    with pytest.raises(ConfigError, match="is no folder that can be written"):
+        check_monitor(MonitorConfig(textfile="/proc"))
     monkeypatch.setattr(exporter.importlib.util, "find_spec", lambda name: None)
     check_monitor(MonitorConfig())
     with pytest.raises(MissingDependencyError, match=r"monitor\.prometheus_port.*mgm-exp\[monitor\]"):

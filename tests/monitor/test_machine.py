@@ -137,9 +137,27 @@ def test_a_sample_of_gpus_has_null_for_what_one_does_not_tell(library: Library) 
     assert (second["index"], second["memory_used_gib"], second["utilization"]) == (1, 2.0, None)
 
 
+def test_a_gpu_without_memory_of_its_own_is_sampled_all_the_same(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> SimpleNamespace:
+        raise NotSupported("Not Supported")
+
+    monkeypatch.setattr(library, "nvmlDeviceGetMemoryInfo", refuse)
+    (gpu,) = opened(1).sample()
+    assert (gpu["memory_used_gib"], gpu["memory_total_gib"], gpu["utilization"]) == (None, None, 0.37)
+
+
 @pytest.mark.parametrize(
     ("visible", "devices", "used"),
-    [(None, 1, [1.0]), (None, 8, [1.0, 2.0]), ("1", 1, [2.0]), ("1,0", 2, [2.0, 1.0]), ("MIG-bb", 1, [2.0])],
+    [
+        (None, 1, [1.0]),
+        (None, 8, [1.0, 2.0]),
+        ("1", 1, [2.0]),
+        ("1,7", 1, [2.0]),
+        ("1,0", 2, [2.0, 1.0]),
+        ("MIG-bb", 1, [2.0]),
+    ],
 )
 def test_a_run_watches_the_gpus_that_it_takes(
     visible: str | None, devices: int, used: list[float], library: Library, monkeypatch: pytest.MonkeyPatch

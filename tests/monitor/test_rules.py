@@ -63,6 +63,10 @@ DOES_NOT_HOLD = {
     "at the limit": ("DeviceMemoryHigh", Window(NOW, samples=[sample(gpus=[gpu(72.0)])])),
     "it was before": ("DeviceMemoryHigh", Window(NOW, samples=[sample(gpus=[gpu(79.0)]), sample(gpus=[gpu()])])),
     "no GPU": ("DeviceMemoryHigh", Window(NOW, samples=[sample()])),
+    "memory is not told": (
+        "DeviceMemoryHigh",
+        Window(NOW, samples=[sample(gpus=[{"index": 0, "memory_used_gib": None, "memory_total_gib": None}])]),
+    ),
     "in time": ("StalledStep", Window(NOW, [step(1)], sign_at=NOW - 299)),
     "steps are slow": ("StalledStep", Window(NOW, [step(n, seconds=60.0 * n) for n in range(9)], sign_at=NOW - 599)),
     "nothing trains": ("StalledStep", Window(NOW, [step(1, NOW - 9999)])),
@@ -118,9 +122,12 @@ def test_a_runbook_is_an_entry_of_the_doctor(rule: Any) -> None:
 
 
 def test_limits_stand_in_the_expressions() -> None:
-    changed = {rule.name: rule.expr for rule in rules(MonitorLimitsConfig(memory_share=0.5, recent_s=0.5))}
+    changed = {
+        rule.name: rule.expr for rule in rules(MonitorLimitsConfig(memory_share=0.5, recent_s=0.5, disk_hours=1.1))
+    }
     assert "> 0.5" in changed["DeviceMemoryHigh"]
     assert "[500ms]" in changed["TrainLossNaN"]
+    assert "[3600s], 3960) < 0" in changed["DiskFilling"]  # a number of seconds, not a duration
 
 
 @pytest.mark.parametrize(

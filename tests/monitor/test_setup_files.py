@@ -18,7 +18,9 @@ from mgm_exp.monitor.rule_cases import rule_cases
 from mgm_exp.monitor.setup_files import Setup, rules_file
 from tests.monitor.tools import needs_prometheus, said_by
 
-QUICK = MonitorLimitsConfig(recent_s=5, history_s=40, memory_s=3, stalled_s=4, stalled_steps=3, down_s=3)
+QUICK = MonitorLimitsConfig(
+    recent_s=5, history_s=40, memory_s=3, stalled_s=4, stalled_steps=3, down_s=3, disk_hours=1.1
+)
 
 
 @needs_prometheus
@@ -116,6 +118,7 @@ def test_limits_and_root_of_the_command_line_stand_in_the_files(
         (["--write", "w", "--interval", "0"], "1..3600"),
         (["--write", "w", "--webhook", "slack"], "--webhook slack"),
         (["--write", "w", "monitor.limits.memory_share=2"], "memory_share=2.0 must lie in (0, 1]"),
+        (["--write", "w", "monitor.textfile=.", "monitor.every_s=60"], "must lie below monitor.limits.down_s=60"),
         (["."], "has no system.jsonl"),
     ],
 )
@@ -152,6 +155,7 @@ def test_a_run_is_summed_up_in_words(tmp_path: Path, capsys: pytest.CaptureFixtu
         '{"t": 1, "gpus": [{}]}',
         '{"t": 1, "memory_gib": 1.0}',
         '{"t": 1, "stage": "a", "step": "b"}',
+        f'{{"t": 1{"0" * 400}, "memory_gib": 1.0}}',
     ],
 )
 def test_a_foreign_file_is_refused_in_words(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

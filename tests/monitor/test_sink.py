@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mgm_exp.config import Device, MonitorConfig
-from mgm_exp.monitor import MonitorSink, read_samples
+from mgm_exp.monitor import MonitorSink, SystemFile, read_samples
 from mgm_exp.record import RunInfo
 
 
@@ -57,6 +57,29 @@ def test_a_resumed_run_is_summed_up_with_what_was_before(sink: Any, tmp_path: Pa
         watching = sink(every_s=1000.0)
         assert watching.end()["samples"] == expected
         watching.finish({"status": "interrupted"})
+
+
+def test_who_tells_people_hears_of_a_disk_before_its_fullness_ends_the_sampling(
+    compose: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: SystemFile, sample: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SystemFile, "append", refuse)
+    heard: list[Any] = []
+    watching = MonitorSink(compose(f"paths.root={tmp_path}", "device=cpu"), tmp_path, [heard.append])
+    watching.start(RunInfo("demo-1-ab", tmp_path, "demo", None, "run", ()))
+    watching.finish({"status": "failed"})
+    assert "root" in heard[0]["disks"]
+    assert "No space left" in caplog.text
+
+
+def test_a_file_that_cannot_be_continued_leaves_no_port_and_no_target_behind(sink: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "system.jsonl").write_text('{"t": 1, "disks": 3}\n')
+    with pytest.raises(AttributeError):
+        sink(prometheus_port=19_303)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_sampled_where_nothing_is_asked_for(sink: Any, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def finished_run(
     folder = root / "runs" / "r" / name
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(plain(config)), encoding="utf-8")
-    (folder / "data.json").write_text(json.dumps({"align": {"kept": 24}, "instruct": {"kept": 24}}), encoding="utf-8")
+    data = {stage: {"kept": 24, **facts.get("data", {})} for stage in ("align", "instruct")}
+    (folder / "data.json").write_text(json.dumps(data), encoding="utf-8")
     step = {"stage": "instruct", "loss": 1.0, "peak_memory_gib": facts.get("peak", 9.0)}
     seconds = plan.flops / 12 / SPEED * seconds_factor
     # Sums so far, as a run writes them; the first two steps warm up, and do not count
@@ -66,6 +67,25 @@ def test_the_speed_is_the_median_of_finished_stages_of_this_machine(tmp_path: Pa
     assert errors == pytest.approx([0.5 / 0.9 - 1, 0.8 / 0.75 - 1, 1 / 0.65 - 1])
     assert found.memory_factor() is None, "on the CPU the whole process was measured"
     assert calibrate(tmp_path / "nothing", MACHINE).speed("tiny") is None
+
+
+def test_a_run_is_planned_with_the_lengths_of_its_own_rows(tmp_path: Path) -> None:
+    """As a plan of now knows the rows that were curated: with longer ones its memory would seem to be less."""
+    short = {"tokens": 24 * 80, "supervised_tokens": 24 * 8, "lengths": {"max": 90.0}}
+    (usual,) = calibrate(finished_run(tmp_path / "a", "0").parents[2], MACHINE).finished
+    (own,) = calibrate(finished_run(tmp_path / "b", "0", data=short).parents[2], MACHINE).finished
+    assert own.predicted_gib < 0.9 * usual.predicted_gib
+    # Its steps had more tokens than these rows have: the count is scaled to what was learnt
+    assert own.speed == pytest.approx(usual.speed, rel=0.1)
+
+
+def test_a_table_of_prices_that_is_gone_does_not_hide_a_run(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "0")
+    file = folder / "config.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["plan"]["prices"] = "gone.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    assert len(calibrate(tmp_path, MACHINE).finished) == 1
 
 
 def test_answers_have_a_speed_of_their_own(tmp_path: Path) -> None:

@@ -65,11 +65,33 @@ def test_what_is_not_known_of_a_captioner_is_said(tmp_path: Path) -> None:
         plan = planned(*overrides)
         assert all(one.name != "captioning" for one in plan.phases)
         assert any("captioning is not in the plan" in note and words in note for note in plan.notes)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}), encoding="utf-8")
-    damaged = planned("data.path=pairs.json", f"data.captioner.path={tmp_path}")
-    assert any("cannot be used" in note for note in damaged.notes)
+    # No model, and one without a tower
+    for name in ("nonsense", "fuyu"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": name}), encoding="utf-8")
+        damaged = planned("data.path=pairs.json", f"data.captioner.path={folder}")
+        assert any("cannot be used" in note for note in damaged.notes)
     # Captions that are there already cost nothing; raw ones neither
     assert all(one.name != "captioning" for one in planned("data.recaptioned_path=new.json", *OPT).phases)
+
+
+def test_images_that_are_not_counted_leave_hours_out_and_say_so() -> None:
+    steps = ("train.align.max_steps=50", "train.max_steps=50")
+    plan = plan_cell(config_of("model=mgm_2b", "data=blip2", "plan.device=rtx4090", *OPT[:2], *steps))
+    assert plan.phases[0].count is None and plan.hours is not None
+    assert any("captioning: its hours" in note and "plan.align_rows" in note for note in plan.notes)
+
+
+def test_a_tower_whose_image_is_described_by_both_sides_is_counted(tmp_path: Path) -> None:
+    vision = {"image_size": [448, 448], "patch_size": [14, 14], "hidden_size": 64, "intermediate_size": 128,
+              "num_hidden_layers": 2, "num_attention_heads": 2}  # fmt: skip
+    text = {"model_type": "qwen2", "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    content = {"model_type": "internvl", "vision_config": vision, "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    found = sizes_of(str(tmp_path))
+    assert (found.patches, found.vision_layers, found.width) == (32**2 + 1, 2, 32)
 
 
 def test_the_folder_of_a_captioner_is_counted_without_weights(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_curated_rows_give_lengths_and_steps(tmp_path: Path) -> None:
     assert (given.stages[-1].lengths.mean, given.stages[-1].work.length) == (94, 104)
 
 
+def test_a_newer_entry_that_is_damaged_does_not_hide_one_that_fits(tmp_path: Path) -> None:
+    config = of_demo(tmp_path)
+    entry(config, "fits")
+    for number, damaged in enumerate(({"kept": 0}, {"lengths": None})):
+        later = entry(config, f"later {number}", **damaged) / "stage.json"
+        os.utime(later, (2e9, 2e9))
+    assert curated_rows(config)["align"].rows == 500
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -10,6 +10,7 @@ import pytest
 
 from mgm_exp.cli import main
 from mgm_exp.plan import plan_cell, predicted_hours, predicted_memory_gib
+from mgm_exp.verbs.plan import show
 from tests.plan.settings import config_of
 
 KEYS = "overrides parameters memory_gib steps tokens flops hours cost disk_gib verdict advice".split()
@@ -51,6 +52,23 @@ def test_a_cell_that_cannot_be_run_does_not_hide_the_others(tmp_path: Path, caps
     refused = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["refused"]
     assert [cell["overrides"] for cell in refused] == [["train.micro_batch_size=5"]]
     assert "cannot run: train.micro_batch_size=5: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["suggest", "--memory", "24", "--data", "10"]], ids=["plan", "suggest"])
+def test_where_no_file_can_be_written_is_said_before_the_work(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, says in ((".", "is a folder"), ("none/plan.json", "none is not a folder")):
+        assert main([*verb, "--json", str(tmp_path / name)]) == 2
+        printed = capsys.readouterr()
+        assert says in printed.err and printed.out == ""
+
+
+def test_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    questions = ("eval.textvqa.batch_size=2048", "plan.prices={rtx4090: 1, currency: '[/]'}")
+    show([plan_cell(config_of(*MGM, "adapter=lora_r16", *questions))])
+    printed = capsys.readouterr().out
+    assert "evaluate[textvqa], reading the prompts" in " ".join(printed.split()) and " [/] " in printed
 
 
 def test_a_single_run_that_fits_ends_with_0(tmp_path: Path) -> None:

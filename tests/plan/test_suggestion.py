@@ -50,6 +50,16 @@ def test_what_is_suggested_composes_fits_and_is_the_largest_batch_that_does(
     assert "python -m mgm_exp model=mgm_2b devices=1 adapter=lora_r8" in printed
 
 
+def test_what_is_suggested_cannot_be_fixed_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be overridden by the suggestion, and nothing would say so; what else is fixed is kept."""
+    fixed = "train.freeze_connector=true"
+    found = suggested(tmp_path, "--memory", "24", "--data", "2000", fixed)
+    assert f" {fixed} adapter=lora_r8 " in capsys.readouterr().out
+    for override in (*found["overrides"], "zero.stage=2", "adapter.rank=4", "++train.lr=1e-3", "devices=2"):
+        assert main(["suggest", "--memory", "24", "--data", "2000", override]) == 2
+        assert f"{override}: a suggestion has one of its own" in capsys.readouterr().err
+
+
 def test_more_data_asks_for_a_higher_rank_and_more_cards_share_the_batch(tmp_path: Path) -> None:
     found = suggested(tmp_path, "--memory", "24", "--data", "1500000", "--devices", "8")
     config = compose(["model=mgm_2b", "devices=8", *found["overrides"]])
@@ -57,6 +67,13 @@ def test_more_data_asks_for_a_higher_rank_and_more_cards_share_the_batch(tmp_pat
     assert "37.9" in found["choices"][0]["reason"] and config.adapter.rank == 64
     assert config.train.epochs == 1 and config.train.global_batch_size == 128
     assert config.train.global_batch_size % (config.train.micro_batch_size * 8) == 0
+
+
+def test_batches_are_shared_out_to_a_number_of_cards_that_is_no_power_of_two(tmp_path: Path) -> None:
+    found = suggested(tmp_path, "--memory", "24", "--data", "20000", "--devices", "6")
+    train = compose(["model=mgm_2b", "devices=6", *found["overrides"]]).train
+    assert (train.global_batch_size, train.align.global_batch_size) == (192, 252)
+    assert train.micro_batch_size == 2, "16 would go into 192 of 6 cards, and not into 252"
 
 
 def test_too_little_memory_is_said_with_the_least_that_was_found(capsys: pytest.CaptureFixture[str]) -> None:

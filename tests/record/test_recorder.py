@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mgm_exp.errors import Interrupted
+from mgm_exp.errors import DiskFullError, Interrupted
 from mgm_exp.record import FilesSink, Recorder, RunInfo, Sink, open_recorder
 from mgm_exp.record.recorder import Row
 
@@ -90,6 +90,29 @@ def test_leaving_without_a_result_closes_the_sinks_all_the_same(tmp_path: Path) 
         recorder.begin()
         _ = 1 / 0
     assert listening.heard == ["start", "finish failed"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DiskFullError("No space is left."), {"status": "failed", "message": "No space is left."}),
+        (Interrupted("Stopped by SIGTERM."), {"status": "interrupted", "message": None}),
+    ],
+)
+def test_sinks_hear_why_a_run_ended_whose_result_could_not_be_written(
+    error: Exception, told: dict[str, Any], tmp_path: Path
+) -> None:
+    heard: list[Mapping[str, Any]] = []
+
+    class Ending(Sink):
+        def finish(self, result: Mapping[str, Any]) -> None:
+            heard.append(result)
+
+    with pytest.raises(type(error)), Recorder([Ending()], info(tmp_path)) as recorder:
+        recorder.begin()
+        raise error
+    (result,) = heard
+    assert {"status": result["status"], "message": (result.get("error") or {}).get("message")} == told
 
 
 def test_finish_is_told_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ From ``system.jsonl`` of the run folders. A run that was interrupted has a gap i
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mgm_exp import page
@@ -18,6 +18,8 @@ from mgm_exp.page import Column, Html
 from mgm_exp.store import parse_record, read_text
 
 Sample = Mapping[str, Any]
+# Seconds since 1970, and what a sample says of each quantity.
+Reading = tuple[float, tuple[float | None, ...]]
 _POINTS = 3_000
 """Points of all curves together: about 35 kB of the page."""
 _MOST_BYTES = 64 << 20
@@ -51,8 +53,8 @@ def machines(view: View) -> Html | None:
         return None
     most = max(12, _POINTS // (len(samples) * len(_QUANTITIES)))
     plots: list[Html] = []
-    for title, unit, value in _QUANTITIES:
-        known = [([place], _highest(_points(found, value), most)) for place, found in samples.items()]
+    for kind, (title, unit, _) in enumerate(_QUANTITIES):
+        known = [([place], _highest(_points(found, kind), most)) for place, found in samples.items()]
         plots += curve_plot(view, title, title, unit, "minutes since the run began", known, from_zero=True)
     if not plots:
         return None
@@ -66,31 +68,30 @@ def machines(view: View) -> Html | None:
     )
 
 
-def _read(run: Run) -> list[Sample]:
-    """All samples that have a time; a line cut off by a kill, or no record of ours, is left out."""
-    path = run.path / "system.jsonl"
+def _read(run: Run) -> list[Reading]:
+    """All samples that have a time; a line cut off by a kill, or no record of ours, is left out.
+
+    Of each only what is drawn is kept: many long runs have hundreds of thousands of them.
+    """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return []
-        text = read_text(path, errors="replace")
+        text = read_text(run.path / "system.jsonl", _MOST_BYTES, errors="replace")
     except (OSError, ValueError):
         return []
-    found: list[Sample] = []
+    found: list[Reading] = []
     for line in text.splitlines():
         try:
             row = parse_record(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and number(row.get("t")) is not None:
-            found.append(row)
+        if isinstance(row, dict) and (at := number(row.get("t"))) is not None:
+            found.append((at, tuple(value(row) for _, _, value in _QUANTITIES)))
     return found
 
 
-def _points(samples: Iterable[Sample], value: Callable[[Sample], float | None]) -> list[tuple[float, float]]:
-    samples = list(samples)
-    first = min(float(sample["t"]) for sample in samples)
-    known = [((float(sample["t"]) - first) / 60, value(sample)) for sample in samples]
-    return [(minute, found) for minute, found in known if found is not None]
+def _points(samples: Sequence[Reading], kind: int) -> list[tuple[float, float]]:
+    """Minutes since the first sample, and a quantity, where it is known."""
+    first = min(at for at, _ in samples)
+    return [((at - first) / 60, value) for at, values in samples if (value := values[kind]) is not None]
 
 
 def _highest(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -101,7 +102,7 @@ def _highest(points: Sequence[tuple[float, float]], most: int) -> list[tuple[flo
     return [max(part, key=lambda point: point[1]) for part in parts]
 
 
-def _numbers(view: View, samples: Mapping[int, Sequence[Sample]]) -> Html:
+def _numbers(view: View, samples: Mapping[int, Sequence[Reading]]) -> Html:
     """The highest and the mean of each quantity, for those who cannot see the plots or want the numbers."""
     shown = [(title, unit) for title, unit, _ in _QUANTITIES]
     columns = [Column("run"), Column("samples", is_number=True)]
@@ -109,8 +110,8 @@ def _numbers(view: View, samples: Mapping[int, Sequence[Sample]]) -> Html:
     rows: list[Cells] = []
     for place, found in samples.items():
         cells: Cells = [view.entries[place]["label"], (f"{len(found):,}", float(len(found)))]
-        for _, _, value in _QUANTITIES:
-            known = [one for _, one in _points(found, value)]
+        for kind in range(len(_QUANTITIES)):
+            known = [one for _, one in _points(found, kind)]
             for one in (max(known), statistics.fmean(known)) if known else (None, None):
                 cells.append(("-" if one is None else short(one), one))
         rows.append(cells)
