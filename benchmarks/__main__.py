@@ -28,7 +28,6 @@ from mgm_exp.store import read_json, write_atomic, write_json_atomic
 BENCHMARKS = (
     "start_up",
     "sweep_trainer",
-    "trainer_rungs",
     "sweep_floor",
     "ablation_grid",
     "train_loop",

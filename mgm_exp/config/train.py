@@ -208,7 +208,8 @@ class TrainConfig:
     loss_chunk: int | None = None
     # How layers with a LoRA update are computed while they train; see LoraKernel. Results differ in rounding.
     lora_kernel: LoraKernel = LoraKernel.auto
-    # A batch as one row without padding: nothing is computed for padding. Rounding differs, and dropout draws others.
+    # A batch as one row without padding: nothing is computed for padding. Rounding differs; with
+    # lora_kernel=peft dropout draws others.
     padding_free: bool = False
     # Compiles the LLM's blocks: faster steps after a minute of compilation. Rounding differs.
     compile: Compile = Compile.none

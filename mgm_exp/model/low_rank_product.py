@@ -10,25 +10,38 @@ arithmetic; the last bits differ. What is kept for the backward pass is what PEF
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def fuse(model: nn.Module) -> int:
+@dataclass
+class Draws:
+    """How LoRA layers drop their inputs (x, rate); all layers of a model share one."""
+
+    dropout: Callable[[Tensor, float], Tensor] = F.dropout
+
+
+def fuse(model: nn.Module, draws: Draws | None = None) -> int:
     """Makes the model's plain LoRA layers compute so while they train; how many it changed.
 
     Plain is what PEFT puts onto a ``nn.Linear`` without a variant (DoRA): other layers stay as they are. In evaluation
     PEFT's own forward runs: a validation point gives the bits of an evaluation.
+
+    Args:
+        draws: How the inputs of a pass are dropped; may be changed between passes.
     """
     from peft.tuners.lora.layer import Linear
 
     found = [layer for layer in model.modules() if type(layer) is Linear and _is_plain(layer)]
     for layer in found:
-        layer.forward = partial(_forward, layer, layer.forward)
+        layer.forward = partial(_forward, layer, draws or Draws(), layer.forward)
     return len(found)
 
 
@@ -37,7 +50,7 @@ def _is_plain(layer: Any) -> bool:
     return is_one and type(layer.base_layer) is nn.Linear and not layer.lora_variant and not layer.fan_in_fan_out
 
 
-def _forward(layer: Any, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(layer: Any, draws: Draws, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In place of PEFT's ``Linear.forward`` (``otherwise``)."""
     if not layer.training or layer.disable_adapters or layer.merged or args or kwargs:
         return otherwise(x, *args, **kwargs)
@@ -47,7 +60,7 @@ def _forward(layer: Any, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
     x = x.to(dtype)
     dropout = layer.lora_dropout[name]
-    dropped = dropout(x) if isinstance(dropout, nn.Dropout) and dropout.p > 0 else None
+    dropped = draws.dropout(x, dropout.p) if isinstance(dropout, nn.Dropout) and dropout.p > 0 else None
     bias = None if base.bias is None else base.bias.to(dtype)
     with torch.autocast(device, enabled=False):
         return _Product.apply(

@@ -104,6 +104,14 @@ def test_a_batch_without_padding_learns_what_the_padded_one_does_in_float64(
     assert largest_difference(plain, step(model, wide)) <= 1e-12
 
 
+def test_fused_lora_layers_drop_without_padding_what_they_drop_with_it(trained: Trained, batch) -> None:
+    model = trained(dropout=0.3).double()
+    wide = ragged({key: value.double() if value.is_floating_point() else value for key, value in batch.items()})
+    padded = step(model, wide)
+    run_as(model, Execution(lora_kernel="fused", padding_free=True))
+    assert largest_difference(padded, step(model, wide)) <= 1e-12 * max(float(t.abs().max()) for t in padded.values())
+
+
 def test_in_fp32_it_is_within_rounding_and_generation_is_what_it_was(trained: Trained, batch) -> None:
     model = trained()
     uneven = ragged(batch)
