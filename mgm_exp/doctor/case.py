@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.doctor.curves import Row, curve_facts, stages_of
+from mgm_exp.doctor.curves import Row, curve_facts, row_of, stages_of
 from mgm_exp.doctor.facts import Fact, flat
 from mgm_exp.doctor.reading import HEAD_BYTES, TAIL_BYTES, Line, lines_of, read_log
+from mgm_exp.doctor.robust import is_finite
+from mgm_exp.doctor.standstill import SYSTEM, last_sign, standstill_facts
 from mgm_exp.doctor.surroundings import machine_facts
 from mgm_exp.errors import UserError
 from mgm_exp.store import Lease, parse_record, read_record, read_text, read_yaml
@@ -92,6 +94,9 @@ def case_of_run(folder: Path, *, quick: bool = False, error: Mapping[str, Any] |
     result = reader.mapping("result.json")
     manifest = reader.mapping("manifest.json")
     config = reader.config()
+    if error is None and result and _is_begun_anew(manifest):
+        reader.notes.append(f"{ERROR} is of an earlier start and was passed over; the run has been begun again since")
+        result = {}
     if error is not None:
         result = {**result, "status": "failed", "error": dict(error)}
     facts = {
@@ -115,9 +120,11 @@ def case_of_run(folder: Path, *, quick: bool = False, error: Mapping[str, Any] |
     }
     rows = reader.rows("metrics.jsonl", QUICK_METRICS_BYTES if quick else METRICS_BYTES)
     profiles = _profile_facts(reader.mapping(PROFILE))
+    held_at = last_sign(folder) if not quick and _is_held(folder) else None
+    gaps = standstill_facts(reader.rows(SYSTEM, QUICK_METRICS_BYTES if quick else METRICS_BYTES), held_at)
     stages = {
-        stage: {fact.name: fact for fact in (*curve_facts(rows, stage), *profiles.get(stage, ()))}
-        for stage in dict.fromkeys([*stages_of(rows), *profiles])
+        stage: {fact.name: fact for fact in (*curve_facts(rows, stage), *profiles.get(stage, ()), *gaps.get(stage, ()))}
+        for stage in dict.fromkeys([*stages_of(rows), *profiles, *gaps])
     }
     sizes = (QUICK_HEAD, QUICK_TAIL) if quick else (HEAD_BYTES, TAIL_BYTES)
     return Case(
@@ -164,7 +171,7 @@ class _Reader:
                 damaged += 1
                 continue
             if isinstance(values, dict):
-                found.append(Row(number, values))
+                found.append(row_of(number, values))
         if damaged:
             self.notes.append(f"{name}: {damaged} line(s) are damaged and were passed over")
         return found
@@ -218,19 +225,24 @@ def _error_text(error: Any) -> str:
     return f"{error.get('type') or ''}: {error.get('message') or ''}"
 
 
+def _is_begun_anew(manifest: Mapping[str, Any]) -> bool:
+    """Whether the run began and did not say how it ended: its manifest is closed before its result is written."""
+    return bool(manifest.get("started_at")) and manifest.get("ended_at", "") is None
+
+
 def _ending_facts(folder: Path, manifest: Mapping[str, Any], status: str) -> Iterator[Fact]:
     """Whether the run began, did not say how it ended, and nobody is at it."""
-    if status not in ("", "interrupted", "paused") or not manifest.get("started_at") or manifest.get("ended_at"):
-        return
-    if not (folder / ".lease").exists():
-        return
-    try:
-        holder = Lease(folder / ".lease").holder()
-    except OSError:
-        return  # who may not ask does not know
-    if holder is None:
+    if not status and _is_begun_anew(manifest) and _is_held(folder) is False:
         told = "it began and did not say how it ended, and no process is at it"
         yield Fact("run.is_gone", True, "manifest.json", told)
+
+
+def _is_held(folder: Path) -> bool | None:
+    """Whether a process is at the run; None: who may not ask does not know, nor is it known of a copy."""
+    try:
+        return Lease(folder / ".lease").holder() is not None if (folder / ".lease").is_dir() else None
+    except OSError:
+        return None
 
 
 def _error_facts(error: Any) -> Iterator[Fact]:
@@ -245,13 +257,13 @@ def _data_facts(data: Mapping[str, Any]) -> Iterator[Fact]:
         if not isinstance(part, Mapping):
             continue
         rows, kept = part.get("rows"), part.get("kept")
-        if isinstance(rows, int) and isinstance(kept, int) and rows > 0:
+        if is_finite(rows) and is_finite(kept) and rows > 0:
             told = f"{stage}: {kept} of {rows} rows are used"
             yield Fact(f"data.{stage}_kept_share", kept / rows, "data.json", told)
             yield Fact(f"data.{stage}_kept", kept, "data.json", told)
         text = part.get("text")
         words = text.get("words_mean") if isinstance(text, Mapping) else None
-        if isinstance(words, (int, float)):
+        if is_finite(words):
             told = f"{stage}: its texts have {words:.1f} words on average"
             yield Fact(f"data.{stage}_words_mean", float(words), "data.json", told)
 

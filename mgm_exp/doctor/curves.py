@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from mgm_exp.doctor.facts import Fact
+from mgm_exp.doctor.reading import plain_line
 from mgm_exp.doctor.robust import is_finite, log_of, sigma
 
 # As the guards of training have it: steps that are seen before anything is compared, the window, what counts as a spike
@@ -26,6 +27,8 @@ SMOOTHED = 8
 FLAT, FLAT_STEPS = 0.02, 40
 # Most rows that are looked at; of a longer run the last ones.
 MOST_ROWS = 200_000
+# What is counted by these is hashed and compared.
+_KINDS: dict[str, type] = {"step": int, "stage": str, "event": str, "batch_name": str}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Row:
 
     line: int
     values: Mapping[str, Any]
+
+
+def row_of(line: int, values: Mapping[str, Any]) -> Row:
+    """A row of a file that others may have written: without the keys whose value is of another kind than it should."""
+    kept = {key: value for key, value in values.items() if key not in _KINDS or type(value) is _KINDS[key]}
+    return Row(line, {key: plain_line(kept[key]) if _KINDS.get(key) is str else kept[key] for key in kept})
 
 
 def stages_of(rows: Sequence[Row]) -> list[str]:

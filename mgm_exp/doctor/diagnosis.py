@@ -14,7 +14,7 @@ from mgm_exp.doctor.case import ERROR, TEXT, Case
 from mgm_exp.doctor.entries import Entry, entries
 from mgm_exp.doctor.facts import Fact, Facts, all_hold
 from mgm_exp.doctor.patterns import Pattern
-from mgm_exp.doctor.reading import Line
+from mgm_exp.doctor.reading import Line, plain_line
 from mgm_exp.record import redact_text
 
 # Lines that are quoted for one entry, and how much of one.
@@ -257,7 +257,7 @@ def _observed(facts: Facts) -> Iterator[str]:
 
 def quoted(text: str) -> str:
     """A line as it is shown: short, without secrets."""
-    clean = redact_text(text.strip())
+    clean = redact_text(plain_line(text.strip()))
     return clean if len(clean) <= QUOTED else f"{clean[: QUOTED - 4]} ..."
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mgm_exp.doctor.robust import is_finite
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -68,7 +70,7 @@ class Condition:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    return float(value) if is_finite(value) else math.nan
 
 
 _OPERATORS = {

@@ -15,7 +15,8 @@ from statistics import fmean, median
 from typing import Any
 
 from mgm_exp.doctor.case import METRICS_BYTES, read_log_bytes
-from mgm_exp.doctor.curves import Row, stages_of
+from mgm_exp.doctor.curves import Row, row_of, stages_of
+from mgm_exp.doctor.reading import shown
 from mgm_exp.doctor.robust import is_finite, log_of, noise
 from mgm_exp.errors import UserError
 from mgm_exp.record import redact_text
@@ -114,7 +115,7 @@ class Comparison:
         for title, found in (("settings that differ", self.settings), ("data", self.data)):
             if found:
                 lines += ["", f"{title}:", *(f"   {item}" for item in found)]
-        return "\n".join(lines)
+        return shown("\n".join(lines))
 
 
 def compare_runs(first: Path, second: Path) -> Comparison:
@@ -387,13 +388,13 @@ def _stage_in_words(parting: Parting) -> Iterator[str]:
         yield "   every loss, gradient norm, learning rate and batch is the same"
         return
     yield f"   the first number that differs: {parting.field} at step {parting.first_difference}"
-    noisy = f"noise of one step: {math.expm1(parting.noise):.2%}"
+    noisy = f"noise of one step: {_factor(parting.noise) - 1:.2%}"
     if parting.parts_at is None:
         yield f"   the losses do not part beyond their noise ({noisy})"
     elif math.isinf(parting.difference):
         yield f"   they part at step {parting.parts_at}: {parting.quantity} is finite in one of them only"
     else:
-        how = f"A is {abs(math.expm1(parting.difference)):.1%} {'above' if parting.difference > 0 else 'below'} B"
+        how = f"A is {abs(_factor(parting.difference) - 1):.1%} {'above' if parting.difference > 0 else 'below'} B"
         yield f"   they part at step {parting.parts_at}: {parting.quantity} of {how} from there ({noisy})"
     if parting.last:
         yield f"   last losses: A {parting.last[0]:.4g}, B {parting.last[1]:.4g}"
@@ -403,6 +404,10 @@ def _stage_in_words(parting: Parting) -> Iterator[str]:
     if parting.sample_ids:
         yield f"   samples named there: {', '.join(parting.sample_ids)}"
     yield from (f"   {event}" for event in parting.events)
+
+
+def _factor(logarithm: float) -> float:
+    return math.exp(min(logarithm, 700.0))  # a float holds no more than that of e^709
 
 
 def _rows(folder: Path) -> list[Row]:
@@ -419,7 +424,7 @@ def _rows(folder: Path) -> list[Row]:
         except ValueError:
             continue
         if isinstance(values, dict):
-            found.append(Row(number, values))
+            found.append(row_of(number, values))
     if not stages_of(found):
         raise UserError(f"{path} holds no row of training.", advice="Give two run folders in which something trained.")
     return found

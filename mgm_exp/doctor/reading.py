@@ -98,6 +98,11 @@ def plain_line(text: str) -> str:
     return _CONTROL.sub("", text).rstrip()
 
 
+def shown(text: str) -> str:
+    """A text for a terminal: names and values in it may be of files that others wrote, and hold no escapes then."""
+    return "\n".join(map(plain_line, text.split("\n")))
+
+
 def _split(text: str) -> list[str]:
     lines = text.split("\n")
     return lines[:-1] if lines and not lines[-1] else lines

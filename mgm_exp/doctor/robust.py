@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
+from typing import TypeGuard
 
 _SIGMA_OF_MAD = 1.4826  # Rousseeuw & Croux 1993: makes it the standard deviation of normal noise
 _TINY = 1e-30
@@ -30,6 +31,11 @@ def noise(values: Sequence[float]) -> float:
     return sigma(steps) / math.sqrt(2)
 
 
-def is_finite(value: object) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number, and no larger than a float can be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

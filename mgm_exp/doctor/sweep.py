@@ -9,6 +9,7 @@ from typing import Any
 
 from mgm_exp.doctor.case import case_of_run, is_run
 from mgm_exp.doctor.diagnosis import Diagnosis, diagnose
+from mgm_exp.doctor.reading import shown
 from mgm_exp.doctor.wording import in_words
 from mgm_exp.errors import UserError
 from mgm_exp.store import read_record
@@ -69,13 +70,13 @@ class SweepDiagnosis:
         if self.passed_over:
             lines.append(f"note: {self.passed_over} more did not complete and were not looked at")
         for cause, trials in groups.items():
-            shown = ", ".join(trials[:MOST_NAMED]) + (", ..." if len(trials) > MOST_NAMED else "")
+            named = ", ".join(trials[:MOST_NAMED]) + (", ..." if len(trials) > MOST_NAMED else "")
             lines += [
                 "",
-                f"== {cause}: {len(trials)} trial(s): {shown}",
+                f"== {cause}: {len(trials)} trial(s): {named}",
                 f"   for example {in_words(self.cases[trials[0]])}",
             ]
-        return "\n".join(lines)
+        return shown("\n".join(lines))
 
 
 def is_sweep(folder: Path) -> bool:
@@ -93,7 +94,7 @@ def diagnose_sweep(folder: Path) -> SweepDiagnosis:
         record = read_record(folder / "sweep.json")
         trials = record["trials"]
         entries = [(int(trial["number"]), str(trial["status"])) for trial in trials]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{folder / 'sweep.json'} is damaged: {error}.") from error
     wanted = [number for number, status in sorted(entries) if status not in ("completed", "pruned", "paused")]
     looked_at = wanted[-MOST_TRIALS:]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from mgm_exp.doctor.diagnosis import Diagnosis, Evidence, Finding
 from mgm_exp.doctor.entries import GROUPS, Entry
+from mgm_exp.doctor.reading import shown
 
 WIDTH = 110
 # Causes that are told in full; of others the title.
@@ -34,7 +35,7 @@ def in_words(diagnosis: Diagnosis) -> str:
     lines += [f"note: {note}" for note in (*diagnosis.observed, *diagnosis.notes)]
     if not diagnosis.is_well:
         lines += ["", *_next_layer(diagnosis)]
-    return "\n".join(lines)
+    return shown("\n".join(lines))
 
 
 def _finding(number: int, finding: Finding, run: str) -> Iterator[str]:

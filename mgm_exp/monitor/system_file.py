@@ -11,12 +11,13 @@ from typing import IO, Any
 from mgm_exp.store import parse_record, write_atomic
 
 NAME = "system.jsonl"
-# About 7 MB with one GPU. A file that is full is thinned to every second line, and fills at half the rate from there.
+# About 7 MB with one GPU. A file that is full is thinned to every second line and those where a stage or a process
+# begins, and fills at half the rate from there.
 MOST_LINES = 16_384
 
 
 class SystemFile:
-    """Appends samples, each as one line, flushed.
+    """Appends samples, each as one line, in one write.
 
     Args:
         path: The file; lines that an earlier process left are kept, but for one that it left unfinished.
@@ -39,14 +40,16 @@ class SystemFile:
         if self._lines >= self._most:
             self._thin()
         if self._stream is None:
-            self._stream = self.path.open("ab")
+            self._stream = self.path.open("ab", buffering=0)  # what a full disk refused is not tried again on closing
         self._stream.write(json.dumps(sample, separators=(",", ":")).encode() + b"\n")
-        self._stream.flush()
         self._lines += 1
 
     def _thin(self) -> None:
         self.close()
-        kept = list(_whole_lines(self.path))[::2]
+        lines = list(_whole_lines(self.path))
+        stages = [_stage_of(line) for line in lines]
+        # Where a stage or a process begins is kept: a pause between two attempts stays one.
+        kept = [line for place, line in enumerate(lines) if place % 2 == 0 or stages[place] != stages[place - 1]]
         write_atomic(self.path, b"".join(kept).decode())
         self._lines, self._stride = len(kept), self._stride * 2
 
@@ -66,6 +69,14 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             if isinstance(sample, dict) and isinstance(sample.get("t"), (int, float)):
                 found.append(sample)
     return found
+
+
+def _stage_of(line: bytes) -> str | None:
+    with contextlib.suppress(ValueError):
+        sample = parse_record(line)
+        if isinstance(sample, dict) and isinstance(stage := sample.get("stage"), str):
+            return stage
+    return None
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

@@ -41,7 +41,7 @@ _SHAPES = (
         # But for addresses that only name variables of the environment (alerts.urls)
         re.compile(
             r"(?i)(\b(?:slack|discord|tgram|dingtalk|feishu|wecombot|msteams)://)"
-            r"(?!(?:\$[a-z_]\w*[/:@]*)+(?:[\s\"'`?#,;)\]]|$))[^\s\"'/]{8,}[^\s\"']*"
+            r"(?!(?:\$[a-z_]\w*[/:@]*)+(?:[\s\"'`?#,;)\]]|$))[^\s\"']{8,}"
         ),
         rf"\g<1>{MASK}",
     ),

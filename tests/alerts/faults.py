@@ -129,14 +129,14 @@ def _stop(run: Run) -> None:
 
 
 def _slow(run: Run) -> None:
-    """Gets a fifth of the time only, until its end."""
+    """Gets a fifth of the time only, until its end, in pieces shorter than a step: every step takes longer."""
 
     def pulse() -> None:
         while run.process.poll() is None:
             run.process.send_signal(signal.SIGSTOP)
-            time.sleep(0.8)
+            time.sleep(0.12)
             run.process.send_signal(signal.SIGCONT)
-            time.sleep(0.2)
+            time.sleep(0.03)
 
     threading.Thread(target=pulse, daemon=True).start()
 
@@ -164,7 +164,7 @@ FAULTS = (
         _stop,
         step(30),
         "StalledStep",
-        "loading-stalls",
+        "process-stood-still",
     ),
     Fault("`kill -9`", (), _kill, step(5), "TrainerDown", "killed-without-a-word"),
     Fault(

@@ -51,6 +51,10 @@ def test_a_key_that_is_written_out_is_refused_and_not_repeated(address: str, key
     assert "variable" in fault
 
 
+def test_a_key_beside_variables_is_masked_wherever_it_is_written() -> None:
+    assert "canary" not in redact_text("could not send to slack://$A/$B/canary1: refused")
+
+
 @pytest.mark.parametrize("address", ["jsons://example.org/$WANDB_API_KEY", "mailto://me:$HF_TOKEN@example.org"])
 def test_keys_of_others_go_to_no_server_that_a_configuration_names(address: str) -> None:
     fault = address_fault(address)

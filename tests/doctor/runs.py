@@ -57,14 +57,15 @@ def falling(step: int) -> float:
 def write_run(
     folder: Path, found: Rows, *, status: str = "completed", config: dict[str, Any] | None = None, **files: Any
 ) -> Path:
-    """A run's folder of these rows; ``files`` are JSON by their names without the ending."""
+    """A run's folder of these rows; ``files`` are JSON by their names without the ending, or JSON lines (a list)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     result = {"schema_version": 1, "status": status, "metrics": {}, "error": None}
     for name, content in {"result": result, "manifest": {}, **files}.items():
-        path = folder / f"{name}.json"
+        are_lines = isinstance(content, list)
+        path = folder / f"{name}.json{'l' if are_lines else ''}"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content))
+        path.write_text("".join(json.dumps(row) + "\n" for row in content) if are_lines else json.dumps(content))
     tree = {"train": {"precision": "bf16", "workers": 4, "micro_batch_size": 4}, **(config or {})}
     (folder / "config.yaml").write_text(json.dumps(tree))
     return folder
@@ -81,6 +82,12 @@ def _with(found: Rows, *events: dict[str, Any]) -> Rows:
 def _profile(busy: float | None = None, **shares: float) -> dict[str, Any]:
     """What ``train.profile`` leaves."""
     return {"profile/profile": {"stages": {"instruct": {"steps": 2, "shares": shares, "device_busy": busy}}}}
+
+
+def _samples(*times: float, stages: Sequence[str | None] = ("instruct",)) -> dict[str, Any]:
+    """What the sampler leaves; a stage for each sample, the last one for all that follow."""
+    named = [*stages, *[stages[-1]] * (len(times) - len(stages))]
+    return {"system": [{"t": 1e9 + t, "stage": stage} for t, stage in zip(times, named, strict=True)]}
 
 
 def _at(steps: Sequence[int], factor: float) -> Callable[[int], float]:
@@ -135,6 +142,10 @@ FAULTY: dict[str, Callable[[], tuple[Rows, dict[str, Any]]]] = {
     ),
     "throughput-falls": lambda: (rows(200, falling, tokens_per_s=lambda step: 1000.0 if step < 120 else 410.0), {}),
     "loading-stalls": lambda: (rows(200, falling, tokens_per_s=lambda step: 90.0 if step % 20 == 0 else 1000.0), {}),
+    "process-stood-still": lambda: (
+        rows(200, falling, tokens_per_s=lambda step: 90.0 if step % 20 == 0 else 1000.0),
+        _samples(0, 10, 20, 52, 60, 70),
+    ),
     "killed-without-a-word": lambda: (
         rows(60, falling),
         {
@@ -185,6 +196,16 @@ HEALTHY: dict[str, Callable[[], tuple[Rows, dict[str, Any]]]] = {
         {},
     ),
     "profiled": lambda: (rows(60, falling), _profile(busy=0.93, data=0.04, vision=0.2, llm=0.6, optimizer=0.05)),
+    "sampled on time": lambda: (rows(60, falling), _samples(0, 10, 20.4, 31, 40, 50)),
+    "interrupted, and given again an hour later": lambda: (
+        _with(rows(60, falling), event(30, "resumed")),
+        _samples(0, 10, 20, 30, 3600, 3610, 3620, stages=("instruct",) * 4 + (None, "instruct")),
+    ),
+    "sampled for days, thinned, then resumed at the full rhythm": lambda: (
+        rows(60, falling),
+        _samples(*range(0, 600, 20), *range(600, 1200, 10)),
+    ),
+    "sampled late once in hours": lambda: (rows(60, falling), _samples(*range(0, 2000, 10), *range(2020, 4000, 10))),
     "resumed": lambda: (_with(rows(200, falling), event(100, "resumed")), {}),
 }
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mgm_exp.doctor import Case, case_of_run, case_of_text, diagnose, diagnose_sweep, explained_error, in_words
+from mgm_exp.doctor import (
+    Case,
+    case_of_run,
+    case_of_text,
+    compare_runs,
+    diagnose,
+    diagnose_sweep,
+    explained_error,
+    in_words,
+)
 from mgm_exp.doctor.facts import Fact, conditions_of
 from mgm_exp.errors import UserError
+from mgm_exp.store import Lease
 from tests.doctor.runs import falling, rows, write_run
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB."
@@ -96,6 +107,33 @@ def test_damaged_and_hostile_files_of_a_run_are_noted_and_passed_over(tmp_path: 
     assert all(name in noted for name in ("manifest.json", "config.yaml", "data.json", "metrics.jsonl"))
 
 
+@pytest.mark.parametrize("key", ["step", "stage", "event", "batch_name", "loss", "lr", "tokens_per_s", "grad_norm"])
+def test_rows_of_others_may_hold_anything_and_nothing_that_a_terminal_obeys(tmp_path: Path, key: str) -> None:
+    found: list[dict[str, Any]] = [{**row, "batch_name": "b"} for row in rows(60, falling)]
+    strange = [None, True, "x", "\x1b]0;evil\x07", [[1]], {"a": [1]}, 10**400, float("nan"), float("inf"), 1e308, -1]
+    for place, value in enumerate(strange, 20):
+        found[place] = {**found[place], "event": "spike", "detail": "\x1b[2J", key: value}
+    found.append({"stage": "\x1b[31mred", "event": "vision_dead", "step": 60, "detail": "\x1b[2J"})
+    data = {"instruct": {"rows": 10**400, "kept": 10**400, "text": {"words_mean": 10**400}}}
+    for place, broken in (("a", found), ("b", rows(60, falling))):
+        write_run(tmp_path / place, broken, data=data)
+    told = in_words(diagnose(case_of_run(tmp_path / "a"))) + compare_runs(tmp_path / "a", tmp_path / "b").in_words()
+    assert "vision-is-dead" in told and "\x1b" not in told and "instruct" in told
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "completed"])
+def test_a_run_that_was_begun_again_is_not_judged_by_how_it_ended_before(tmp_path: Path, status: str) -> None:
+    run = failed(tmp_path, OOM)
+    result = {**json.loads((run / "result.json").read_text()), "status": status}
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "manifest.json").write_text('{"started_at": "2026-01-01T00:00:00+00:00", "ended_at": null}')
+    with Lease(run / ".lease"):
+        going_on = diagnose(case_of_run(run))
+    assert going_on.is_well and not going_on.status and "begun again" in going_on.notes[0]
+    (gone,) = diagnose(case_of_run(run)).findings
+    assert gone.entry.id == "killed-without-a-word"
+
+
 def test_a_link_in_the_place_of_a_log_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(f"{OOM}\n")
     run = failed(tmp_path / "run", "unheard of")
@@ -172,7 +210,8 @@ def test_the_failed_trials_of_a_sweep_are_grouped_by_their_cause(tmp_path: Path)
     json.dumps(found.as_json())
 
 
-def test_a_damaged_sweep_is_said_to_be(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text('{"trials": [{"number": "x"}]}')
+@pytest.mark.parametrize("trial", ['{"number": "x", "status": "failed"}', '{"number": Infinity, "status": ""}', "7"])
+def test_a_damaged_sweep_is_said_to_be(tmp_path: Path, trial: str) -> None:
+    (tmp_path / "sweep.json").write_text(f'{{"trials": [{trial}]}}')
     with pytest.raises(UserError, match="damaged"):
         diagnose_sweep(tmp_path)

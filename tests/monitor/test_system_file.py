@@ -46,6 +46,26 @@ def test_the_file_stays_bounded_and_covers_the_whole_run(tmp_path: Path) -> None
     assert max(gaps) <= 2 * 64
 
 
+def test_thinning_keeps_the_pause_between_two_attempts(tmp_path: Path) -> None:
+    path = tmp_path / "system.jsonl"
+    for begin in (0, 1001):  # an odd and an even line
+        file = SystemFile(path, most_lines=16)
+        file.append({"t": begin, "stage": None})
+        for t in range(begin + 1, begin + 41):
+            file.append({"t": t, "stage": "instruct"})
+        file.close()  # killed in its stage
+    stages = [(sample["t"], sample["stage"]) for sample in read_samples(path)]
+    assert {(0, None), (1001, None)} <= set(stages) and len(stages) <= 16
+
+
+def test_a_full_disk_is_said_once_and_closing_is_well(tmp_path: Path) -> None:
+    file = SystemFile(tmp_path / "system.jsonl")
+    file.path = Path("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        file.append({"t": 1})
+    file.close()
+
+
 def test_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "system.jsonl"
     path.write_text('{"t":1}\nnot json\n[]\n{"no":"time"}\n{"t":2}\n')

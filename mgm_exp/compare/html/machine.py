@@ -73,11 +73,8 @@ def _read(run: Run) -> list[Reading]:
 
     Of each only what is drawn is kept: many long runs have hundreds of thousands of them.
     """
-    path = run.path / "system.jsonl"
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return []
-        text = read_text(path, errors="replace")
+        text = read_text(run.path / "system.jsonl", _MOST_BYTES, errors="replace")
     except (OSError, ValueError):
         return []
     found: list[Reading] = []
