@@ -28,7 +28,8 @@ class Decoder:
 
     Args:
         model: For which :func:`can_decode` holds.
-        cache: transformers' cache, after the prompts went through the model.
+        cache: transformers' cache, after the prompts went through the model. What it holds is taken out of it: kept in
+            both, keys and values would need twice their memory for as long as answers are written.
         mask: (B, L) bool, L positions in the cache; None: all are real.
         positions: (B, 1), of the next token.
     """
@@ -36,9 +37,14 @@ class Decoder:
     def __init__(self, model: Any, cache: Any, mask: Tensor | None, positions: Tensor) -> None:
         self._model, self._body, self._positions = model, model.model, positions
         self._length: int = cache.get_seq_length()
-        # (B, key heads, length and room, d) each
-        self._keys = [_longer(layer.keys) for layer in cache.layers]
-        self._values = [_longer(layer.values) for layer in cache.layers]
+        # (B, key heads, length and room, d) each; one after the other, here and below, so that one is there twice
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        for layer in cache.layers:
+            self._keys.append(_longer(layer.keys))
+            layer.keys = None
+            self._values.append(_longer(layer.values))
+            layer.values = None
         self._bias = None if mask is None else _longer(_bias(mask)[:, None, None], -1)
         self._norms = [(_norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)) for layer in self._layers]
         self._last_norm = _norm(self._body.norm)
@@ -50,7 +56,7 @@ class Decoder:
     def step(self, token: Tensor) -> Tensor:
         """Token ids (B,) -> logits of the next one (B, vocabulary), fp32."""
         if self._length == self._keys[0].shape[2]:
-            self._keys, self._values = ([_longer(kept) for kept in side] for side in (self._keys, self._values))
+            self._each(_longer)
             self._bias = None if self._bias is None else _longer(self._bias, -1)
         body = self._body
         x = body.embed_tokens(token[:, None])
@@ -68,10 +74,14 @@ class Decoder:
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only."""
         self._positions = self._positions[rows]
-        self._keys, self._values = (
-            [kept.index_select(0, rows) for kept in side] for side in (self._keys, self._values)
-        )
+        self._each(lambda kept: kept.index_select(0, rows))
         self._bias = None if self._bias is None else self._bias[rows]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Changes the keys and the values of every layer."""
+        for side in (self._keys, self._values):
+            for number in range(len(side)):
+                side[number] = change(side[number])
 
     def _attention(self, number: int, part: Any, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
         shape = (len(x), 1, -1, part.head_dim)

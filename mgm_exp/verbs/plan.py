@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 
 from mgm_exp.errors import EXIT_BAD_INPUT, EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
 from mgm_exp.verbs.arguments import check_json
+from mgm_exp.verbs.progress_bar import progress_bar
 from mgm_exp.verbs.this_machine import ThisMachine
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mgm_exp.config import ExperimentConfig
     from mgm_exp.plan import CellPlan
+
+# Columns of words, which may be folded, and how narrow they may become.
+_TEXTS, _LEAST_TEXT = ("cell", "in", "verdict"), 16
+_WIDEST = 10_000
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def sweep_of(overrides: Sequence[str]) -> Sweep:
 
     found: list[tuple[list[str], ExperimentConfig | ConfigError]] = []
     trials = None
-    with session() as hydra:
+    with session() as hydra, progress_bar() as on_progress:
         tree = compose_tree(hydra, overrides, is_sweep=True)
         params = tree.hydra.sweeper.get("params") or {}
         if "optuna" in str(tree.hydra.sweeper.get("_target_", "")):
@@ -120,7 +127,10 @@ def sweep_of(overrides: Sequence[str]) -> Sweep:
         is_packed = "packed" in str(tree.hydra.launcher.get("_target_", ""))
         plain_params = {str(key): str(value) for key, value in params.items()}
         grid = parse_grid(overrides, plain_params, hydra.config_loader)
-        for cell in grid.cells():
+        cells = list(grid.cells())
+        for number, cell in enumerate(cells):
+            if len(cells) > 1:
+                on_progress("cells read", number, len(cells))
             given = [*cell.overrides, "hydra.mode=RUN"]
             swept = [f"{key}={value}" for key, value in cell.params.items()]
             try:
@@ -154,45 +164,17 @@ def _packs(cells: Sequence[tuple[ExperimentConfig, CellPlan]]) -> list[str]:
     return lines
 
 
-def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
-    """One line a cell, then what is needed to read it."""
+def show(plans: Sequence[CellPlan], *, explain: bool = False, console: Console | None = None) -> None:
+    """A line for each cell, or where they are too wide for the terminal a paragraph; then what is needed to read it."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    from mgm_exp.plan.memory import COMPONENTS
     from mgm_exp.verbs.plan_explained import explain_cell, rules
 
-    console = Console()
+    console = console or Console()
     if not console.is_terminal:
         console = Console(width=220)
-    table = Table(box=None, pad_edge=False)
-    for name, side in (
-        ("cell", "left"), ("millions", "right"), ("trained", "right"), *((part, "right") for part in COMPONENTS),
-        ("peak GiB", "right"), ("in", "left"), ("host GiB", "right"), ("steps", "right"), ("hours", "right"),
-        ("GPU-h", "right"), ("cost", "right"), ("disk GiB", "right"), ("verdict", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
-    for plan in plans:
-        row = plan.to_json()
-        memory = row["memory_gib"]
-        colour = {"fits": "green", "tight": "yellow"}.get(plan.verdict, "red")
-        table.add_row(
-            Text(" ".join(plan.overrides) or "(the default)"),
-            f"{row['parameters']['total'] / 1e6:,.1f}",
-            f"{row['parameters']['trainable'] / 1e6:,.2f}",
-            *(f"{memory[part]:.2f}" for part in COMPONENTS),
-            f"{memory['peak']:.2f}",
-            Text(f"{row['stage']}, {row['moment']}"),
-            f"{row['host_gib']['peak']:.1f}",
-            _number(row["steps"], ","),
-            _number(row["hours"], ".2f"),
-            _number(row["gpu_hours"], ".2f"),
-            Text(f"{_number(row['cost'], '.2f')} {row['currency']}".strip()),
-            f"{row['disk_gib']:.2f}",
-            Text(f"{plan.verdict} in {plan.device}", style=colour),
-        )
-    console.print(table)
+    _show_cells([(plan, _columns(plan)) for plan in plans], console)
     for plan in plans:
         name = " ".join(plan.overrides) or "(the default)"
         for line in plan.advice:
@@ -203,6 +185,56 @@ def show(plans: Sequence[CellPlan], *, explain: bool = False) -> None:
         for plan in plans:
             explain_cell(plan, console)
         console.print(Text(rules()), soft_wrap=True)
+
+
+def _columns(plan: CellPlan) -> dict[str, str]:
+    """What is shown of a cell."""
+    from mgm_exp.plan.memory import COMPONENTS
+
+    row = plan.to_json()
+    memory, parameters = row["memory_gib"], row["parameters"]
+    return {
+        "cell": " ".join(plan.overrides) or "(the default)",
+        "millions": f"{parameters['total'] / 1e6:,.1f}",
+        "trained": f"{parameters['trainable'] / 1e6:,.2f}",
+        **{part: f"{memory[part]:.2f}" for part in COMPONENTS},
+        "peak GiB": f"{memory['peak']:.2f}",
+        "in": f"{row['stage']}, {row['moment']}",
+        "host GiB": f"{row['host_gib']['peak']:.1f}",
+        "steps": _number(row["steps"], ","),
+        "hours": _number(row["hours"], ".2f"),
+        "GPU-h": _number(row["gpu_hours"], ".2f"),
+        "cost": f"{_number(row['cost'], '.2f')} {row['currency']}".strip(),
+        "disk GiB": f"{row['disk_gib']:.2f}",
+        "verdict": f"{plan.verdict} in {plan.device}",
+    }
+
+
+def _show_cells(cells: Sequence[tuple[CellPlan, dict[str, str]]], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"fits": "green", "tight": "yellow"}
+    table = Table(box=None, pad_edge=False)
+    for name in cells[0][1]:
+        widest = max(len(name), *(len(columns[name]) for _, columns in cells))
+        if name in _TEXTS:
+            table.add_column(name, overflow="fold", min_width=min(widest, _LEAST_TEXT))
+        else:
+            table.add_column(name, justify="right", no_wrap=True, min_width=widest)
+    for plan, columns in cells:
+        values = [Text(value) for value in columns.values()]
+        values[-1].stylize(colours.get(plan.verdict, "red"))
+        table.add_row(*values)
+    # As narrow as it may become: what is wider than the terminal would lose columns and digits
+    if console.measure(table, options=console.options.update(max_width=_WIDEST)).minimum <= console.width:
+        console.print(table)
+        return
+    for plan, columns in cells:
+        verdict = Text(columns["verdict"], style=colours.get(plan.verdict, "red"))
+        console.print(Text.assemble(f"{columns['cell']}: ", verdict), soft_wrap=True)
+        rest = [f"{name} {value}" for name, value in columns.items() if value and name not in ("cell", "verdict")]
+        console.print(Text(f"  {', '.join(rest)}"))
 
 
 def _number(value: float | None, form: str) -> str:

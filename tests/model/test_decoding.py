@@ -12,6 +12,7 @@ from llama_folders import write_llama_mgm
 from model_files import GOLDEN
 from transformers import DynamicCache
 
+from benchmarks.accounting import LiveMemory
 from mgm_exp.evaluate.greedy import _Forward
 from mgm_exp.model import apply_adapter, decoding, load_model
 from mgm_exp.model.decoding import Decoder, can_decode
@@ -88,6 +89,34 @@ def _prompted(model: Any, is_padded: bool) -> tuple[Any, Any, Any]:
     given = mask if is_padded else None
     model(inputs_embeds=prompts, attention_mask=given, position_ids=positions, past_key_values=cache, use_cache=True)
     return cache, given, positions[:, -1:] + 1
+
+
+@torch.no_grad()
+def test_keys_and_values_are_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside them a part of one layer's, while they are taken over and lose rows; no second copy stays."""
+    monkeypatch.setattr(decoding, "GROWS_BY", 8)
+    model, batch, length = load_model(GOLDEN / "model", dtype="float32").eval(), 4, 400
+    layers = model.config.num_hidden_layers
+    cache, memory = DynamicCache(config=model.config), LiveMemory()
+    for tensor in (*model.parameters(), *model.buffers()):
+        memory.hold(tensor)
+    others = memory.live
+    with memory:
+        shape = (batch, model.config.num_key_value_heads, length, model.config.head_dim)
+        for layer in range(layers):
+            cache.update(torch.randn(shape), torch.randn(shape), layer)
+        once = memory.live - others
+        at_most = others + once * (1 + 1 / layers / 2) * 1.1
+        memory.mark()
+        steps = Decoder(model, cache, None, torch.full((batch, 1), length))
+        assert others + once < memory.mark() < at_most
+        for token in torch.randint(5, 90, (9, batch)):
+            steps.step(token)
+        assert others + once < memory.live < at_most
+        memory.mark()
+        steps.keep(torch.tensor([0, 1, 2]))
+        assert memory.mark() < at_most
+    assert memory.live < others + 0.85 * once
 
 
 def test_what_hangs_around_a_module_is_not_passed_by() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mgm_exp.cli import main
 from mgm_exp.plan import plan_cell, predicted_hours, predicted_memory_gib
@@ -69,6 +71,17 @@ def test_names_in_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture[s
     show([plan_cell(config_of(*MGM, "adapter=lora_r16", *questions))])
     printed = capsys.readouterr().out
     assert "evaluate[textvqa], reading the prompts" in " ".join(printed.split()) and " [/] " in printed
+
+
+@pytest.mark.parametrize("width", [60, 120, 240])
+def test_a_narrow_terminal_loses_no_column_and_no_digit(width: int) -> None:
+    file = io.StringIO()
+    plan = plan_cell(config_of(*MGM, "adapter=lora_r16"), ["adapter=lora_r16", "train.lr=2e-4"])
+    show([plan], console=Console(file=file, width=width, force_terminal=True, color_system=None))
+    printed = " ".join(file.getvalue().split())
+    for words in ("adapter=lora_r16 train.lr=2e-4", "3,038.8", "206", "disk GiB"):
+        assert words in printed
+    assert ("fits in RTX 4090" in printed) and (("steps 206" in printed) == (width < 200))
 
 
 def test_a_single_run_that_fits_ends_with_0(tmp_path: Path) -> None:
