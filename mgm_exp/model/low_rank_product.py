@@ -31,8 +31,8 @@ class Draws:
 def fuse(model: nn.Module, draws: Draws | None = None) -> int:
     """Makes the model's plain LoRA layers compute so while they train; how many it changed.
 
-    Plain is what PEFT puts onto a ``nn.Linear`` without a variant (DoRA): other layers stay as they are. In evaluation
-    PEFT's own forward runs: a validation point gives the bits of an evaluation.
+    Plain is what PEFT puts onto a frozen ``nn.Linear`` without a variant (DoRA): other layers stay as they are.
+    In evaluation PEFT's own forward runs: a validation point gives the bits of an evaluation.
 
     Args:
         draws: How the inputs of a pass are dropped; may be changed between passes.
@@ -47,7 +47,8 @@ def fuse(model: nn.Module, draws: Draws | None = None) -> int:
 
 def _is_plain(layer: Any) -> bool:
     is_one = len(layer.active_adapters) == 1 and "forward" not in vars(layer)
-    return is_one and type(layer.base_layer) is nn.Linear and not layer.lora_variant and not layer.fan_in_fan_out
+    is_usual = type(layer.base_layer) is nn.Linear and not layer.lora_variant and not layer.fan_in_fan_out
+    return is_one and is_usual and not any(own.requires_grad for own in layer.base_layer.parameters())
 
 
 def _forward(layer: Any, draws: Draws, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

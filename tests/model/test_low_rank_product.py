@@ -149,3 +149,6 @@ class _Recomputed(nn.Module):
 def test_layers_that_compute_more_are_left_alone(make: Make) -> None:
     assert fuse(make(use_dora=True)) == 0
     assert fuse(Two(bias=True)) == 0
+    model = make()
+    model.get_submodule("base_model.model.first.base_layer").requires_grad_(True)
+    assert fuse(model) == 1
