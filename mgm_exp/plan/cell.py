@@ -21,6 +21,7 @@ from mgm_exp.plan.prices import price_of
 from mgm_exp.plan.stage_plan import StagePlan, plan_stage, stages_of
 
 TOO_LARGE = "does not fit"
+WITHOUT_IMAGES = "reading and resizing images is not in them"
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def _speeds(config: ExperimentConfig, device: PlannedOn, measured: Measured | No
     if config.plan.device is not Card.auto or measured is None:
         measured = Measured(None)
     if measured.flops_per_s is None and device.tflops is not None:
-        peak_share = f"at {config.plan.mfu:g} of the card's peak (plan.mfu)"
+        peak_share = f"at {config.plan.mfu:g} of the card's peak (plan.mfu); {WITHOUT_IMAGES}"
         measured = replace(measured, flops_per_s=device.tflops * 1e12 * config.plan.mfu, source=peak_share)
     return measured
 
@@ -296,7 +297,7 @@ def _notes(
     elif measured.flops_per_s is None:
         yield "hours need plan.device=CARD, or --probe: the speed of this machine is not known"
     else:
-        yield f"hours {measured.source}; reading and resizing images is not in them"
+        yield f"hours {measured.source}"
     yield f"tokens: {_lengths_in_words(stages)}"
     for phase in phases:
         if phase.what:

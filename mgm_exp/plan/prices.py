@@ -18,6 +18,7 @@ from mgm_exp.store import read_record, read_yaml
 
 _CURRENCY = "currency"
 _THIS = "auto"
+_LONGEST = 16  # characters of a currency
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def prices_of(section: PlanConfig) -> dict[Card, Price]:
     if not isinstance(given, dict):
         raise ConfigError(f"{where} holds no prices by card: it should be like h100: 2.5, with currency: EUR.")
     usual = given.get(_CURRENCY, "")
-    if not isinstance(usual, str):
+    if not _is_name(usual):
         raise ConfigError(f"{where}: currency={usual!r} must be a name such as EUR.")
     found = {}
     for name, value in given.items():
@@ -88,9 +89,14 @@ def _price(value: Any, usual: str, where: str) -> Price:
             raise ConfigError(f"{where} has {sorted(value)}; allowed are price, and currency where it is another one.")
         currency, value = value.get(_CURRENCY, usual), value["price"]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf or not isinstance(currency, str):
+    if not is_number or not 0 < value < math.inf or not _is_name(currency):
         raise ConfigError(f"{where} is {value!r} {currency!r}; a price is a number above 0, a currency a name.")
     return Price(float(value), currency)
+
+
+def _is_name(currency: Any) -> bool:
+    """It is shown as it stands there."""
+    return isinstance(currency, str) and currency.isprintable() and len(currency) <= _LONGEST
 
 
 def _read(path: Path, where: str) -> Any:

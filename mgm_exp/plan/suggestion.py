@@ -230,7 +230,7 @@ def _memory(config_of: ConfigOf, so_far: Sequence[str], samples: int, device: De
     """The micro-batch, and how much is computed again or sharded, so that it fits with a tenth to spare.
 
     ``samples`` of one card in a step are a multiple of the micro-batch, in both stages. Without checkpointing a step
-    does a quarter less, so it is preferred from two samples on; the result is the same.
+    does less, so it is preferred from two samples on; the result is the same.
     """
     tried = []
     for stage, offload in WAYS.values():
@@ -248,7 +248,7 @@ def _memory(config_of: ConfigOf, so_far: Sequence[str], samples: int, device: De
                 config.train.micro_batch_size = config.train.align.micro_batch_size = size
                 gib = predicted_memory_gib(config)
                 if verdict(gib, device) == "fits":
-                    return _memory_choices(zero, size, checkpointing, gib, device), gib
+                    return _memory_choices(zero, size, checkpointing, _done_again(config), gib, device), gib
                 tried.append(gib)
     least_of_all = f"; the least that was found is {min(tried):.1f} GiB" if tried else ""
     raise UserError(
@@ -262,12 +262,25 @@ def _micro(size: int) -> list[str]:
     return [f"train.micro_batch_size={size}", f"train.align.micro_batch_size={size}"]
 
 
-def _memory_choices(zero: Sequence[str], size: int, checkpointing: bool, gib: float, device: Device) -> list[Choice]:
+def _done_again(config: ExperimentConfig) -> float:
+    """What checkpointing adds to the operations of the instruct stage, as a share."""
+    sizes = architecture_of(config.model)
+    more, less = (
+        plan_stage(replace(config, model=replace(config.model, gradient_checkpointing=again)), sizes, "instruct").flops
+        for again in (True, False)
+    )
+    assert more is not None and less is not None, "plan.rows is given"
+    return more / less - 1
+
+
+def _memory_choices(
+    zero: Sequence[str], size: int, checkpointing: bool, again_share: float, gib: float, device: Device
+) -> list[Choice]:
     largest = f"{gib:.1f} GiB at the peak, of {device.room_gib:.1f}: the largest that fits with a tenth to spare"
     again = (
-        "without it fewer than two samples would fit; costs a third of a forward pass more"
+        f"without it fewer than two samples would fit; a step has {again_share:.0%} more operations"
         if checkpointing
-        else "it fits without computing anything twice: a step is a quarter shorter"
+        else f"it fits without computing anything twice, which would be {again_share:.0%} more operations"
     )
     sharding = "all of it fits on one card" if zero == ["zero=none"] else "a process of its own size would not fit"
     return [

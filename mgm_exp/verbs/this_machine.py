@@ -29,6 +29,7 @@ class ThisMachine:
         """What is known of it for this configuration; None where another card was named (``plan.device``)."""
         from mgm_exp.config import Card
         from mgm_exp.plan import Measured, calibrate
+        from mgm_exp.plan.cell import WITHOUT_IMAGES
 
         if config.plan.device is not Card.auto:
             return None
@@ -43,7 +44,8 @@ class ThisMachine:
         speed = self._calibration.speed(config.model.name)
         source = f"at the speed of {n} finished stage{'s'[: n != 1]} on this machine"
         if speed is None and probed is not None:
-            speed, source = probed, "at the speed of this machine's matrix products alone (--probe)"
+            speed = probed
+            source = f"at the speed of this machine's matrix products alone (--probe); {WITHOUT_IMAGES}"
         answers = self._calibration.answer_speed(config.model.name)
         return Measured(speed, source, self._calibration.memory_factor(), answers)
 

@@ -42,6 +42,8 @@ def test_a_table_is_a_file_or_a_mapping(tmp_path: Path) -> None:
         ("h100: {cost: 2}", "allowed are price"),
         ("- h100", "no prices by card"),
         ("currency: 3", "must be a name"),
+        (r'currency: "\e[2J"', "must be a name"),
+        (f"h100: {{price: 1, currency: {'E' * 99}}}", "a currency a name"),
         ("h100: [", "cannot be read"),
     ],
 )
