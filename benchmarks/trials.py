@@ -122,11 +122,9 @@ class Bench:
         trial = {**(trial or self.trial(number)), "asked": str(self.made.asked), **more}
         return self._alone("benchmarks.peers.trainer_peft", trial, f"trainer_{number}")
 
-    def floor(
-        self, name: str, trials: Sequence[dict[str, Any]], by_length: bool, rungs: Sequence[int]
-    ) -> dict[str, Any]:
+    def floor(self, name: str, trials: Sequence[dict[str, Any]], rungs: Sequence[int]) -> dict[str, Any]:
         """Trials in one process with nothing around them."""
-        told = {"trials": list(trials), "asked": str(self.made.asked), "by_length": by_length, "rungs": list(rungs)}
+        told = {"trials": list(trials), "asked": str(self.made.asked), "rungs": list(rungs)}
         return self._alone("benchmarks.peers.floor", told, name)
 
     def own_loop(self, engine: str, trial: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -64,13 +64,30 @@ def _forward(layer: Any, draws: Draws, otherwise: Any, x: Tensor, *args: Any, **
     dropped = draws.dropout(x, dropout.p) if isinstance(dropout, nn.Dropout) and dropout.p > 0 else None
     bias = None if base.bias is None else base.bias.to(dtype)
     with torch.autocast(device, enabled=False):
-        return _Product.apply(
+        return product(
             x, dropped, base.weight.to(dtype), bias, down.to(dtype), up.to(dtype), float(layer.scaling[name])
         )
 
 
+def product(
+    x: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
+    """The operation itself; all tensors of one dtype.
+
+    Args:
+        x: (..., inputs).
+        dropped: x after dropout; None: there is none.
+        weight, bias: (outputs, inputs) and (outputs,); frozen: they are given no gradient.
+        down, up: A (r, inputs) and B (outputs, r).
+
+    Returns:
+        (..., outputs).
+    """
+    return _Product.apply(x, dropped, weight, bias, down, up, scale)
+
+
 class _Product(torch.autograd.Function):
-    """See the module. The base's weight and bias are frozen: they are given no gradient."""
+    """See :func:`product`."""
 
     @staticmethod
     def forward(
