@@ -1,6 +1,6 @@
 """Runs benchmarks, each in a process of its own, and writes ``benchmarks/results.json`` and a table.
 
-python -m benchmarks                       # all but the long ones; some 25 minutes on two idle cores
+python -m benchmarks                       # all but the long ones; some 17 minutes on two idle cores
 python -m benchmarks --all                 # the long ones, too
 python -m benchmarks data_validation       # one; the rows of the others stay as they are
 python -m benchmarks --quick               # small data: whether it runs, not how fast; nothing is written
@@ -28,7 +28,6 @@ from mgm_exp.store import read_json, write_atomic, write_json_atomic
 BENCHMARKS = (
     "start_up",
     "sweep_trainer",
-    "trainer_rungs",
     "sweep_floor",
     "ablation_grid",
     "train_loop",

@@ -2,7 +2,7 @@
 
 An eighth of the demo: pictures, steps and questions, so that both sides do in a minute or two what they do in ten. A
 run curates (and captions, in one arm), aligns, encodes the images, trains and answers; a grid curates and aligns once
-for each arm. CPU time of process trees; both sides run beside each other, one on each of two cores.
+for each arm. CPU time of process trees, two beside each other, one on each of two cores.
 """
 
 from __future__ import annotations
@@ -50,15 +50,18 @@ def run(work: Path, quick: bool = False) -> list[Row]:
         seconds = cpu_of([*command, f"paths.root={root}", "name=alone"], work / f"{data}-{adapter}.log")
         return seconds, next((root / "runs" / "alone").iterdir())
 
-    with ThreadPoolExecutor(1) as beside:
-        runs = beside.submit(lambda: [alone(*cell) for cell in cells])
+    def grid() -> float:
         command = [sys.executable, "-m", "mgm_exp", "-m", f"data={','.join(DATA)}", f"adapter={','.join(adapters)}"]
-        seconds = cpu_of([*command, *settings, f"paths.root={work / 'grid'}", "sweep.name=s"], work / "grid.log")
-        theirs = runs.result()
+        return cpu_of([*command, *settings, f"paths.root={work / 'grid'}", "sweep.name=s"], work / "grid.log")
+
+    with ThreadPoolExecutor(2) as two:
+        ours = two.submit(grid)
+        runs = [two.submit(alone, *cell) for cell in cells]
+        seconds, theirs = ours.result(), [run.result() for run in runs]
     sweep = work / "grid" / "sweeps" / "s"
     trials = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["trials"]
-    ours = {_cell(trial): sweep / trial["run_dir"] for trial in trials}
-    equal = [_same(ours[cell], folder) for cell, (_, folder) in zip(cells, theirs, strict=True)]
+    found = {_cell(trial): sweep / trial["run_dir"] for trial in trials}
+    equal = [_same(found[cell], folder) for cell, (_, folder) in zip(cells, theirs, strict=True)]
     said = f"losses and answers of {sum(equal)} of {len(cells)} runs are bit-equal"
     return [
         Row(

@@ -45,6 +45,7 @@ def rungs(device: str) -> list[Rung]:
             (
                 "train.precision=fp32",
                 "train.tf32=false",
+                "train.lora_kernel=peft",
                 "model.attn_implementation=eager",
                 "model.mining=reference",
                 "model.gradient_checkpointing=true",
@@ -57,6 +58,7 @@ def rungs(device: str) -> list[Rung]:
         Rung("head at learnt positions, in chunks", ()),
         Rung("gradient with the loss", ("train.loss_kernel=fused",)),
         Rung("Liger's loss", ("train.loss_kernel=liger",), obstacle=liger),
+        Rung("LoRA in the layers' products", ("train.lora_kernel=auto",)),
         Rung("native mining", ("model.mining=native",)),
         Rung("no padding", ("train.padding_free=true",)),
         Rung("as few blocks recomputed as fit", ("model.gradient_checkpointing=auto",)),

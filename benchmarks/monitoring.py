@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.feature_cache import make_photos, training
 from benchmarks.measurement import Row
 
-STEPS, REPEATS, ROWS = 8, 8, 2000
+STEPS, REPEATS, ROWS = 8, 4, 2000
 STEPS_QUICK, REPEATS_QUICK, ROWS_QUICK = 1, 1, 100
 OFTENER = 20
 SAMPLES_S, QUESTIONS_S = 10.0, 15.0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.measurement import Row
 
-REPEATS, REPEATS_QUICK = 5, 1
+REPEATS, REPEATS_QUICK = 3, 1
 EAGER, PLAIN = 15.0, 1 / 1.5
 _HEAVY = ("torch", "transformers", "peft", "deepspeed", "wandb", "optuna", "numpy")
 _APP = """\

@@ -13,12 +13,8 @@ from pathlib import Path
 from benchmarks.measurement import Row
 from benchmarks.trials import BATCH, apart, near, prepared
 
-# Name, rows by length, rungs.
-VARIANTS = (
-    ("all steps", False, ()),
-    ("all steps, rows of like length together", True, ()),
-    ("rungs at 2, 4 and 8", False, (2, 4, 8)),
-)
+# Name, rungs.
+VARIANTS = (("all steps", ()), ("rungs at 2, 4 and 8", (2, 4, 8)))
 PARTS = (("imports and loading", "loaded_s"), ("images", "seen_s"), ("steps", "step_s"), ("questions", "asked_s"))
 
 
@@ -27,18 +23,15 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     bench = prepared(work, quick)
     count = len(bench.points)
     trials = [bench.trial(number) for number in range(count)]
-    measured = []
-    for place, (what, by_length, rungs) in enumerate(VARIANTS):
+    rows = []
+    for place, (what, rungs) in enumerate(VARIANTS):
         reached = [step for step in rungs if step < bench.steps]
         with ThreadPoolExecutor(1) as beside:
-            floor = beside.submit(bench.floor, f"floor_{place}", trials, by_length, reached)
+            floor = beside.submit(bench.floor, f"floor_{place}", trials, reached)
             peer = bench.trainer(place, trials[place])
-            measured.append((what, by_length, place, peer, floor.result()))
-    rows = []
-    for what, by_length, place, peer, found in measured:
+            found = floor.result()
         mine = found["losses"][place]
         far = apart([mine], [peer["losses"][: len(mine)]])
-        same = "other batches: losses not compared" if by_length else f"{near(far)} of the Trainer's"
         parts = ", ".join(f"{part} {found[key]:.1f} s" for part, key in PARTS)
         rows.append(
             Row(
@@ -47,7 +40,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
                 found["cpu_s"],
                 count * peer["cpu_s"],
                 None,
-                same,
+                f"{near(far)} of the Trainer's",
                 f"{count} trials, {sum(map(len, found['losses']))} steps of {BATCH} rows in one bare process: {parts}; "
                 f"one of the Trainer's trials beside it, times {count}",
             )

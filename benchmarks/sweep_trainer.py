@@ -1,8 +1,9 @@
-"""Eight LoRA trials: one sweep of ours against what a user would do instead, a process of Trainer and PEFT for each.
+"""Eight LoRA trials: as sweeps of ours, and what a user would do instead, a process of Trainer and PEFT for each.
 
-Both sides do the same work; see :mod:`benchmarks.trials`. CPU time of whole process trees, start included. Two run at
-a time, one on each of two cores, in an order in which ours and the Trainer's alternate. What the Trainer's took is kept
-in ``peers/trainer.json``, for other benchmarks.
+All sides do the same work; see :mod:`benchmarks.trials`. CPU time of whole process trees, start included. Two run at a
+time, one on each of two cores; ours and the Trainer's alternate. One run of the Trainer's trials serves all rows. With
+rungs (at steps 2, 4 and 8 of 16) the better half goes on: ours against all trials of the Trainer, and against Optuna's
+SuccessiveHalvingPruner over its processes, which are scored at their rungs by the same questions.
 """
 
 from __future__ import annotations
@@ -10,14 +11,28 @@ from __future__ import annotations
 import json
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measurement import Row
-from benchmarks.trials import BATCH, CACHED, NEAR, TRAINER, Bench, Sweep, apart, best, losses_of, prepared
-from mgm_exp.store import write_json_atomic
+from benchmarks.trials import BATCH, CACHED, NEAR, Bench, Sweep, apart, best, losses_of, near, prepared
 
-BIT_EQUAL, TOLERANCE, OTHER_BATCHES = 2.1, 3.0, 4.0
+# The same batches without their padding.
+FASTER = (CACHED, "train.padding_free=true", "train.loss_kernel=fused")
+RUNGS = (
+    "sweep.pruner.name=rungs",
+    "sweep.pruner.reduction_factor=2",
+    "train.validation.every_steps=2",
+    "train.validation.questions=32",
+)
+SWEEPS = {
+    "bit_equal": (CACHED,),
+    "tolerance": FASTER,
+    "grouped": (*FASTER, "train.group_by=like_length"),
+    "rungs": (*FASTER, *RUNGS),
+}
+BIT_EQUAL, TOLERANCE, OTHER_BATCHES, ALL_WITH_RUNGS, OPTUNA = 2.1, 3.0, 4.0, 8.0, 2.5
 
 
 def run(work: Path, quick: bool = False) -> list[Row]:
@@ -25,25 +40,20 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     bench = prepared(work, quick)
     count = len(bench.points)
     trials = [bench.trial(number) for number in range(count)]
-    sweeps = {
-        "bit_equal": (CACHED,),
-        "packed": (CACHED, "hydra/launcher=packed"),
-        "grouped": (CACHED, "hydra/launcher=packed", "train.group_by=like_length"),
-    }
     with ThreadPoolExecutor(2) as two:
-        trainers, found = [], {}
+        pruned = two.submit(bench.pruned_trainers, trials)  # the longest
+        sweeps, trainers, found = dict(SWEEPS), [], {}
         for number, trial in enumerate(trials):
-            if number % 3 == 0 and sweeps:
+            if number % 2 == 0 and sweeps:
                 name = next(iter(sweeps))
                 found[name] = two.submit(bench.sweep, name, *sweeps.pop(name))
             trainers.append(two.submit(bench.trainer, number, trial))
+        for name, more in sweeps.items():
+            found[name] = two.submit(bench.sweep, name, *more)
         fresh = two.submit(bench.fresh, count - 1)
-        peers = [trainer.result() for trainer in trainers]
-        ours, packed, grouped = (found[name].result() for name in ("bit_equal", "packed", "grouped"))
-        alone = fresh.result()
-    if not quick:
-        write_json_atomic(TRAINER, {"trials": peers})
-    return _rows(bench, peers, ours, packed, grouped, alone, quick)
+        peers = Peers(bench, [trainer.result() for trainer in trainers], quick)
+        ours = {name: sweep.result() for name, sweep in found.items()}
+        return [*peers.whole(ours, fresh.result()), *peers.halved(ours["rungs"], *pruned.result())]
 
 
 def _is_bit_equal(trial: Path, fresh: Path) -> bool:
@@ -55,51 +65,69 @@ def _is_bit_equal(trial: Path, fresh: Path) -> bool:
     return same_losses and said[0][0] == said[0][1] and predictions[0] == predictions[1]
 
 
-def _rows(
-    bench: Bench,
-    peers: list[dict[str, Any]],
-    ours: Sweep,
-    packed: Sweep,
-    grouped: Sweep,
-    alone: Path,
-    quick: bool,
-) -> list[Row]:
-    theirs = sum(peer["cpu_s"] for peer in peers)
-    losses, scores = [peer["losses"] for peer in peers], [peer["score"] for peer in peers]
-    number = len(peers) - 1
-    is_equal = _is_bit_equal(ours.folder / str(number), alone)
-    loaded = sum(peer["loaded_s"] for peer in peers)
-    step = statistics.median(second for peer in peers for second in peer["step_s"])
-    how = (
-        f"{len(peers)} trials of {bench.steps} steps of {BATCH} rows, {len(peers)} processes of Trainer and PEFT: "
-        f"{loaded:.0f} s of them imports and loading, {step:.2f} s a step"
-    )
-    near = f"losses of all steps within {{:.1g}} of the Trainer's; winner: trial {{}}, the Trainer's {best(scores)}"
+@dataclass
+class Peers:
+    """The Trainer's trials, and rows against them."""
 
-    def against(sweep: Sweep) -> str:
-        found = apart(sweep.losses, losses)
-        differ = found > NEAR or sweep.winner != best(scores)
-        return near.format(found, sweep.winner) + (": they DIFFER" if differ else "")
+    bench: Bench
+    found: list[dict[str, Any]]
+    quick: bool
 
-    def row(what: str, sweep: Sweep, goal: float, exactness: str, more: str) -> Row:
-        return Row(f"sweep8, {what}", "s", sweep.cpu_s, theirs, None if quick else goal, exactness, f"{how}; {more}")
+    @property
+    def cpu_s(self) -> float:
+        return float(sum(one["cpu_s"] for one in self.found))
 
-    equal = f"trial {number} and the same run in a process of its own, nothing cached: "
-    equal += "losses, adapter and answers bit-equal" if is_equal else "they DIFFER"
-    apart_packed = apart(packed.losses, ours.losses)
-    tolerance = f"losses within {apart_packed:.1g} of the bit-equal sweep's"
-    tolerance += "" if apart_packed <= NEAR and packed.winner == ours.winner else ": they DIFFER"
-    together = f"pack: {len(peers)} trial(s) train together"
-    if any(together not in (sweep.folder / "0" / "pack.txt").read_text("utf-8") for sweep in (packed, grouped)):
-        tolerance += "; NOT all of them trained together, so that the row is not what it says: they DIFFER"
-    return [
-        row("bit-equal", ours, BIT_EQUAL, f"{equal}; {against(ours)}", "one command, nothing in its store before"),
-        row("tolerance", packed, TOLERANCE, f"{tolerance}; winner: trial {packed.winner}", "hydra/launcher=packed"),
-        row(
-            "other batches",
-            grouped,
-            OTHER_BATCHES,
-            f"rows of like length are together: other batches, losses not compared; winner: trial {grouped.winner}",
-            "hydra/launcher=packed train.group_by=like_length",
-        ),
-    ]
+    @property
+    def winner(self) -> int:
+        return best([one["score"] for one in self.found])
+
+    def whole(self, ours: dict[str, Sweep], alone: Path) -> list[Row]:
+        """Sweeps whose trials all go to their ends."""
+        equal, tolerance, grouped = ours["bit_equal"], ours["tolerance"], ours["grouped"]
+        number = len(self.found) - 1
+        is_equal = _is_bit_equal(equal.folder / str(number), alone)
+        said = f"trial {number} and the same run in a process of its own, nothing cached: "
+        said += "losses, adapter and answers bit-equal" if is_equal else "they DIFFER"
+        other = f"rows of like length are together: other batches, losses not compared; winner: trial {grouped.winner}"
+        return [
+            self._row("bit-equal", equal, BIT_EQUAL, f"{said}; {self._near(equal)}", CACHED),
+            self._row("tolerance", tolerance, TOLERANCE, self._near(tolerance), ", ".join(SWEEPS["tolerance"])),
+            self._row("other batches", grouped, OTHER_BATCHES, other, ", ".join(SWEEPS["grouped"])),
+        ]
+
+    def halved(self, rungs: Sweep, pruned_s: float, pruned_scores: list[float | None], pruned_steps: int) -> list[Row]:
+        """The sweep by rungs."""
+        steps = self.bench.steps
+        begun = [one["losses"][: len(mine)] for one, mine in zip(self.found, rungs.losses, strict=True)]
+        differ = "" if rungs.winner == self.winner else ": they DIFFER"
+        exactness = (
+            f"pruned: as far as each trial goes, {near(apart(rungs.losses, begun))} of the Trainer's; winner: trial "
+            f"{rungs.winner}, of all the Trainer's trials {self.winner}{differ}, under Optuna's pruner "
+            f"{best(pruned_scores)}"
+        )
+        done = sum(map(len, rungs.losses))
+        how = f"rungs at 2, 4 and 8 of {steps} steps, half go on: {done} of {steps * len(self.found)} steps"
+        halving = f"{how}; SuccessiveHalvingPruner(min_resource=2, reduction_factor=2): {pruned_steps} steps"
+        first, second = "all trials of the Trainer", "Optuna's pruner over the Trainer's processes"
+        goals = (None, None) if self.quick else (ALL_WITH_RUNGS, OPTUNA)
+        return [
+            Row(f"sweep8 + rungs, and {first}", "s", rungs.cpu_s, self.cpu_s, goals[0], exactness, how),
+            Row(f"sweep8 + rungs, and {second}", "s", rungs.cpu_s, pruned_s, goals[1], exactness, halving),
+        ]
+
+    def _near(self, sweep: Sweep) -> str:
+        far = apart(sweep.losses, [one["losses"] for one in self.found])
+        differ = far > NEAR or sweep.winner != self.winner
+        said = f"losses of all steps within {far:.1g} of the Trainer's; winner: trial {sweep.winner}, the Trainer's "
+        return f"{said}{self.winner}" + (": they DIFFER" if differ else "")
+
+    def _row(self, what: str, sweep: Sweep, goal: float, exactness: str, switches: str) -> Row:
+        loaded = sum(one["loaded_s"] for one in self.found)
+        step = statistics.median(second for one in self.found for second in one["step_s"])
+        count = len(self.found)
+        how = (
+            f"{count} trials of {self.bench.steps} steps of {BATCH} rows, {count} processes of Trainer and PEFT: "
+            f"{loaded:.0f} s of them imports and loading, {step:.2f} s a step; one command, nothing in its store "
+            f"before: {switches}"
+        )
+        return Row(f"sweep8, {what}", "s", sweep.cpu_s, self.cpu_s, None if self.quick else goal, exactness, how)

@@ -20,8 +20,8 @@ from benchmarks.trials import apart, near, prepared
 REPEATS, REPEATS_QUICK = 2, 1
 LOOP, MEMORY = 1 / 1.03, 1 / 0.6
 CHUNKED = "train.loss_chunk=16"
-# Loops of one's own that the same trial is run in, too; DeepSpeed's stage 2 computes in bf16.
-LOOPS = ("torch", "accelerate", "deepspeed_0", "deepspeed_2")
+# Loops of one's own that the same trial is run in, too, one core's after another; DeepSpeed's stage 2 computes in bf16.
+LOOPS = (("torch", "accelerate"), ("deepspeed_0", "deepspeed_2"))
 # Words of MGM-2B's vocabulary for each unit of its width, which is what logits cost beside activations.
 WORDS_A_UNIT = 125
 
@@ -40,11 +40,16 @@ def run(work: Path, quick: bool = False) -> list[Row]:
         ]
         for found, side in sides if repeat % 2 == 0 else reversed(sides):
             found.append(side())
-    others = {engine: bench.own_loop(engine, **same) for engine in LOOPS}
+    trial = bench.trial(0)
+
+    def own_loops(engines: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        return {engine: bench.own_loop(engine, trial, **same) for engine in engines}
+
+    with ThreadPoolExecutor(2) as two:
+        others = {engine: loop for found in two.map(own_loops, LOOPS) for engine, loop in found.items()}
     wide = bench.work / "wide"
     wide.mkdir()
     write_model(wide, WORDS_A_UNIT * 256)
-    trial = bench.trial(0)
     with ThreadPoolExecutor(1) as other_core:
         trainer = other_core.submit(bench.trainer, 0, trial, model=str(wide))
         lean = bench.stage("wide_stage", curated, f"model.path={wide}", CHUNKED)

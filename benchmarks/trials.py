@@ -18,8 +18,6 @@ from typing import Any
 
 from benchmarks.prototype import Prototype, make_prototype
 
-# What the Trainer's trials took when they were last run; see benchmarks/sweep_trainer.py.
-TRAINER = Path(__file__).parent / "peers" / "trainer.json"
 STEPS, BATCH = 16, 4
 STEPS_QUICK, TRIALS_QUICK = 4, 3
 # rank, alpha, learning rate, dropout. Rates at which training is calm: where gradients jump, Adam makes of the last bit
@@ -124,16 +122,14 @@ class Bench:
         trial = {**(trial or self.trial(number)), "asked": str(self.made.asked), **more}
         return self._alone("benchmarks.peers.trainer_peft", trial, f"trainer_{number}")
 
-    def floor(
-        self, name: str, trials: Sequence[dict[str, Any]], by_length: bool, rungs: Sequence[int]
-    ) -> dict[str, Any]:
+    def floor(self, name: str, trials: Sequence[dict[str, Any]], rungs: Sequence[int]) -> dict[str, Any]:
         """Trials in one process with nothing around them."""
-        told = {"trials": list(trials), "asked": str(self.made.asked), "by_length": by_length, "rungs": list(rungs)}
+        told = {"trials": list(trials), "asked": str(self.made.asked), "rungs": list(rungs)}
         return self._alone("benchmarks.peers.floor", told, name)
 
-    def own_loop(self, engine: str, **more: Any) -> dict[str, Any]:
+    def own_loop(self, engine: str, trial: dict[str, Any], **more: Any) -> dict[str, Any]:
         """One trial of a loop on ``engine``."""
-        return self._alone("benchmarks.peers.own_loop", {**self.trial(0), "engine": engine, **more}, engine)
+        return self._alone("benchmarks.peers.own_loop", {**trial, "engine": engine, **more}, engine)
 
     def curated(self) -> Path:
         """The rows of the instruct stage, curated by a command of ours."""
@@ -159,7 +155,7 @@ class Bench:
         cpu_of(command, folder / "log.txt")
         return dict(json.loads((folder / "r.json").read_text(encoding="utf-8")))
 
-    def pruned_trainers(self) -> tuple[float, list[float | None], int]:
+    def pruned_trainers(self, trials: Sequence[dict[str, Any]]) -> tuple[float, list[float | None], int]:
         """The Trainer's processes one after another under Optuna's pruner: CPU seconds, scores, steps that were run."""
         import optuna
 
@@ -176,7 +172,7 @@ class Bench:
                 trial.report(value, step)
                 return bool(trial.should_prune())
 
-            told = {**self.trial(number), "asked": str(self.made.asked), "rungs": rungs}
+            told = {**trials[number], "asked": str(self.made.asked), "rungs": rungs}
             found = self._alone("benchmarks.peers.trainer_peft", told, f"pruned_{number}", decide)
             seconds, done = seconds + found["cpu_s"], done + len(found["losses"])
             scores.append(found["score"])

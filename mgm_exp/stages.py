@@ -17,10 +17,12 @@ from mgm_exp.config import (
     Compile,
     ExperimentConfig,
     GuardAction,
+    LoraKernel,
     LossKernel,
     Mining,
     ModelFamily,
     adapter_key,
+    lora_kernel_of,
     loss_kernel_of,
     plain,
     trains_towers,
@@ -266,7 +268,7 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
 
 
 # Of the section train: what _execution puts into a key where it changes a result, and what never does.
-_HOW_IT_RUNS = ("loss_kernel", "loss_chunk", "padding_free", "compile", "tf32", "offload_activations")
+_HOW_IT_RUNS = ("loss_kernel", "loss_chunk", "lora_kernel", "padding_free", "compile", "tf32", "offload_activations")
 # Of the section zero: when parameters are sent, not what is computed.
 _ONLY_SENT = ("prefetch_bucket_size", "persistence_threshold", "max_live_parameters")
 
@@ -306,6 +308,8 @@ def _execution(config: ExperimentConfig, sources: Sources, stage: str) -> Payloa
         found["loss_kernel"] = kernel
     if train.loss_chunk is not None:
         found["loss_chunk"] = train.loss_chunk
+    if lora_kernel_of(config, stage) == LoraKernel.fused.value:
+        found["lora_kernel"] = LoraKernel.fused.value
     if train.padding_free:
         found["padding_free"] = True
     if train.compile is not Compile.none:

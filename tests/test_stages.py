@@ -200,6 +200,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.auto_micro_batch": TRAINED,
     "train.loss_kernel": TRAINED,
     "train.loss_chunk": TRAINED,
+    "train.lora_kernel": {"instruct"},
     "train.padding_free": TRAINED,
     "train.compile": TRAINED,
     "train.tf32": NOTHING,  # of a CPU; see test_tf32_belongs_to_what_a_gpu_makes
@@ -391,6 +392,7 @@ OTHER = {
     "train.guards.on_spike": "lower_lr",
     "train.image_aspect": "square",
     "train.compile": "regional",
+    "train.lora_kernel": "peft",
     "train.loss_kernel": "fused",
     "train.loss_norm": "official",
     "train.precision": "bf16",
@@ -604,6 +606,27 @@ def test_the_automatic_loss_kernel_is_in_the_key_as_the_one_that_runs() -> None:
     assert kernel("instruct", SOURCES, adapter__kind="full") is None  # torch, which came first
     assert kernel("align", SOURCES, adapter__kind="full") == "fused"
     assert kernel("instruct", gpu, train__precision="fp16") is None
+
+
+@pytest.mark.parametrize(
+    ("other", "kernel"),
+    [
+        ({}, "fused"),
+        ({"train__lora_kernel": "peft"}, None),  # which came first
+        ({"zero__stage": 2}, "fused"),
+        ({"zero__stage": 3}, None),
+        ({"train__compile": "regional"}, None),
+        ({"adapter__use_dora": True}, None),
+        ({"adapter__base_bits": 4}, None),
+        ({"adapter__kind": "full"}, None),
+    ],
+)
+def test_the_automatic_lora_kernel_is_in_the_key_as_the_one_that_runs(other: dict[str, Any], kernel: Any) -> None:
+    config = base()
+    for key, value in other.items():
+        config = _with(config, key.split("__"), value)
+    assert stages.instruct_payload(config, SOURCES, None, "x")["engine"].get("lora_kernel") == kernel
+    assert "lora_kernel" not in stages.align_payload(config, SOURCES, "x")["engine"]
 
 
 def test_how_zero_3_sends_its_parameters_is_in_no_key() -> None:

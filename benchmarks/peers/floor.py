@@ -3,13 +3,13 @@
     python -m benchmarks.peers.floor TRIALS.json RESULT.json
 
 Imports torch and transformers, loads the model once, encodes every image once, tokenises every row once, trains with
-PyTorch's fused AdamW and a low-rank layer of a few lines, the head at supervised positions, rows padded to the longest
-of their batch, and asks the held-out questions 16 at a time. No configuration, no records, no checkpoints, no checks,
-no files but the result: nobody could resume it, and nobody could tell afterwards what it did. Rows, their order, first
+PyTorch's fused AdamW and our fastest kernels (LoRA layers as one operation, no padding, the loss's gradient with the
+loss), and asks the held-out questions 16 at a time. No configuration, no records, no checkpoints, no checks, no
+files but the result: nobody could resume it, and nobody could tell afterwards what it did. Rows, their order, first
 values and dropout masks are those of the other peers, so that losses can be compared.
 
-``TRIALS.json``: ``trials`` (as :mod:`benchmarks.peers.trial` takes them), ``asked``, ``by_length`` (the rows of a trial
-are put into batches of like length), ``rungs`` (steps at which the better half goes on; then only the last trial ends).
+``TRIALS.json``: ``trials`` (as :mod:`benchmarks.peers.trial` takes them), ``asked``, ``rungs`` (steps at which the
+better half goes on; then only the last trial ends).
 """
 
 from __future__ import annotations
@@ -72,14 +72,17 @@ class Floor:
         import torch
 
         from mgm_exp.model import load_model, load_processor
+        from mgm_exp.model.execution import Execution, run_as
+        from mgm_exp.model.low_rank_product import Draws
 
         torch.set_num_threads(1)
         first = told["trials"][0]
-        self.by_length: bool = told["by_length"]
         self.images = Path(first["images"])
         self.processor = load_processor(first["model"], first["max_length"])
         self.model = load_model(first["model"], dtype="float32")
         self.model.requires_grad_(False)
+        run_as(self.model, Execution(loss_kernel="fused", padding_free=True))
+        self.model.draws = Draws()
         self.layers: dict[str, Any] = {
             name: layer
             for name, layer in self.model.named_modules()
@@ -146,11 +149,6 @@ class Trial:
         self.optimizer = torch.optim.AdamW(self.trained, lr=trial["lr"], betas=betas, weight_decay=0.0, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, trial["warmup_steps"], len(trial["order"]))
         self.order: list[list[int]] = trial["order"]
-        if floor.by_length:
-            size = len(self.order[0])
-            lengths = [len(encoded["labels"]) for _, encoded in floor.rows]
-            rows = sorted((row for step in self.order for row in step), key=lambda row: lengths[row])
-            self.order = [rows[at : at + size] for at in range(0, len(rows), size)]
 
     def train(self, until: int) -> None:
         """Goes on up to this step."""
@@ -187,7 +185,7 @@ class Trial:
 
     def _adapted(self) -> Any:
         """The model, with the factors of this trial in place of the last one's."""
-        import torch.nn.functional as F
+        from mgm_exp.model.low_rank_product import product
 
         scale, rate = self.trial["alpha"] / self.trial["rank"], self.trial["dropout"]
         model = self.floor.model
@@ -195,8 +193,8 @@ class Trial:
             down, up = self.factors[name]
 
             def forward(x: Any, layer: Any = layer, down: Any = down, up: Any = up) -> Any:
-                given = F.dropout(x, rate) if rate and model.training else x
-                return F.linear(x, layer.weight) + F.linear(F.linear(given, down), up) * scale
+                dropped = model.draws.dropout(x, rate) if rate and model.training else None
+                return product(x, dropped, layer.weight, layer.bias, down, up, scale)
 
             layer.forward = forward
         return model

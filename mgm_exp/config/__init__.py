@@ -25,6 +25,7 @@ from mgm_exp.config.choices import (
     FeatureTier,
     GroupBy,
     GuardAction,
+    LoraKernel,
     LossKernel,
     LossNorm,
     Machines,
@@ -80,7 +81,7 @@ from mgm_exp.config.evaluate import (
     TextVqaConfig,
     VqaConfig,
 )
-from mgm_exp.config.execution_faults import AUTO, loss_kernel_of
+from mgm_exp.config.execution_faults import AUTO, lora_kernel_of, loss_kernel_of
 from mgm_exp.config.experiment import (
     ExperimentConfig,
     from_plain,
@@ -178,6 +179,7 @@ __all__ = [
     "JudgeConfig",
     "LaunchConfig",
     "LimitsConfig",
+    "LoraKernel",
     "LossKernel",
     "LossNorm",
     "Machines",
@@ -227,6 +229,7 @@ __all__ = [
     "address_name",
     "expanded_address",
     "from_plain",
+    "lora_kernel_of",
     "loss_kernel_of",
     "plain",
     "trains_towers",

@@ -36,6 +36,18 @@ class LossKernel(Enum):
     auto = "auto"
 
 
+class LoraKernel(Enum):
+    """How a linear layer with a LoRA update is computed while it trains; equal in real arithmetic.
+
+    ``peft``: as PEFT's layer does; ``fused``: the update is scaled and added inside of the layer's matrix products.
+    ``auto``: fused, but peft where weights come and go (zero=3), are compiled, or have 4 bits, and for DoRA.
+    """
+
+    peft = "peft"
+    fused = "fused"
+    auto = "auto"
+
+
 class Compile(Enum):
     """What ``torch.compile`` compiles: ``regional``: the LLM's blocks, once for all of them."""
 

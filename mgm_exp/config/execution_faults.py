@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mgm_exp.config.choices import AdapterKind, Attention, Compile, Device, LossKernel, ModelFamily, Precision
+from mgm_exp.config.choices import (
+    AdapterKind,
+    Attention,
+    Compile,
+    Device,
+    LoraKernel,
+    LossKernel,
+    ModelFamily,
+    Precision,
+)
 
 if TYPE_CHECKING:
     from mgm_exp.config.experiment import ExperimentConfig
@@ -17,6 +26,8 @@ AUTO = "auto"
 def execution_faults(config: ExperimentConfig) -> Iterator[str]:
     """Faults of how a model is to be run; what depends on the machine is found before the run begins."""
     yield from _loss_faults(config)
+    if config.train.lora_kernel is LoraKernel.fused and (obstacle := _fused_lora_obstacle(config)):
+        yield f"train.lora_kernel=fused does not go with {obstacle}; use auto or peft"
     train, model, kind = config.train, config.model, config.adapter.kind
     blocks = model.gradient_checkpointing
     if blocks != AUTO and not (isinstance(blocks, int) and blocks >= 0):
@@ -87,3 +98,26 @@ def loss_kernel_of(config: ExperimentConfig, stage: str, has_liger: bool) -> str
     # The gradient of a trained head would be held from the forward pass on: 4 bytes a word and a channel
     is_trained = stage == "instruct" and config.adapter.kind is AdapterKind.full
     return (LossKernel.torch if is_trained else LossKernel.fused).value
+
+
+def lora_kernel_of(config: ExperimentConfig, stage: str) -> str | None:
+    """How the LoRA layers of a stage are computed: ``peft`` or ``fused``; None: it has none."""
+    if stage != "instruct" or config.adapter.kind is not AdapterKind.lora:
+        return None
+    asked = config.train.lora_kernel
+    if asked is not LoraKernel.auto:
+        return asked.value
+    return (LoraKernel.peft if _fused_lora_obstacle(config) else LoraKernel.fused).value
+
+
+def _fused_lora_obstacle(config: ExperimentConfig) -> str:
+    """What keeps LoRA's products from being taken together, in words; empty if nothing does."""
+    adapter, train = config.adapter, config.train
+    obstacles = {
+        f"adapter.kind={adapter.kind.value}, which has no LoRA layers": adapter.kind is not AdapterKind.lora,
+        "adapter.use_dora=true, whose layers compute more": adapter.use_dora,
+        "adapter.base_bits=4, whose layers have a product of their own": adapter.base_bits == 4,
+        "zero=3, whose weights come and go with PEFT's modules": config.zero.stage == 3,
+        f"train.compile={train.compile.value}, whose compiler fuses by itself": train.compile is not Compile.none,
+    }
+    return next((words for words, holds in obstacles.items() if holds), "")

@@ -13,6 +13,7 @@ from mgm_exp.config.choices import (
     FeatureTier,
     GroupBy,
     GuardAction,
+    LoraKernel,
     LossKernel,
     LossNorm,
     Offload,
@@ -205,7 +206,10 @@ class TrainConfig:
     loss_kernel: LossKernel = LossKernel.torch
     # Learnt positions whose logits are alive together: fewer need less memory, more are faster. null: 2^27 logits.
     loss_chunk: int | None = None
-    # A batch as one row without padding: nothing is computed for padding. Rounding differs, and dropout draws others.
+    # How layers with a LoRA update are computed while they train; see LoraKernel. Results differ in rounding.
+    lora_kernel: LoraKernel = LoraKernel.auto
+    # A batch as one row without padding: nothing is computed for padding. Rounding differs; with
+    # lora_kernel=peft dropout draws others.
     padding_free: bool = False
     # Compiles the LLM's blocks: faster steps after a minute of compilation. Rounding differs.
     compile: Compile = Compile.none

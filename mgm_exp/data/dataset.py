@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from mgm_exp.data.feature_cache import ImageFeatures
 from mgm_exp.data.images import ImageFault, open_image
+from mgm_exp.data.kept_rows import Rows
 from mgm_exp.data.processor import Processor
 from mgm_exp.data.records import Record
 from mgm_exp.data.visual_tokens import VisualTokens
@@ -34,6 +35,7 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         aspect: ``pad`` or ``square``: how an image becomes a square.
         max_megapixels: Most pixels of an image.
         visual_tokens: Cached tokens, read in place of images; None: images are decoded.
+        tokens: Where ids and labels of rows are kept once they are made, by number; None: in the dataset alone.
 
     Attributes:
         features: What towers saw of images; those that have some are not decoded (but for the high resolution, where
@@ -49,13 +51,14 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
         aspect: Any = "pad",
         max_megapixels: float = 50.0,
         visual_tokens: VisualTokens | None = None,
+        tokens: Rows | None = None,
     ) -> None:
         self.records, self.image_root, self.processor = records, Path(image_root), processor
         self.aspect = str(getattr(aspect, "value", aspect))
         self.max_megapixels, self.visual_tokens = max_megapixels, visual_tokens
         self.features: ImageFeatures | None = None
         self.resized: ImageFeatures | None = None
-        self._tokens: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._tokens: Rows = {} if tokens is None else tokens
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,6 +105,8 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
                 np.asarray(encoded["input_ids"][:limit], dtype=np.int32),
                 np.asarray(encoded["labels"][:limit], dtype=np.int32),
             )
+            for array in known:
+                array.flags.writeable = False
             if len(self._tokens) < _KEPT_ROWS:
                 self._tokens[i] = known
         ids, labels = known

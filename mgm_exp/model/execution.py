@@ -27,6 +27,7 @@ class Execution:
     Attributes:
         loss_kernel: `torch`, `fused` or `liger`; see :mod:`mgm_exp.model.head`.
         loss_chunk: positions whose logits are alive together; None: by the size of the vocabulary.
+        lora_kernel: `peft` or `fused`; see :mod:`mgm_exp.model.low_rank_product`.
         padding_free: a batch as one row without padding.
         compiles: the LLM's blocks by `torch.compile`, one for all.
         offloads: activations of the LLM wait for the backward pass in host memory.
@@ -34,12 +35,13 @@ class Execution:
 
     loss_kernel: str = "torch"
     loss_chunk: int | None = None
+    lora_kernel: str = "peft"
     padding_free: bool = False
     compiles: bool = False
     offloads: bool = False
 
     def in_words(self) -> str:
-        """What is not as usual; empty where all is."""
+        """What is not as PyTorch and PEFT have it; empty where all is."""
         names = {name: value for name, value in vars(self).items() if value != getattr(Execution, name)}
         return ", ".join(f"{name}={str(value).lower()}" for name, value in names.items())
 
@@ -63,6 +65,11 @@ def run_as(model: Any, execution: Execution) -> None:
     head = model.get_output_embeddings()
     if isinstance(head, LanguageHead):
         head.kernel, head.chunk = execution.loss_kernel, execution.loss_chunk
+    if execution.lora_kernel == "fused":
+        from mgm_exp.model.low_rank_product import Draws, fuse
+
+        model.draws = Draws()
+        fuse(model, model.draws)
     if execution.padding_free:
         _without_padding(model)
     if execution.compiles:

@@ -2,7 +2,8 @@
 
 The sequences of a batch stand one after the other; positions begin anew with each, attention does not look across a
 border, and the last token of a sequence does not predict the first of the next. Equal to the padded batch in real
-arithmetic: other shapes, other rounding, and where adapters have dropout other masks.
+arithmetic: other shapes, other rounding. Dropout of LoRA layers draws what it would for the padded batch where those
+layers are our own (`train.lora_kernel=fused`), and other masks elsewhere.
 """
 
 from __future__ import annotations
@@ -11,10 +12,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mgm_exp.model.configuration import IGNORE_INDEX
 from mgm_exp.model.varlen import VARLEN
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where the tokens of a row stood in their padded batch.
+
+    Attributes:
+        places: (T,), in the flattened batch.
+        shape: (B, L) of the batch.
+    """
+
+    places: Tensor
+    shape: tuple[int, int]
+
+    def dropout(self, x: Tensor, rate: float) -> Tensor:
+        """Drops of x (1, T, n) what torch's dropout would drop of the padded (B, L, n)."""
+        kept = F.dropout(x.new_ones(*self.shape, x.shape[-1]), rate)
+        return x * kept.flatten(0, 1)[self.places]
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,7 @@ class Row:
         borders: (sequences + 1,) int32: where each begins, and T.
         longest: tokens of the longest.
         position_ids: (1, T), from 0 in each sequence.
+        padding: where its tokens stood.
     """
 
     inputs_embeds: Tensor
@@ -34,6 +55,7 @@ class Row:
     borders: Tensor
     longest: int
     position_ids: Tensor
+    padding: Padding
 
     def arguments(self, attention: str) -> dict[str, Any]:
         """What the LLM's body is called with.
@@ -77,4 +99,5 @@ def in_one_row(inputs_embeds: Tensor, attention_mask: Tensor, labels: Tensor) ->
         borders=borders,
         longest=max(lengths),
         position_ids=position_ids[None],
+        padding=Padding(places, (attention_mask.shape[0], attention_mask.shape[1])),
     )

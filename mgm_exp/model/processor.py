@@ -7,7 +7,7 @@ nothing left to learn comes back fully masked, and it is the caller who counts a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mgm_exp.errors import DataError, ModelError
 from mgm_exp.model.backbones import Backbone
 from mgm_exp.model.configuration import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from mgm_exp.model.folders import ModelSource, find_source, find_tower, read_json
+from mgm_exp.model.resident import stamps_of
 from mgm_exp.model.resolve import resolve_config
 from mgm_exp.model.templates import TEMPLATES, Template
 from mgm_exp.model.tokenizer import load_tokenizer
@@ -83,6 +84,13 @@ class MGMProcessor:
             head = self.template.heads[0]
             alone, behind = self._tokenize(head), self._tokenize(self.template.separator + head)
             self._later_head = len(behind) - 1 - len(alone)
+
+    def text_key(self) -> Hashable | None:
+        """All that `encode` depends on; None: it cannot be told, for a tokenizer that lies in no folder."""
+        folder = Path(self.tokenizer.name_or_path or "/nowhere")
+        if not folder.is_dir():
+            return None
+        return stamps_of([folder]), self.template, self.model_max_length, self.n_visual_tokens, self.captions_only
 
     @property
     def n_visual_tokens(self) -> int:

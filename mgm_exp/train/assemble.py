@@ -11,9 +11,11 @@ from mgm_exp.config import (
     CheckpointConfig,
     Compile,
     ExperimentConfig,
+    LoraKernel,
     ModelFamily,
     Precision,
     adapter_key,
+    lora_kernel_of,
     loss_kernel_of,
     plain,
 )
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mgm_exp.data import BatchPlan, ImageTextDataset
+    from mgm_exp.data.kept_rows import Rows
     from mgm_exp.data.whole_inputs import WholeInputsDataset
     from mgm_exp.model import TrainableSet
     from mgm_exp.model.adapters.adalora import RankSharing
@@ -244,6 +247,7 @@ def execution_of(config: ExperimentConfig, stage: str, ranks: Ranks) -> Executio
     return Execution(
         loss_kernel=loss_kernel_of(config, stage, has_liger(ranks.device.type)),
         loss_chunk=train.loss_chunk,
+        lora_kernel=lora_kernel_of(config, stage) or LoraKernel.peft.value,
         padding_free=train.padding_free,
         compiles=train.compile is not Compile.none,
         offloads=train.offload_activations,
@@ -328,7 +332,17 @@ def open_dataset(job: TrainJob, config: ExperimentConfig, settings: StageSetting
         aspect=settings.image_aspect,
         max_megapixels=config.data.max_megapixels,
         visual_tokens=VisualTokens(job.visual_tokens) if job.visual_tokens else None,
+        tokens=_kept_rows(job, processor),
     )
+
+
+def _kept_rows(job: TrainJob, processor: Any) -> Rows | None:
+    """Where a worker keeps the stage's tokenised rows for its later trials."""
+    from mgm_exp.data import kept_rows
+
+    if not kept_rows.keeps() or (text := processor.text_key()) is None:
+        return None
+    return kept_rows.rows_of((file_sha256(job.records), text))
 
 
 def _refuse_mixed_rows(dataset: Dataset, settings: StageSettings, config: ExperimentConfig) -> None:

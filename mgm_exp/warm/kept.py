@@ -1,4 +1,4 @@
-"""What a worker keeps from one run for the next: merged configuration files, and the base models' tensors.
+"""What a worker keeps from one run for the next: merged configuration files, base models' tensors, tokenised rows.
 
 Nothing is kept in a process that is no worker.
 """
@@ -9,10 +9,12 @@ from __future__ import annotations
 def keep() -> None:
     """From now on this process keeps things."""
     from mgm_exp.config_loader import keep_files
+    from mgm_exp.data import kept_rows
     from mgm_exp.model import resident
 
     keep_files()
     resident.keep()
+    kept_rows.keep()
 
 
 def check() -> bool:
@@ -24,9 +26,11 @@ def check() -> bool:
 
 def kept_gib() -> tuple[float, float]:
     """GiB of host memory and of GPU memory that are kept on purpose."""
+    from mgm_exp.data import kept_rows
     from mgm_exp.model import resident
 
-    return resident.kept_gib()
+    host, gpu = resident.kept_gib()
+    return host + kept_rows.kept_gib(), gpu
 
 
 def said() -> list[str]:

@@ -77,6 +77,16 @@ def test_the_fused_loss_in_chunks_is_the_loss_in_float64(trained: Trained, batch
         assert largest_difference(plain, step(model, wide)) <= 1e-12
 
 
+def test_fused_lora_layers_learn_what_pefts_do_in_float64(trained: Trained, batch) -> None:
+    model = trained(dropout=0.1).double()
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+    plain = step(model, wide)
+    run_as(model, Execution(lora_kernel="fused"))
+    assert sum("forward" in vars(module) for module in model.modules()) == 3 * len(blocks_of(model))
+    found = step(model, wide)
+    assert largest_difference(plain, found) <= 1e-12 * max(float(tensor.abs().max()) for tensor in plain.values())
+
+
 # -- padding-free --------------------------------------------------------------------------------------------------
 
 
@@ -92,6 +102,14 @@ def test_a_batch_without_padding_learns_what_the_padded_one_does_in_float64(
     if attention != "sdpa":
         model.config._attn_implementation = "sdpa"
     assert largest_difference(plain, step(model, wide)) <= 1e-12
+
+
+def test_fused_lora_layers_drop_without_padding_what_they_drop_with_it(trained: Trained, batch) -> None:
+    model = trained(dropout=0.3).double()
+    wide = ragged({key: value.double() if value.is_floating_point() else value for key, value in batch.items()})
+    padded = step(model, wide)
+    run_as(model, Execution(lora_kernel="fused", padding_free=True))
+    assert largest_difference(padded, step(model, wide)) <= 1e-12 * max(float(t.abs().max()) for t in padded.values())
 
 
 def test_in_fp32_it_is_within_rounding_and_generation_is_what_it_was(trained: Trained, batch) -> None:

@@ -12,7 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mgm_exp.config import Compile, Device, ExperimentConfig, LossKernel, ModelFamily, Precision, plain, validate
+from mgm_exp.config import (
+    Compile,
+    Device,
+    ExperimentConfig,
+    LoraKernel,
+    LossKernel,
+    ModelFamily,
+    Precision,
+    plain,
+    validate,
+)
 from mgm_exp.errors import ConfigError, MissingDependencyError
 from mgm_exp.kernels import attention_of, check_kernels
 from mgm_exp.model.attention import choose_attention
@@ -29,8 +39,9 @@ MakeJob = Callable[..., TrainJob]
 
 
 def switched(config: ExperimentConfig, **switches: Any) -> ExperimentConfig:
-    """`blocks` goes to the model, `zero_*` to ZeRO, all else to the section train."""
+    """`adapter` is the section, `blocks` goes to the model, `zero_*` to ZeRO, all else to the section train."""
     model, zero = config.model, config.zero
+    config = replace(config, adapter=switches.pop("adapter", config.adapter))
     if "blocks" in switches:
         model = replace(model, gradient_checkpointing=switches.pop("blocks"))
     for key in [key for key in switches if key.startswith("zero_")]:
@@ -55,9 +66,9 @@ def test_a_stage_with_every_switch_learns_what_the_plain_one_does(make_job: Make
     run_stage(other, say=said.append)
     assert losses(other) == pytest.approx(losses(plain_job), abs=5e-6)
     assert losses(other) != losses(plain_job)  # they did run in another way
-    assert "instruct: loss_kernel=fused, loss_chunk=3, padding_free=true" in said
+    assert "instruct: loss_kernel=fused, loss_chunk=3, lora_kernel=fused, padding_free=true" in said
     report = json.loads((other.out / "summary.json").read_text())["load_report"]
-    assert report["execution"] == "loss_kernel=fused, loss_chunk=3, padding_free=true"
+    assert report["execution"] == "loss_kernel=fused, loss_chunk=3, lora_kernel=fused, padding_free=true"
     ours, theirs = (load_file(job.out / "adapter" / "adapter_model.safetensors") for job in (other, plain_job))
     assert ours.keys() == theirs.keys()
 
@@ -109,6 +120,9 @@ def test_sharded_training_runs_the_same_switches(make_job: MakeJob, zero: int) -
         ({"loss_kernel": LossKernel.liger, "loss_chunk": 8}, "chunks of its own"),
         ({"compile": Compile.regional, "zero_stage": 3}, "come and go within a block"),
         ({"offload_activations": True}, "where device=cpu has them"),
+        ({"lora_kernel": LoraKernel.fused, "adapter": full()}, "adapter.kind=full, which has no LoRA layers"),
+        ({"lora_kernel": LoraKernel.fused, "adapter": lora(), "zero_stage": 3}, "zero=3, whose weights come and go"),
+        ({"lora_kernel": LoraKernel.fused, "adapter": lora(), "compile": Compile.regional}, "train.compile=regional"),
         ({"zero_persistence_threshold": -1}, "zero.persistence_threshold=-1"),
     ],
 )

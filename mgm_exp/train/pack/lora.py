@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -130,26 +131,74 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K * B, T, inputs) -> (K * B, T, outputs)."""
-        y: Tensor = self.base(x)
         rows, updates = self._rows, [self._updates[trial] for trial in self._rows.trials]
         count = len(updates)
-        given = self._dropped(x.to(updates[0].down.dtype), updates)
+        assert len(x) == count * rows.samples
+        base: Any = self.base
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
+        x = x.to(dtype)
+        dropped = self._dropped(x, updates)
         down = _Stacked.apply(0, [1.0] * count, *(update.down for update in updates))
         up = _Stacked.apply(1, [update.scale for update in updates], *(update.up for update in updates))
-        low = torch.bmm(given.reshape(count, -1, x.shape[-1]), down.transpose(1, 2))  # (K, n, R)
-        out = torch.baddbmm(y.reshape(count, -1, y.shape[-1]).to(low.dtype), low, up.transpose(1, 2))
-        assert len(x) == count * rows.samples
-        return out.to(y.dtype).view_as(y)
+        bias = None if base.bias is None else base.bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return _Products.apply(x, dropped, base.weight.to(dtype), bias, down.to(dtype), up.to(dtype))
 
-    def _dropped(self, x: Tensor, updates: Sequence[LowRank]) -> Tensor:
+    def _dropped(self, x: Tensor, updates: Sequence[LowRank]) -> Tensor | None:
+        """The rows with each trial's dropout; None where no trial has any."""
         if not self.training or not any(update.dropout for update in updates):
-            return x
+            return None
         rows, parts = self._rows, list(x.split(self._rows.samples))
         for place, (update, draws) in enumerate(zip(updates, rows.draws, strict=True)):
             if update.dropout:
                 dropped = draws.dropout(rows.own(parts[place], place), update.dropout, self.name)
                 parts[place] = rows.widened(dropped, x.shape[1])
         return torch.cat(parts)
+
+
+class _Products(torch.autograd.Function):
+    """The layer and its updates as one operation: sums are taken in the products that make their second part, as
+    :mod:`mgm_exp.model.low_rank_product` does for one trial. The base is frozen: it is given no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
+    ) -> Tensor:
+        count, inputs = len(down), x.shape[-1]
+        given = (x if dropped is None else dropped).reshape(count, -1, inputs)
+        low = torch.bmm(given, down.transpose(1, 2))  # (K, n, R)
+        rows = x.reshape(-1, inputs)
+        out = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
+        out.view(count, -1, out.shape[-1]).baddbmm_(low, up.transpose(1, 2))
+        ctx.save_for_backward(given, low, weight, down, up)
+        ctx.is_dropped = dropped is not None
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        given, low, weight, down, up = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        own = rows.view(len(down), -1, rows.shape[-1])
+        to_low = torch.bmm(own, up)
+        to_x = to_dropped = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.mm(rows, weight)
+        if ctx.is_dropped:
+            if ctx.needs_input_grad[1]:
+                to_dropped = torch.bmm(to_low, down).view(*grad.shape[:-1], -1)
+        elif to_x is not None:
+            to_x.view_as(given).baddbmm_(to_low, down)
+        return (
+            None if to_x is None else to_x.view(*grad.shape[:-1], -1),
+            to_dropped,
+            None,
+            None,
+            torch.bmm(to_low.transpose(1, 2), given),
+            torch.bmm(own.transpose(1, 2), low),
+        )
 
 
 class _Stacked(torch.autograd.Function):

@@ -30,9 +30,10 @@ from mgm_exp.train.tf32 import tf32
 
 # As it stands in records and checkpoints, where a trial alone has "pytorch".
 ENGINE = "pack"
-# Positions (samples times length) of a pass from which on a CPU core is slower, not faster, with more: they leave its
-# caches. Measured with layers of 256 to 1024.
-CPU_POSITIONS = 2048
+# Positions (samples times length) of a pass beyond which a CPU core is slower, not faster, with more: they leave its
+# caches. With layers of 256 to 1024, passes of 180 positions taken together took 1.3 times as long as one by one,
+# passes of 720 (two trials) 1.25 times.
+CPU_POSITIONS = 256
 # Positions that a pass of its own costs on a CPU beside those that it computes: shorter rows are not filled up by more.
 CPU_FILLED = 32
 

@@ -239,9 +239,9 @@ def test_when_memory_ends_fewer_share_a_pass_and_what_is_computed_again_draws_th
 
 
 def test_on_a_cpu_little_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials whose rows are much shorter take a pass of their own; on a GPU all go together."""
+    """Trials whose rows are much shorter take a pass of their own, and so do large ones; on a GPU all go together."""
     monkeypatch.undo()
-    sizes = [(1, 181), (1, 85), (1, 177), (1, 112), (1, 109), (4, 181), (4, 178)]
+    sizes = [(1, 61), (1, 20), (1, 57), (1, 40), (1, 37), (4, 181), (4, 178)]
 
     def groups(device: str) -> list[list[tuple[int, int]]]:
         ranks = SimpleNamespace(device=torch.device(device))
@@ -252,8 +252,9 @@ def test_on_a_cpu_little_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
             return [[trial.size for trial in group] for group in Pack()._groups(trials)]
 
     assert groups("cpu") == [
-        [(1, 85), (1, 109), (1, 112)],
-        [(1, 177), (1, 181)],
-        [(4, 178), (4, 181)],
+        [(1, 20), (1, 37), (1, 40)],
+        [(1, 57), (1, 61)],
+        [(4, 178)],
+        [(4, 181)],
     ]
     assert groups("cuda") == [sorted(sizes)[:5], sorted(sizes)[5:]]

@@ -1,0 +1,133 @@
+"""A frozen linear layer and its LoRA update as one operation (`train.lora_kernel=fused`).
+
+    y = x Wᵀ + b + s · (d(x) Aᵀ) Bᵀ        x (..., inputs) -> y (..., outputs); d: dropout
+
+PEFT's layer makes the update by itself, multiplies it by the scale s and adds it: two passes over all outputs, and in
+the backward pass one more over the gradients of the outputs and one over those of the inputs. Here s multiplies the
+r columns in the middle, and both sums are taken in the matrix products that make their second part. The same in real
+arithmetic; the last bits differ. What is kept for the backward pass is what PEFT's layer keeps: d(x), and r columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+@dataclass
+class Draws:
+    """How LoRA layers drop their inputs (x, rate); all layers of a model share one."""
+
+    dropout: Callable[[Tensor, float], Tensor] = F.dropout
+
+
+def fuse(model: nn.Module, draws: Draws | None = None) -> int:
+    """Makes the model's plain LoRA layers compute so while they train; how many it changed.
+
+    Plain is what PEFT puts onto a frozen ``nn.Linear`` without a variant (DoRA): other layers stay as they are.
+    In evaluation PEFT's own forward runs: a validation point gives the bits of an evaluation.
+
+    Args:
+        draws: How the inputs of a pass are dropped; may be changed between passes.
+    """
+    from peft.tuners.lora.layer import Linear
+
+    found = [layer for layer in model.modules() if type(layer) is Linear and _is_plain(layer)]
+    for layer in found:
+        layer.forward = partial(_forward, layer, draws or Draws(), layer.forward)
+    return len(found)
+
+
+def _is_plain(layer: Any) -> bool:
+    is_one = len(layer.active_adapters) == 1 and "forward" not in vars(layer)
+    is_usual = type(layer.base_layer) is nn.Linear and not layer.lora_variant and not layer.fan_in_fan_out
+    return is_one and is_usual and not any(own.requires_grad for own in layer.base_layer.parameters())
+
+
+def _forward(layer: Any, draws: Draws, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """In place of PEFT's ``Linear.forward`` (``otherwise``)."""
+    if not layer.training or layer.disable_adapters or layer.merged or args or kwargs:
+        return otherwise(x, *args, **kwargs)
+    (name,) = layer.active_adapters
+    base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
+    x = x.to(dtype)
+    dropout = layer.lora_dropout[name]
+    dropped = draws.dropout(x, dropout.p) if isinstance(dropout, nn.Dropout) and dropout.p > 0 else None
+    bias = None if base.bias is None else base.bias.to(dtype)
+    with torch.autocast(device, enabled=False):
+        return product(
+            x, dropped, base.weight.to(dtype), bias, down.to(dtype), up.to(dtype), float(layer.scaling[name])
+        )
+
+
+def product(
+    x: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
+    """The operation itself; all tensors of one dtype.
+
+    Args:
+        x: (..., inputs).
+        dropped: x after dropout; None: there is none.
+        weight, bias: (outputs, inputs) and (outputs,); frozen: they are given no gradient.
+        down, up: A (r, inputs) and B (outputs, r).
+
+    Returns:
+        (..., outputs).
+    """
+    return _Product.apply(x, dropped, weight, bias, down, up, scale)
+
+
+class _Product(torch.autograd.Function):
+    """See :func:`product`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        given = rows if dropped is None else dropped.reshape(rows.shape)
+        low = torch.mm(given, down.t()).mul_(scale)
+        out = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
+        ctx.save_for_backward(given, low, weight, down, up)
+        ctx.scale, ctx.is_dropped = scale, dropped is not None
+        return out.addmm_(low, up.t()).view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        given, low, weight, down, up = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        to_low = torch.mm(rows, up).mul_(ctx.scale)
+        to_x = to_dropped = None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.mm(rows, weight)
+        if ctx.is_dropped:
+            if ctx.needs_input_grad[1]:
+                to_dropped = torch.mm(to_low, down).view(*grad.shape[:-1], -1)
+        elif to_x is not None:
+            to_x.addmm_(to_low, down)
+        return (
+            None if to_x is None else to_x.view(*grad.shape[:-1], -1),
+            to_dropped,
+            None,
+            None,
+            torch.mm(to_low.t(), given),
+            torch.mm(rows.t(), low),
+            None,
+        )
