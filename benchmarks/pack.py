@@ -78,12 +78,13 @@ class Bench:
         )
         clock = "one thread, CPU time" if self.device == "cpu" else "wall time"
         ratios = [serial / pack for pack, serial in zip(seconds["pack"], seconds["serial"], strict=True)]
+        middle = ratios.index(statistics.median_low(ratios))  # the repeat of the median ratio
         print(count, micro_batch, {name: [round(x, 2) for x in values] for name, values in seconds.items()}, flush=True)
         return Row(
             f"pack of {count}, micro-batches of {micro_batch}: time against the same trials in turn",
             "s",
-            statistics.median(seconds["pack"]),
-            statistics.median(seconds["serial"]),
+            seconds["pack"][middle],
+            seconds["serial"][middle],
             GOAL if count == 8 else None,
             f"tolerance: losses {'within' if apart <= NEAR else 'DIFFER:'} {apart:.1g}",
             f"{count} LoRA trials of {self.steps} steps of 4 samples, ranks 2 to 16, own seeds and dropout, 8 M "
