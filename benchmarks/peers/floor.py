@@ -73,7 +73,7 @@ class Floor:
 
         from mgm_exp.model import load_model, load_processor
         from mgm_exp.model.execution import Execution, run_as
-        from mgm_exp.model.low_rank_product import Draws
+        from mgm_exp.model.low_rank_product import InputDropout
 
         torch.set_num_threads(1)
         first = told["trials"][0]
@@ -82,7 +82,7 @@ class Floor:
         self.model = load_model(first["model"], dtype="float32")
         self.model.requires_grad_(False)
         run_as(self.model, Execution(loss_kernel="fused", padding_free=True))
-        self.model.draws = Draws()
+        self.model.lora_dropout = InputDropout()
         self.layers: dict[str, Any] = {
             name: layer
             for name, layer in self.model.named_modules()
@@ -193,7 +193,7 @@ class Trial:
             down, up = self.factors[name]
 
             def forward(x: Any, layer: Any = layer, down: Any = down, up: Any = up) -> Any:
-                dropped = model.draws.dropout(x, rate) if rate and model.training else None
+                dropped = model.lora_dropout.drop(x, rate) if rate and model.training else None
                 return product(x, dropped, layer.weight, layer.bias, down, up, scale)
 
             layer.forward = forward

@@ -66,10 +66,10 @@ def run_as(model: Any, execution: Execution) -> None:
     if isinstance(head, LanguageHead):
         head.kernel, head.chunk = execution.loss_kernel, execution.loss_chunk
     if execution.lora_kernel == "fused":
-        from mgm_exp.model.low_rank_product import Draws, fuse
+        from mgm_exp.model.low_rank_product import InputDropout, fuse
 
-        model.draws = Draws()
-        fuse(model, model.draws)
+        model.lora_dropout = InputDropout()
+        fuse(model, model.lora_dropout)
     if execution.padding_free:
         _without_padding(model)
     if execution.compiles:

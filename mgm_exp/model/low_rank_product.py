@@ -22,26 +22,31 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass
-class Draws:
-    """How LoRA layers drop their inputs (x, rate); all layers of a model share one."""
+class InputDropout:
+    """How LoRA layers drop their inputs; all layers of a model share one.
 
-    dropout: Callable[[Tensor, float], Tensor] = F.dropout
+    Attributes:
+        drop: Called with (inputs, rate).
+    """
+
+    drop: Callable[[Tensor, float], Tensor] = F.dropout
 
 
-def fuse(model: nn.Module, draws: Draws | None = None) -> int:
+def fuse(model: nn.Module, dropout: InputDropout | None = None) -> int:
     """Makes the model's plain LoRA layers compute so while they train; how many it changed.
 
     Plain is what PEFT puts onto a frozen ``nn.Linear`` without a variant (DoRA): other layers stay as they are.
     In evaluation PEFT's own forward runs: a validation point gives the bits of an evaluation.
 
     Args:
-        draws: How the inputs of a pass are dropped; may be changed between passes.
+        dropout: May be changed between passes; None: torch's own.
     """
     from peft.tuners.lora.layer import Linear
 
     found = [layer for layer in model.modules() if type(layer) is Linear and _is_plain(layer)]
+    dropout = dropout or InputDropout()
     for layer in found:
-        layer.forward = partial(_forward, layer, draws or Draws(), layer.forward)
+        layer.forward = partial(_forward, layer, dropout, layer.forward)
     return len(found)
 
 
@@ -51,7 +56,7 @@ def _is_plain(layer: Any) -> bool:
     return is_one and is_usual and not any(own.requires_grad for own in layer.base_layer.parameters())
 
 
-def _forward(layer: Any, draws: Draws, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(layer: Any, dropout: InputDropout, otherwise: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """In place of PEFT's ``Linear.forward`` (``otherwise``)."""
     if not layer.training or layer.disable_adapters or layer.merged or args or kwargs:
         return otherwise(x, *args, **kwargs)
@@ -60,8 +65,8 @@ def _forward(layer: Any, draws: Draws, otherwise: Any, x: Tensor, *args: Any, **
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
     x = x.to(dtype)
-    dropout = layer.lora_dropout[name]
-    dropped = draws.dropout(x, dropout.p) if isinstance(dropout, nn.Dropout) and dropout.p > 0 else None
+    own = layer.lora_dropout[name]  # nn.Identity where there is none
+    dropped = dropout.drop(x, own.p) if isinstance(own, nn.Dropout) and own.p > 0 else None
     bias = None if base.bias is None else base.bias.to(dtype)
     with torch.autocast(device, enabled=False):
         return product(

@@ -44,7 +44,7 @@ from mgm_exp.model.execution import Execution, checkpoint_first
 from mgm_exp.model.features import tokens_of
 from mgm_exp.model.head import LanguageHead
 from mgm_exp.model.layout import LlmLayout
-from mgm_exp.model.low_rank_product import Draws
+from mgm_exp.model.low_rank_product import InputDropout
 from mgm_exp.model.merge import plan_merge
 from mgm_exp.model.mining import ConnectorLinear, mine, projection, shrunk
 from mgm_exp.model.native_mining import mine_native
@@ -259,7 +259,7 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.model = BODIES[config.backbone.name](config)
         self.vocab_size = config.vocab_size
         self.execution = Execution()
-        self.draws: Draws | None = None  # of LoRA layers; see run_as
+        self.lora_dropout: InputDropout | None = None  # see run_as
         self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -427,8 +427,8 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.execution.padding_free:
             row = in_one_row(inputs_embeds, attention_mask, labels)
             given, labels = row.arguments(self.config._attn_implementation), row.labels
-            if self.draws is not None:
-                self.draws.dropout = row.padding.dropout
+            if self.lora_dropout is not None:
+                self.lora_dropout.drop = row.padding.dropout
         else:
             given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
         with self.execution.keeping_activations(self):
