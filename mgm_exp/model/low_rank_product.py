@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mgm_exp.model import dropout_draws
 
 
 @dataclass
@@ -29,7 +30,7 @@ class InputDropout:
         drop: Called with (inputs, rate).
     """
 
-    drop: Callable[[Tensor, float], Tensor] = F.dropout
+    drop: Callable[[Tensor, float], Tensor] = dropout_draws.dropout
 
 
 def fuse(model: nn.Module, dropout: InputDropout | None = None) -> int:

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mgm_exp.model import dropout_draws
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -68,7 +70,7 @@ class Draws:
         start = self._before.setdefault(place, self.state)
         _set_state(start, self._device)
         # Kernels may draw in the order of memory
-        dropped = F.dropout(x.contiguous(), rate)
+        dropped = dropout_draws.dropout(x.contiguous(), rate)
         if not is_again:
             self.state = _state(self._device)
         return dropped
