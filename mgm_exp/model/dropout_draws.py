@@ -57,10 +57,13 @@ def noise(like: Tensor, shape: tuple[int, ...], rate: float, rows: Tensor | None
     """
     if math.prod(shape) < SMALLEST or not 0 < rate < 1 or not _is_plain(like) or not _agrees(like.dtype):
         return None
+    scale = _scale(rate, like.dtype)
+    if math.isinf(scale):  # zeros times it are no zeros
+        return None
     kept = _kept(math.prod(shape), rate).view(shape)
     if rows is not None:
         kept = kept.flatten(0, -2).index_select(0, rows)
-    return kept.to(like.dtype).mul_(_scale(rate, like.dtype))
+    return kept.to(like.dtype).mul_(scale)
 
 
 def _is_plain(like: Tensor) -> bool:

@@ -77,6 +77,12 @@ def test_it_is_torchs_dropout_from_any_state_on(
     assert_same_bits(found, expected)
 
 
+def test_a_factor_that_half_precision_cannot_hold_is_left_to_torch() -> None:
+    x, rate = torch.linspace(-2, 2, 64).half(), 1 - 1e-6
+    assert dropout_draws.noise(x, (64,), rate) is None
+    assert_same_bits(outcome(dropout_draws.dropout, x, rate, 1, 3), outcome(F.dropout, x, rate, 1, 3))
+
+
 @pytest.mark.parametrize("skipped", [0, 1, 622, 623, 624, 625, 1247, 1248])
 def test_at_the_borders_of_the_twisters_words(skipped: int) -> None:
     for count in (1, 311, 312, 313, 624, 1600):
