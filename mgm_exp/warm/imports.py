@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What a run of any model and adapter loads; what only some load (PEFT, a tracker), they load themselves.
-_FOR_EVERY_RUN = (
+FOR_EVERY_RUN = (
     "mgm_exp.experiment",
     "mgm_exp.model.processor",
     "mgm_exp.train.loop",
@@ -26,7 +26,7 @@ _SELDOM = 200_000
 
 def load() -> None:
     """Imports them."""
-    for name in _FOR_EVERY_RUN:
+    for name in FOR_EVERY_RUN:
         importlib.import_module(name)
 
 
