@@ -201,6 +201,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.loss_kernel": TRAINED,
     "train.loss_chunk": TRAINED,
     "train.lora_kernel": {"instruct"},
+    "train.last_block": TRAINED,
     "train.padding_free": TRAINED,
     "train.compile": TRAINED,
     "train.tf32": NOTHING,  # of a CPU; see test_tf32_belongs_to_what_a_gpu_makes
@@ -392,6 +393,7 @@ OTHER = {
     "train.guards.on_spike": "lower_lr",
     "train.image_aspect": "square",
     "train.compile": "regional",
+    "train.last_block": "whole",
     "train.lora_kernel": "peft",
     "train.loss_kernel": "fused",
     "train.loss_norm": "official",

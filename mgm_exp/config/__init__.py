@@ -25,6 +25,7 @@ from mgm_exp.config.choices import (
     FeatureTier,
     GroupBy,
     GuardAction,
+    LastBlock,
     LoraKernel,
     LossKernel,
     LossNorm,
@@ -81,7 +82,7 @@ from mgm_exp.config.evaluate import (
     TextVqaConfig,
     VqaConfig,
 )
-from mgm_exp.config.execution_faults import AUTO, lora_kernel_of, loss_kernel_of
+from mgm_exp.config.execution_faults import AUTO, last_block_of, lora_kernel_of, loss_kernel_of
 from mgm_exp.config.experiment import (
     ExperimentConfig,
     from_plain,
@@ -177,6 +178,7 @@ __all__ = [
     "GuardsConfig",
     "InstructDataConfig",
     "JudgeConfig",
+    "LastBlock",
     "LaunchConfig",
     "LimitsConfig",
     "LoraKernel",
@@ -229,6 +231,7 @@ __all__ = [
     "address_name",
     "expanded_address",
     "from_plain",
+    "last_block_of",
     "lora_kernel_of",
     "loss_kernel_of",
     "plain",
