@@ -15,6 +15,7 @@ from mgm_exp.config import (
     CaptionEngine,
     CaptionPolicy,
     Compile,
+    CudaGraphs,
     ExperimentConfig,
     GuardAction,
     LoraKernel,
@@ -241,6 +242,8 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     }
     if config.launch.pack and why_alone(config) is None:
         payload["engine"]["pack"] = True  # equal within rounding to a run by itself, not bit for bit
+        if config.train.cuda_graphs is not CudaGraphs.none:
+            payload["engine"]["cuda_graphs"] = config.train.cuda_graphs.value
     return payload
 
 
@@ -268,7 +271,10 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
 
 
 # Of the section train: what _execution puts into a key where it changes a result, and what never does.
-_HOW_IT_RUNS = ("loss_kernel", "loss_chunk", "lora_kernel", "padding_free", "compile", "tf32", "offload_activations")
+_HOW_IT_RUNS = (
+    *("loss_kernel", "loss_chunk", "lora_kernel", "padding_free", "compile", "cuda_graphs", "tf32"),
+    "offload_activations",
+)
 # Of the section zero: when parameters are sent, not what is computed.
 _ONLY_SENT = ("prefetch_bucket_size", "persistence_threshold", "max_live_parameters")
 

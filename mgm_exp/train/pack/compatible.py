@@ -44,5 +44,6 @@ def likeness(config: ExperimentConfig) -> str:
             "max_length": train.max_length,
             "deterministic": train.deterministic,
             "tf32": train.tf32,
+            "cuda_graphs": train.cuda_graphs.value,
         }
     )

@@ -11,8 +11,9 @@ The factors themselves stay each trial's own parameters: the gradient of a stack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -93,6 +94,7 @@ class Rows:
         lengths: Of each trial's own longest row.
         at_end: Whether shorter rows stand at the end (padding on the left).
         samples: Of each trial.
+        stand_ins: What layers read in place of a trial's factor, by the factor's id.
     """
 
     trials: Sequence[int] = ()
@@ -100,6 +102,28 @@ class Rows:
     samples: int = 0
     at_end: bool = False
     draws: Sequence[Draws] = ()
+    stand_ins: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def reading(self, stand_ins: Mapping[int, Tensor]) -> Iterator[None]:
+        """Layers read these while it is open."""
+        before, self.stand_ins = self.stand_ins, stand_ins
+        try:
+            yield
+        finally:
+            self.stand_ins = before
+
+    def read(self, factor: Tensor) -> Tensor:
+        """The factor, or what stands in for it."""
+        return self.stand_ins.get(id(factor), factor)
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """(K * B, length): of each token of a pass in the rows of its own trial, as alone."""
+        counted = torch.arange(length, device=device)
+        if not self.at_end:
+            return counted.expand(len(self.trials) * self.samples, length)
+        own = [(counted - (length - longest)).clamp(min=0) for longest in self.lengths]
+        return torch.stack(own).repeat_interleave(self.samples, dim=0)
 
     def own(self, x: Tensor, place: int) -> Tensor:
         """(B, T, ...) of one trial -> without the positions that only others have."""
@@ -139,8 +163,8 @@ class PackedLinear(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         x = x.to(dtype)
         dropped = self._dropped(x, updates)
-        down = _Stacked.apply(0, [1.0] * count, *(update.down for update in updates))
-        up = _Stacked.apply(1, [update.scale for update in updates], *(update.up for update in updates))
+        down = _Stacked.apply(0, [1.0] * count, *(rows.read(update.down) for update in updates))
+        up = _Stacked.apply(1, [update.scale for update in updates], *(rows.read(update.up) for update in updates))
         bias = None if base.bias is None else base.bias.to(dtype)
         with torch.autocast(device, enabled=False):
             return _Products.apply(x, dropped, base.weight.to(dtype), bias, down.to(dtype), up.to(dtype))
