@@ -1,7 +1,7 @@
 """CUDA graphs of small passes of a pack (``train.cuda_graphs=packs``); read :meth:`Graphs.hidden` first.
 
-A pass through the LLM's body, forward and backward, is some 150 kernels a layer and a few more for every trial. Where
-the passes are small a GPU computes them faster than they can be launched one by one. A graph launches all of them in
+A pass through the LLM's body, forward and backward, is some 190 kernels a layer and 20 more for each further trial.
+Where passes are small a GPU computes them faster than they can be launched one by one. A graph launches all of them in
 one call. Recorded is the body alone: images are merged, losses taken and weights updated as ever, and what is computed
 does not depend on whether it is replayed.
 
@@ -29,8 +29,9 @@ from torch.autograd.function import once_differentiable
 from mgm_exp.train.pack.capture import Recorder, Recording
 from mgm_exp.train.pack.lora import Rows
 
-# Positions (trials times samples times length) up to which launching takes longer than computing, about: of MGM-2B's
-# body a position is 8 GFLOP forward and backward, 20 us of an H200 at 40 % of its speed. An estimate.
+# Positions (trials times samples times length) up to which launches can be what takes longest. An estimate: of MGM-2B's
+# body a position is 8 GFLOP forward and backward, 20 us of an H200 at 40 % of its speed, and a pass of eight trials is
+# 6,100 kernels of 6 to 8 us; that is as much at 2,000 positions.
 POSITIONS = 4096
 # Rows are filled up to a multiple of so many: more make fewer graphs and more padding.
 BUCKET = 64

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ TRIALS: dict[str, tuple[int, float, float, int]] = {
     "b": (4, 16.0, 3e-3, 4),
     "c": (3, 8.0, 1e-3, 5),
 }
-STEPS = 5
+STEPS = 4
 
 
 class FromHost(AssertionError):
@@ -207,7 +208,7 @@ def in_float64(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 def test_in_float64_replayed_trials_are_what_they_are_alone(tmp_path: Path, in_float64: str) -> None:
     """Two micro-batches of different sizes a step, changing lengths; one is pruned in the middle, one ends early."""
-    names = "abc" if in_float64 == "right" else "ab"
+    names = "abc" if in_float64 == "right" else "bc"
     fewer = {"c": {"steps": STEPS - 1}}
     alone = {name: job_of(tmp_path, name, "solo", CudaGraphs.none, **fewer.get(name, {})) for name in names}
     for job in alone.values():
@@ -219,10 +220,11 @@ def test_in_float64_replayed_trials_are_what_they_are_alone(tmp_path: Path, in_f
 
     jobs = {name: job_of(tmp_path, name, "pack", **fewer.get(name, {})) for name in names}
     trials, said = packed(jobs, listeners={"a": Listener(on_row=on_row)})
-    with pytest.raises(Pruned):
-        trials["a"].result()
-    assert losses(jobs["a"]) == pytest.approx(losses(alone["a"])[:2], abs=1e-12)
-    for name in names[1:]:
+    if "a" in jobs:
+        with pytest.raises(Pruned):
+            trials["a"].result()
+        assert losses(jobs["a"]) == pytest.approx(losses(alone["a"])[:2], abs=1e-12)
+    for name in "bc":
         trials[name].result()
         assert losses(jobs[name]) == pytest.approx(losses(alone[name]), abs=1e-12)
         assert farthest(jobs[name], alone[name]) < 1e-12
@@ -352,6 +354,7 @@ def test_what_needs_the_host_is_noticed() -> None:
 def test_a_body_whose_tensors_have_no_values_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward and backward on torch's meta device: whoever asks for a value, or brings a tensor from the CPU, fails."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # meta knows none
+    monkeypatch.setattr(torch, "autocast", lambda *device, **settings: nullcontext())
     model: Any = load_model(MGM / "model").to("meta").train().requires_grad_(False)
     rows = Rows(trials=(0, 1), samples=2, lengths=[7, 8])
     factors: list[Tensor] = []
