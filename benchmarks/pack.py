@@ -16,7 +16,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class Bench:
     def _compared(
         self,
         name: str,
-        ways: dict[str, Callable[[list[Any]], None]],
+        ways: Mapping[str, Callable[[list[Any]], None]],
         count: int,
         micro_batch: int,
         repeats: int,
