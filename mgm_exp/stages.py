@@ -18,11 +18,13 @@ from mgm_exp.config import (
     CudaGraphs,
     ExperimentConfig,
     GuardAction,
+    LastBlock,
     LoraKernel,
     LossKernel,
     Mining,
     ModelFamily,
     adapter_key,
+    last_block_of,
     lora_kernel_of,
     loss_kernel_of,
     plain,
@@ -272,7 +274,14 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
 
 # Of the section train: what _execution puts into a key where it changes a result, and what never does.
 _HOW_IT_RUNS = (
-    *("loss_kernel", "loss_chunk", "lora_kernel", "padding_free", "compile", "cuda_graphs", "tf32"),
+    "loss_kernel",
+    "loss_chunk",
+    "lora_kernel",
+    "last_block",
+    "padding_free",
+    "compile",
+    "cuda_graphs",
+    "tf32",
     "offload_activations",
 )
 # Of the section zero: when parameters are sent, not what is computed.
@@ -316,6 +325,8 @@ def _execution(config: ExperimentConfig, sources: Sources, stage: str) -> Payloa
         found["loss_chunk"] = train.loss_chunk
     if lora_kernel_of(config, stage) == LoraKernel.fused.value:
         found["lora_kernel"] = LoraKernel.fused.value
+    if last_block_of(config, stage) == LastBlock.learnt.value:
+        found["last_block"] = LastBlock.learnt.value
     if train.padding_free:
         found["padding_free"] = True
     if train.compile is not Compile.none:

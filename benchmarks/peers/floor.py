@@ -72,7 +72,8 @@ class Floor:
         import torch
 
         from mgm_exp.model import load_model, load_processor
-        from mgm_exp.model.execution import Execution, run_as
+        from mgm_exp.model.execution import Execution, blocks_of, run_as
+        from mgm_exp.model.last_block import LastBlock
         from mgm_exp.model.low_rank_product import InputDropout
 
         torch.set_num_threads(1)
@@ -83,6 +84,7 @@ class Floor:
         self.model.requires_grad_(False)
         run_as(self.model, Execution(loss_kernel="fused", padding_free=True))
         self.model.lora_dropout = InputDropout()
+        self.model.last_block = LastBlock(blocks_of(self.model)[-1], self.model.lora_dropout)
         self.layers: dict[str, Any] = {
             name: layer
             for name, layer in self.model.named_modules()
@@ -193,7 +195,7 @@ class Trial:
             down, up = self.factors[name]
 
             def forward(x: Any, layer: Any = layer, down: Any = down, up: Any = up) -> Any:
-                dropped = model.lora_dropout.drop(x, rate) if rate and model.training else None
+                dropped = model.lora_dropout(x, rate) if rate and model.training else None
                 return product(x, dropped, layer.weight, layer.bias, down, up, scale)
 
             layer.forward = forward

@@ -26,6 +26,7 @@ from mgm_exp.config.choices import (
     FeatureTier,
     GroupBy,
     GuardAction,
+    LastBlock,
     LoraKernel,
     LossKernel,
     LossNorm,
@@ -82,7 +83,7 @@ from mgm_exp.config.evaluate import (
     TextVqaConfig,
     VqaConfig,
 )
-from mgm_exp.config.execution_faults import AUTO, lora_kernel_of, loss_kernel_of
+from mgm_exp.config.execution_faults import AUTO, last_block_of, lora_kernel_of, loss_kernel_of
 from mgm_exp.config.experiment import (
     ExperimentConfig,
     from_plain,
@@ -179,6 +180,7 @@ __all__ = [
     "GuardsConfig",
     "InstructDataConfig",
     "JudgeConfig",
+    "LastBlock",
     "LaunchConfig",
     "LimitsConfig",
     "LoraKernel",
@@ -231,6 +233,7 @@ __all__ = [
     "address_name",
     "expanded_address",
     "from_plain",
+    "last_block_of",
     "lora_kernel_of",
     "loss_kernel_of",
     "plain",

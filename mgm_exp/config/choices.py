@@ -48,6 +48,18 @@ class LoraKernel(Enum):
     auto = "auto"
 
 
+class LastBlock(Enum):
+    """Where what follows the attention of the LLM's last block is computed while it trains; equal in real arithmetic.
+
+    ``whole``: at all positions; ``learnt``: where the loss reads it. ``auto``: learnt, but whole for models of
+    transformers, kinds of adapters other than full and lora, compiled blocks, and where it would draw other dropout.
+    """
+
+    whole = "whole"
+    learnt = "learnt"
+    auto = "auto"
+
+
 class Compile(Enum):
     """What ``torch.compile`` compiles: ``regional``: the LLM's blocks, once for all of them."""
 

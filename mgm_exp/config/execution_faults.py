@@ -11,6 +11,7 @@ from mgm_exp.config.choices import (
     Compile,
     CudaGraphs,
     Device,
+    LastBlock,
     LoraKernel,
     LossKernel,
     ModelFamily,
@@ -29,6 +30,8 @@ def execution_faults(config: ExperimentConfig) -> Iterator[str]:
     yield from _loss_faults(config)
     if config.train.lora_kernel is LoraKernel.fused and (obstacle := _fused_lora_obstacle(config)):
         yield f"train.lora_kernel=fused does not go with {obstacle}; use auto or peft"
+    if config.train.last_block is LastBlock.learnt and (obstacle := _learnt_block_obstacle(config, "instruct")):
+        yield f"train.last_block=learnt does not go with {obstacle}; use auto or whole"
     train, model, kind = config.train, config.model, config.adapter.kind
     blocks = model.gradient_checkpointing
     if blocks != AUTO and not (isinstance(blocks, int) and blocks >= 0):
@@ -122,6 +125,32 @@ def _fused_lora_obstacle(config: ExperimentConfig) -> str:
         "adapter.base_bits=4, whose layers have a product of their own": adapter.base_bits == 4,
         "zero=3, whose weights come and go with PEFT's modules": config.zero.stage == 3,
         f"train.compile={train.compile.value}, whose compiler fuses by itself": train.compile is not Compile.none,
+    }
+    return next((words for words, holds in obstacles.items() if holds), "")
+
+
+def last_block_of(config: ExperimentConfig, stage: str) -> str:
+    """Where the LLM's last block is computed in a stage: ``whole`` or ``learnt``. Of align no adapter decides it."""
+    asked = config.train.last_block
+    if asked is not LastBlock.auto:
+        return asked.value
+    return (LastBlock.whole if _learnt_block_obstacle(config, stage) else LastBlock.learnt).value
+
+
+def _learnt_block_obstacle(config: ExperimentConfig, stage: str) -> str:
+    """What keeps the last block from being computed at learnt positions alone, in words; empty if nothing does."""
+    adapter, train = config.adapter, config.train
+    has_adapter = stage == "instruct"
+    draws_all = adapter.dropout > 0 and lora_kernel_of(config, stage) == LoraKernel.peft.value
+    obstacles = {
+        "model=hf, whose blocks are not known": config.model.family is ModelFamily.hf,
+        f"train.compile={train.compile.value}, which compiles all blocks as one": train.compile is not Compile.none,
+        f"adapter.kind={adapter.kind.value}, only full and lora": (
+            has_adapter and adapter.kind not in (AdapterKind.full, AdapterKind.lora)
+        ),
+        f"adapter.dropout={adapter.dropout:g} of PEFT's own layers, which would draw for fewer positions": (
+            has_adapter and draws_all
+        ),
     }
     return next((words for words, holds in obstacles.items() if holds), "")
 

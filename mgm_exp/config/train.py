@@ -14,6 +14,7 @@ from mgm_exp.config.choices import (
     FeatureTier,
     GroupBy,
     GuardAction,
+    LastBlock,
     LoraKernel,
     LossKernel,
     LossNorm,
@@ -209,6 +210,8 @@ class TrainConfig:
     loss_chunk: int | None = None
     # How layers with a LoRA update are computed while they train; see LoraKernel. Results differ in rounding.
     lora_kernel: LoraKernel = LoraKernel.auto
+    # Where the LLM's last block is computed while it trains; see LastBlock. Results differ in rounding.
+    last_block: LastBlock = LastBlock.auto
     # A batch as one row without padding: nothing is computed for padding. Rounding differs; with
     # lora_kernel=peft dropout draws others.
     padding_free: bool = False

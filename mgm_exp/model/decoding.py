@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
+from mgm_exp.model.last_block import is_plain_in_evaluation
 from mgm_exp.model.mgm import MGMForConditionalGeneration
 from mgm_exp.model.varlen import VARLEN
 
@@ -124,7 +125,7 @@ def _passed_by(model: Any) -> Iterator[nn.Module]:
 
 
 def _is_changed(module: Any) -> bool:
-    is_replaced = "forward" in vars(module) or module._compiled_call_impl is not None
+    is_replaced = not is_plain_in_evaluation(module) or module._compiled_call_impl is not None
     return is_replaced or bool(module._forward_hooks or module._forward_pre_hooks)
 
 

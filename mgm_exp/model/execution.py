@@ -28,6 +28,7 @@ class Execution:
         loss_kernel: `torch`, `fused` or `liger`; see :mod:`mgm_exp.model.head`.
         loss_chunk: positions whose logits are alive together; None: by the size of the vocabulary.
         lora_kernel: `peft` or `fused`; see :mod:`mgm_exp.model.low_rank_product`.
+        last_block: `whole` or `learnt`; see :mod:`mgm_exp.model.last_block`.
         padding_free: a batch as one row without padding.
         compiles: the LLM's blocks by `torch.compile`, one for all.
         offloads: activations of the LLM wait for the backward pass in host memory.
@@ -36,6 +37,7 @@ class Execution:
     loss_kernel: str = "torch"
     loss_chunk: int | None = None
     lora_kernel: str = "peft"
+    last_block: str = "whole"
     padding_free: bool = False
     compiles: bool = False
     offloads: bool = False
@@ -70,6 +72,10 @@ def run_as(model: Any, execution: Execution) -> None:
 
         model.lora_dropout = InputDropout()
         fuse(model, model.lora_dropout)
+    if execution.last_block == "learnt":
+        from mgm_exp.model.last_block import LastBlock
+
+        model.last_block = LastBlock(blocks_of(model)[-1], model.lora_dropout)
     if execution.padding_free:
         _without_padding(model)
     if execution.compiles:

@@ -27,9 +27,16 @@ class InputDropout:
 
     Attributes:
         drop: Called with (inputs, rate).
+        drop_narrow: The same for the rows that :mod:`mgm_exp.model.last_block` leaves.
+        is_narrow: Whether a layer sees those now.
     """
 
     drop: Callable[[Tensor, float], Tensor] = F.dropout
+    drop_narrow: Callable[[Tensor, float], Tensor] = F.dropout
+    is_narrow: bool = False
+
+    def __call__(self, x: Tensor, rate: float) -> Tensor:
+        return (self.drop_narrow if self.is_narrow else self.drop)(x, rate)
 
 
 def fuse(model: nn.Module, dropout: InputDropout | None = None) -> int:
@@ -66,7 +73,7 @@ def _forward(layer: Any, dropout: InputDropout, otherwise: Any, x: Tensor, *args
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
     x = x.to(dtype)
     own = layer.lora_dropout[name]  # nn.Identity where there is none
-    dropped = dropout.drop(x, own.p) if isinstance(own, nn.Dropout) and own.p > 0 else None
+    dropped = dropout(x, own.p) if isinstance(own, nn.Dropout) and own.p > 0 else None
     bias = None if base.bias is None else base.bias.to(dtype)
     with torch.autocast(device, enabled=False):
         return product(
@@ -124,11 +131,11 @@ class _Product(torch.autograd.Function):
             to_x = torch.mm(rows, weight)
         if ctx.is_dropped:
             if ctx.needs_input_grad[1]:
-                to_dropped = torch.mm(to_low, down).view(*grad.shape[:-1], -1)
+                to_dropped = torch.mm(to_low, down).view(*grad.shape[:-1], down.shape[1])
         elif to_x is not None:
             to_x.addmm_(to_low, down)
         return (
-            None if to_x is None else to_x.view(*grad.shape[:-1], -1),
+            None if to_x is None else to_x.view(*grad.shape[:-1], weight.shape[1]),
             to_dropped,
             None,
             None,

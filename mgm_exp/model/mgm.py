@@ -43,12 +43,13 @@ from mgm_exp.model.convnext import ConvNeXtBlock, ConvNeXtTower, join_stages
 from mgm_exp.model.execution import Execution, checkpoint_first
 from mgm_exp.model.features import tokens_of
 from mgm_exp.model.head import LanguageHead
+from mgm_exp.model.last_block import LastBlock, learnt_positions
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.low_rank_product import InputDropout
 from mgm_exp.model.merge import plan_merge
 from mgm_exp.model.mining import ConnectorLinear, mine, projection, shrunk
 from mgm_exp.model.native_mining import mine_native
-from mgm_exp.model.padding_free import in_one_row
+from mgm_exp.model.padding_free import Padding, in_one_row
 
 # What a profile calls the towers, mining and the projector (`mgm_exp.train.profile`).
 VISION_RANGE = "mgm_exp::vision"
@@ -259,7 +260,8 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.model = BODIES[config.backbone.name](config)
         self.vocab_size = config.vocab_size
         self.execution = Execution()
-        self.lora_dropout: InputDropout | None = None  # see run_as
+        self.lora_dropout: InputDropout | None = None  # see run_as, as for the next
+        self.last_block: LastBlock | None = None
         self.lm_head = LanguageHead(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -424,16 +426,35 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         given: dict[str, Any]
         inputs_embeds, attention_mask, labels = self.merged(batch)
+        padding = None
         if self.execution.padding_free:
             row = in_one_row(inputs_embeds, attention_mask, labels)
-            given, labels = row.arguments(self.config._attn_implementation), row.labels
-            if self.lora_dropout is not None:
-                self.lora_dropout.drop = row.padding.dropout
+            given, labels, padding = row.arguments(self.config._attn_implementation), row.labels, row.padding
         else:
             given = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        places, target = learnt_positions(labels)
+        if self.lora_dropout is not None:
+            narrow = Padding(places, labels.shape) if padding is None else padding.at(places)
+            self.lora_dropout.drop = F.dropout if padding is None else padding.dropout
+            self.lora_dropout.drop_narrow = narrow.dropout
         with self.execution.keeping_activations(self):
-            hidden = self.model(**given, use_cache=False).last_hidden_state
-        return self.loss_of(hidden, labels, normalizer)
+            return self.loss_at(self.body(places[None], **given)[0], target, normalizer)
+
+    def body(self, places: Tensor, **given: Any) -> Tensor:
+        """The LLM's last hidden states, where they are read.
+
+        Args:
+            places: (rows, n) positions in the flattened batch.
+            given: What the body is called with.
+
+        Returns:
+            (rows, n, hidden)
+        """
+        if self.last_block is None:
+            hidden: Tensor = self.model(**given, use_cache=False).last_hidden_state
+            return hidden.flatten(0, 1)[places]
+        with self.last_block.reading(places):
+            return self.model(**given, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def merged(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """`merge` of a training batch; see `loss`."""
@@ -447,12 +468,9 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             seen=batch.get("seen"),
         )
 
-    def loss_of(self, hidden: Tensor, labels: Tensor, normalizer: float | None = None) -> Tensor:
-        """The loss, from hidden states (B, L, D) and merged labels (B, L); see `loss`."""
-        target = labels[:, 1:].flatten()
-        kept = (target != IGNORE_INDEX).nonzero().squeeze(1)
-        total = self.lm_head(hidden[:, :-1].flatten(0, 1)[kept], target[kept])
-        return total / (max(kept.numel(), 1) if normalizer is None else normalizer)
+    def loss_at(self, hidden: Tensor, target: Tensor, normalizer: float | None = None) -> Tensor:
+        """The loss, from hidden states (N, D) and the tokens (N,) that are to follow them; see `loss`."""
+        return self.lm_head(hidden, target) / (max(target.numel(), 1) if normalizer is None else normalizer)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]

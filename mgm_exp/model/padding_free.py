@@ -29,7 +29,11 @@ class Padding:
     """
 
     places: Tensor
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+
+    def at(self, places: Tensor) -> Padding:
+        """Of some tokens of the row, (n,) positions in it."""
+        return Padding(self.places[places], self.shape)
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
         """Drops of x (1, T, n) what torch's dropout would drop of the padded (B, L, n)."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model import MGMForConditionalGeneration, apply_adapter, load_model, set_trainable
+from mgm_exp.model.decoding import can_decode
 from mgm_exp.model.execution import Execution, blocks_of, compile_obstacle, run_as
 from mgm_exp.model.offload import activations_on_host
 from mgm_exp.model.padding_free import in_one_row
@@ -85,6 +86,48 @@ def test_fused_lora_layers_learn_what_pefts_do_in_float64(trained: Trained, batc
     assert sum("forward" in vars(module) for module in model.modules()) == 3 * len(blocks_of(model))
     found = step(model, wide)
     assert largest_difference(plain, found) <= 1e-12 * max(float(tensor.abs().max()) for tensor in plain.values())
+
+
+# -- the last block ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize("blocks", [0, True])
+def test_a_last_block_at_learnt_positions_learns_what_the_whole_one_does_in_float64(
+    trained: Trained, batch, kind: str, padding_free: bool, blocks: bool | int
+) -> None:
+    model = trained(kind, dropout=0.3).double()
+    wide = ragged({key: value.double() if value.is_floating_point() else value for key, value in batch.items()})
+    if blocks:
+        model.enable_gradient_checkpointing(blocks)
+    whole = step(model, wide)
+    rows: list[int] = []
+    blocks_of(model)[-1].mlp.register_forward_hook(lambda module, given, out: rows.append(out[..., 0].numel()))
+    run_as(model, Execution(lora_kernel="fused", last_block="learnt", padding_free=padding_free))
+    found = step(model, wide)
+    merged = model.merged(wide)[2]
+    learnt = int((merged[:, 1:] != -100).sum())
+    assert set(rows) == {learnt} and learnt < merged.numel() / 2
+    assert largest_difference(whole, found) <= 1e-12 * max(float(tensor.abs().max()) for tensor in whole.values())
+
+
+def test_where_nothing_is_learnt_every_gradient_is_zero(trained: Trained, batch) -> None:
+    model = trained()
+    run_as(model, Execution(lora_kernel="fused", last_block="learnt"))
+    found = step(model, {**batch, "labels": torch.full_like(batch["labels"], -100)})
+    assert len(found) > 1 and not any(bool(tensor.any()) for tensor in found.values())
+
+
+def test_a_model_whose_last_block_is_narrow_answers_as_before(trained: Trained, batch) -> None:
+    model = trained()
+    prompts = {key: batch[key] for key in ("input_ids", "attention_mask", "images", "images_aux")}
+    answers, logits = model.generate(**prompts, max_new_tokens=4), model(**prompts).logits
+    run_as(model, Execution(lora_kernel="fused", last_block="learnt"))
+    step(model, batch)
+    assert torch.equal(model(**prompts).logits, logits)  # training, but not for a loss
+    assert torch.equal(model.generate(**prompts, max_new_tokens=4), answers)
+    assert can_decode(model.eval())
 
 
 # -- padding-free --------------------------------------------------------------------------------------------------

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from mgm_exp.config import AUTO, AdapterInit, AdapterKind, Compile, ExperimentConfig, ModelFamily, plain, trains_towers
+from mgm_exp.config import (
+    AUTO,
+    AdapterInit,
+    AdapterKind,
+    Compile,
+    ExperimentConfig,
+    ModelFamily,
+    last_block_of,
+    plain,
+    trains_towers,
+)
 from mgm_exp.store import fingerprint
 
 
@@ -42,6 +52,7 @@ def likeness(config: ExperimentConfig) -> str:
             "precision": train.precision.value,
             "micro_batch_size": train.micro_batch_size,
             "max_length": train.max_length,
+            "last_block": last_block_of(config, "instruct"),
             "deterministic": train.deterministic,
             "tf32": train.tf32,
             "cuda_graphs": train.cuda_graphs.value,

@@ -7,7 +7,8 @@ does not depend on whether it is replayed.
 
 A graph is of fixed shapes and addresses, so that
 
-- rows are filled up to a multiple of :data:`BUCKET` positions, and graphs are kept by (trials, samples, length);
+- rows are filled up to a multiple of :data:`BUCKET` positions, lists of those that the loss reads, too, and graphs are
+  kept by (trials, samples, both lengths);
 - what changes from pass to pass is copied to where the graph reads it; the trials' factors are read where they are;
 - gradients are written to one place for all graphs, and handed on as copies: a replay must not change what an optimizer
   or an accumulated gradient holds.
@@ -40,7 +41,7 @@ MOST = 16
 # A pass of a kind is recorded when it comes so often: many kinds come once.
 _OFTEN = 2
 
-Body = Callable[[Tensor, Tensor, Tensor], Tensor]
+Body = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -64,8 +65,8 @@ class Counts:
 class Graphs:
     """
     Args:
-        body: The LLM's body: (n, T, D) embeddings, (n, T) bool, (n, T) positions -> (n, T, D). It may read ``rows``,
-            and what it reads there of Python is in the key of a graph.
+        body: The LLM's body: (n, T, D) embeddings, (n, T) bool, (n, T) positions, (K, m) places in the flattened pass
+            that are read -> (K, m, D). What it reads of ``rows`` has to be in the key of a graph.
         rows: Of the pass.
         factors: Of each trial, all that the body reads of it.
         recorder: Of the device.
@@ -85,20 +86,25 @@ class Graphs:
         return length if count * length <= POSITIONS else None
 
     def hidden(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        """The body's hidden states, differentiable: replayed where such a pass came before.
+        """The body's hidden states where the loss reads them, differentiable: replayed where such a pass came before.
 
         Args:
             embeds: (trials * samples, T, D), T of :meth:`length`.
             mask: (trials * samples, T) bool, True where a token is real.
 
+        Returns:
+            (trials, m, D), each trial's own places first.
+
         Raises:
             CannotRecord: the body does what cannot be recorded.
         """
         rows = self._rows
-        given = (embeds, mask, rows.positions(embeds.shape[1], embeds.device))
+        length = embeds.shape[1]
+        given = (embeds, mask, rows.positions(length, embeds.device), rows.read(length, BUCKET))
         device = embeds.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        key = (tuple(rows.trials), rows.samples, embeds.shape, embeds.dtype, embeds.requires_grad, autocast)
+        shapes = (embeds.shape, given[-1].shape)
+        key = (tuple(rows.trials), rows.samples, *shapes, embeds.dtype, embeds.requires_grad, autocast)
         factors = [factor for trial in rows.trials for factor in self._factors[trial]]
         graph = self._kept.get(key)
         if graph is None or not graph.reads(factors):
@@ -109,7 +115,7 @@ class Graphs:
             graph = self._kept[key] = self._recorded(given, factors, autocast)
         self._kept.move_to_end(key)
         self.counts.replayed += 1
-        graph.fill(*given)
+        graph.fill(given)
         return _Replayed.apply(graph, embeds, *factors)
 
     def let_go(self) -> bool:
@@ -119,7 +125,7 @@ class Graphs:
         self._landings.clear()
         return had
 
-    def _recorded(self, given: tuple[Tensor, Tensor, Tensor], factors: list[Tensor], autocast: Any) -> _Graph:
+    def _recorded(self, given: tuple[Tensor, ...], factors: list[Tensor], autocast: Any) -> _Graph:
         while len(self._kept) >= MOST:
             self._kept.popitem(last=False)
         landings = [self._landing(trial) for trial in self._rows.trials]
@@ -155,7 +161,7 @@ class _Graph:
     """A forward and a backward pass of one shape.
 
     Args:
-        given: Embeddings, mask and positions of a pass of this shape.
+        given: What the body was given in a pass of this shape, embeddings first.
         factors: That the body reads of the pass's trials, in their order.
         landings: Of the same trials.
         autocast: The dtype in which products are made; None: there is no autocast.
@@ -165,7 +171,7 @@ class _Graph:
         self,
         body: Body,
         rows: Rows,
-        given: tuple[Tensor, Tensor, Tensor],
+        given: tuple[Tensor, ...],
         factors: list[Tensor],
         landings: list[_Landing],
         autocast: Any,
@@ -174,8 +180,8 @@ class _Graph:
         self._body, self._rows, self._landings, self._autocast = body, rows, landings, autocast
         self._addresses = [factor.data_ptr() for factor in factors]
         # Ordinary memory, not the recordings': other graphs never write here
-        self._embeds, self._mask, self._positions = (tensor.detach().clone() for tensor in given)
-        self._embeds.requires_grad_(given[0].requires_grad)
+        self._given = [tensor.detach().clone() for tensor in given]
+        self._embeds = self._given[0].requires_grad_(given[0].requires_grad)
         # Leaves of their own over the same memory. The factors themselves must not be differentiated on the recorder's
         # stream: autograd would go on adding up their gradients there.
         self._leaves = [factor.detach().requires_grad_() for factor in factors]
@@ -192,12 +198,11 @@ class _Graph:
         """Whether the factors are still where they were."""
         return [factor.data_ptr() for factor in factors] == self._addresses
 
-    def fill(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> None:
+    def fill(self, given: tuple[Tensor, ...]) -> None:
         """Puts a pass to where the graph reads it."""
         with torch.no_grad():
-            self._embeds.copy_(embeds)
-            self._mask.copy_(mask)
-            self._positions.copy_(positions)
+            for here, new in zip(self._given, given, strict=True):
+                here.copy_(new)
 
     def forward(self) -> Tensor:
         """Hidden states of what was filled in, until the next replay of any graph."""
@@ -220,9 +225,9 @@ class _Graph:
         with (
             torch.enable_grad(),
             torch.autocast(device, dtype, enabled=dtype is not None, cache_enabled=False),
-            self._rows.reading(self._stand_ins),
+            self._rows.replaced(self._stand_ins),
         ):
-            self._attached = self._body(self._embeds, self._mask, self._positions)
+            self._attached = self._body(*self._given)
         return self._attached.detach()
 
     def _backward(self) -> list[Tensor]:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mgm_exp.model.padding_free import Padding
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -58,18 +60,19 @@ class Draws:
         self.state, self._device = state, device
         self._before: dict[str, Tensor] = {}
 
-    def dropout(self, x: Tensor, rate: float, place: str) -> Tensor:
+    def dropout(self, x: Tensor, rate: float, place: str, padding: Padding | None = None) -> Tensor:
         """torch's own dropout, on the trial's own rows.
 
         Args:
             x: (B, T, inputs), without what others made it longer by.
             place: Name of the layer.
+            padding: Where rows that do not stand as in the batch, (1, n, inputs), stood.
         """
         is_again = place in self._before
         start = self._before.setdefault(place, self.state)
         _set_state(start, self._device)
         # Kernels may draw in the order of memory
-        dropped = F.dropout(x.contiguous(), rate)
+        dropped = F.dropout(x.contiguous(), rate) if padding is None else padding.dropout(x, rate)
         if not is_again:
             self.state = _state(self._device)
         return dropped
@@ -94,6 +97,9 @@ class Rows:
         lengths: Of each trial's own longest row.
         at_end: Whether shorter rows stand at the end (padding on the left).
         samples: Of each trial.
+        learnt: Each trial's positions that the loss reads, in its own batch.
+        is_narrow: Whether a layer sees those alone (:mod:`mgm_exp.model.last_block`), of every trial as many as the
+            longest list has.
         stand_ins: What layers read in place of a trial's factor, by the factor's id.
     """
 
@@ -102,10 +108,12 @@ class Rows:
     samples: int = 0
     at_end: bool = False
     draws: Sequence[Draws] = ()
+    learnt: Sequence[Padding] = ()
+    is_narrow: bool = False
     stand_ins: Mapping[int, Tensor] = field(default_factory=dict)
 
     @contextmanager
-    def reading(self, stand_ins: Mapping[int, Tensor]) -> Iterator[None]:
+    def replaced(self, stand_ins: Mapping[int, Tensor]) -> Iterator[None]:
         """Layers read these while it is open."""
         before, self.stand_ins = self.stand_ins, stand_ins
         try:
@@ -113,8 +121,8 @@ class Rows:
         finally:
             self.stand_ins = before
 
-    def read(self, factor: Tensor) -> Tensor:
-        """The factor, or what stands in for it."""
+    def factor(self, factor: Tensor) -> Tensor:
+        """It, or what stands in for it."""
         return self.stand_ins.get(id(factor), factor)
 
     def positions(self, length: int, device: torch.device) -> Tensor:
@@ -129,6 +137,24 @@ class Rows:
         """(B, T, ...) of one trial -> without the positions that only others have."""
         length = self.lengths[place]
         return x[:, x.shape[1] - length :] if self.at_end else x[:, :length]
+
+    def read(self, length: int, multiple: int = 1) -> Tensor:
+        """Positions that the loss reads, (K, n) in the flattened pass of rows that are so long; shorter lists end in
+        the trial's first position, whose values nobody takes.
+
+        Args:
+            multiple: Of this is n, and where it is not 1, n is not 0.
+        """
+        longest = max(len(own.places) for own in self.learnt)
+        if multiple > 1:
+            longest = -(-max(longest, 1) // multiple) * multiple
+        found = []
+        for place, own in enumerate(self.learnt):
+            samples, mine = own.shape
+            first = place * samples * length + (length - mine if self.at_end else 0)
+            places = own.places + own.places.div(mine, rounding_mode="floor") * (length - mine) + first
+            found.append(F.pad(places, (0, longest - len(places)), value=first))
+        return torch.stack(found)
 
     def widened(self, x: Tensor, length: int) -> Tensor:
         """The reverse, filled with zeros."""
@@ -154,17 +180,17 @@ class PackedLinear(nn.Module):
         self._updates = list(updates)  # not registered: they are the trials' own
 
     def forward(self, x: Tensor) -> Tensor:
-        """(K * B, T, inputs) -> (K * B, T, outputs)."""
+        """(K * B, T, inputs) -> (K * B, T, outputs); of narrow rows (K, n, inputs) -> (K, n, outputs)."""
         rows, updates = self._rows, [self._updates[trial] for trial in self._rows.trials]
         count = len(updates)
-        assert len(x) == count * rows.samples
+        assert len(x) == count * (1 if rows.is_narrow else rows.samples)
         base: Any = self.base
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         x = x.to(dtype)
         dropped = self._dropped(x, updates)
-        down = _Stacked.apply(0, [1.0] * count, *(rows.read(update.down) for update in updates))
-        up = _Stacked.apply(1, [update.scale for update in updates], *(rows.read(update.up) for update in updates))
+        down = _Stacked.apply(0, [1.0] * count, *(rows.factor(update.down) for update in updates))
+        up = _Stacked.apply(1, [update.scale for update in updates], *(rows.factor(update.up) for update in updates))
         bias = None if base.bias is None else base.bias.to(dtype)
         with torch.autocast(device, enabled=False):
             return _Products.apply(x, dropped, base.weight.to(dtype), bias, down.to(dtype), up.to(dtype))
@@ -173,9 +199,16 @@ class PackedLinear(nn.Module):
         """The rows with each trial's dropout; None where no trial has any."""
         if not self.training or not any(update.dropout for update in updates):
             return None
-        rows, parts = self._rows, list(x.split(self._rows.samples))
+        rows, parts = self._rows, list(x.split(1 if self._rows.is_narrow else self._rows.samples))
         for place, (update, draws) in enumerate(zip(updates, rows.draws, strict=True)):
-            if update.dropout:
+            if not update.dropout:
+                continue
+            if rows.is_narrow:
+                own = rows.learnt[place]
+                mine = parts[place][:, : len(own.places)]
+                dropped = draws.dropout(mine, update.dropout, self.name, own)
+                parts[place] = F.pad(dropped, (0, 0, 0, x.shape[1] - mine.shape[1]))
+            else:
                 dropped = draws.dropout(rows.own(parts[place], place), update.dropout, self.name)
                 parts[place] = rows.widened(dropped, x.shape[1])
         return torch.cat(parts)
@@ -191,11 +224,11 @@ class _Products(torch.autograd.Function):
         ctx: Any, x: Tensor, dropped: Tensor | None, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor
     ) -> Tensor:
         count, inputs = len(down), x.shape[-1]
-        given = (x if dropped is None else dropped).reshape(count, -1, inputs)
+        given = (x if dropped is None else dropped).reshape(count, x.shape[0] * x.shape[1] // count, inputs)
         low = torch.bmm(given, down.transpose(1, 2))  # (K, n, R)
         rows = x.reshape(-1, inputs)
         out = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
-        out.view(count, -1, out.shape[-1]).baddbmm_(low, up.transpose(1, 2))
+        out.view(count, len(rows) // count, out.shape[-1]).baddbmm_(low, up.transpose(1, 2))
         ctx.save_for_backward(given, low, weight, down, up)
         ctx.is_dropped = dropped is not None
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -205,18 +238,18 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         given, low, weight, down, up = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        own = rows.view(len(down), -1, rows.shape[-1])
+        own = rows.view(len(down), len(rows) // len(down), rows.shape[-1])
         to_low = torch.bmm(own, up)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
             to_x = torch.mm(rows, weight)
         if ctx.is_dropped:
             if ctx.needs_input_grad[1]:
-                to_dropped = torch.bmm(to_low, down).view(*grad.shape[:-1], -1)
+                to_dropped = torch.bmm(to_low, down).view(*grad.shape[:-1], down.shape[2])
         elif to_x is not None:
             to_x.view_as(given).baddbmm_(to_low, down)
         return (
-            None if to_x is None else to_x.view(*grad.shape[:-1], -1),
+            None if to_x is None else to_x.view(*grad.shape[:-1], weight.shape[1]),
             to_dropped,
             None,
             None,

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mgm_exp.model.execution import blocks_of
+from mgm_exp.model.last_block import LastBlock, learnt_positions
+from mgm_exp.model.padding_free import Padding
 from mgm_exp.train.engine import PlainEngine
 from mgm_exp.train.pack.capture import Recorder
 from mgm_exp.train.pack.graphs import Counts, Graphs
@@ -20,8 +23,6 @@ from mgm_exp.train.pack.lora import Draws, LowRank, PackedLinear, Rows
 from mgm_exp.train.step import Pass
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mgm_exp.train.assemble import Stage
 
 
@@ -51,8 +52,10 @@ class Body:
             setattr(model.get_submodule(parent), last, PackedLinear(base, name, updates, self._rows))
         model.train()
         model.requires_grad_(False)
-        self._body: nn.Module = model.model
+        self._model = model
         self._rows.at_end = model.config.tokenizer_padding_side == "left"
+        if stages[0].model.last_block is not None:
+            model.last_block = LastBlock(blocks_of(model)[-1], self._rows)
         self._graphs = None if recorder is None else Graphs(self._through, self._rows, factors, recorder)
 
     @property
@@ -109,9 +112,13 @@ class Body:
         models = [self._stages[trial].model for trial in trials]
         batches = [due.micro.on(due.engine.ranks.device) for due in passes]
         merged = [model.merged(batch) for model, batch in zip(models, batches, strict=True)]
+        learnt = [learnt_positions(labels) for _, _, labels in merged]
         rows = self._rows
         rows.trials, rows.draws, rows.samples = trials, draws, passes[0].micro.samples
         rows.lengths = [embeds.shape[1] for embeds, _, _ in merged]
+        rows.learnt = [
+            Padding(places, labels.shape) for (places, _), (_, _, labels) in zip(learnt, merged, strict=True)
+        ]
         longest = max(rows.lengths)
         recorded = None if self._graphs is None else self._graphs.length(len(trials) * rows.samples, longest)
         length = recorded or longest
@@ -120,18 +127,16 @@ class Body:
         if self._graphs is not None and recorded is not None:
             hidden = self._graphs.hidden(embeds, mask)
         else:
-            hidden = self._body(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+            hidden = self._model.body(rows.read(length), inputs_embeds=embeds, attention_mask=mask)
         return [
-            model.loss_of(rows.own(part, place), labels, due.normalizer)
-            for place, (model, part, (_, _, labels), due) in enumerate(
-                zip(models, hidden.split(rows.samples), merged, passes, strict=True)
-            )
+            model.loss_at(part[: len(target)], target, due.normalizer)
+            for model, part, (_, target), due in zip(models, hidden, learnt, passes, strict=True)
         ]
 
-    def _through(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _through(self, embeds: Tensor, mask: Tensor, positions: Tensor, read: Tensor) -> Tensor:
         """The body, without a question to the device: with a mask (n, T) transformers asks whether all is real."""
         given = {"inputs_embeds": embeds, "attention_mask": seen_from(mask), "position_ids": positions}
-        hidden: Tensor = self._body(**given, use_cache=False).last_hidden_state
+        hidden: Tensor = self._model.body(read, **given)
         return hidden
 
 

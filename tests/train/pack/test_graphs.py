@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 from mgm_exp.config import AdapterConfig, AdapterKind, CudaGraphs
 from mgm_exp.errors import Pruned
 from mgm_exp.model import load_model
+from mgm_exp.model.last_block import LastBlock
+from mgm_exp.model.padding_free import Padding
 from mgm_exp.train import TrainJob, run_stage
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.metrics_file import read_rows
@@ -79,7 +81,8 @@ class WithoutHost(TorchDispatchMode):
         if name in self.FORBIDDEN or name.startswith("_pin") or any(word in name for word in self.DRAWING):
             raise FromHost(name)
         found = func(*args, **(kwargs or {}))
-        if name.startswith("index") and any(leaf.dtype is torch.bool for leaf in tree_leaves(args[1])):
+        chosen_by = tree_leaves(args[1]) if name.startswith(("index", "_index")) else []
+        if any(isinstance(leaf, Tensor) and leaf.dtype is torch.bool for leaf in chosen_by):
             raise FromHost(f"{name} by a mask")
         tensors = [leaf for leaf in tree_leaves((args, kwargs, found)) if isinstance(leaf, Tensor)]
         if others := {tensor.device.type for tensor in tensors} - {self.device}:
@@ -269,15 +272,21 @@ class Toy:
         self.recorder = DoneAgain()
         self.graphs = Graphs(self.body, self.rows, self.factors, self.recorder)
 
-    def body(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        stacked = torch.stack([self.rows.read(self.factors[trial][0]) for trial in self.rows.trials])
-        return embeds * stacked[:, None] * mask[..., None] + positions[..., None]
+    def body(self, embeds: Tensor, mask: Tensor, positions: Tensor, read: Tensor) -> Tensor:
+        stacked = torch.stack([self.rows.factor(self.factors[trial][0]) for trial in self.rows.trials])
+        return (embeds * stacked[:, None] * mask[..., None] + positions[..., None]).flatten(0, 1)[read]
+
+    def learns(self, *places: Sequence[int]) -> None:
+        self.rows.learnt = [
+            Padding(torch.tensor(own), (1, length)) for own, length in zip(places, self.rows.lengths, strict=True)
+        ]
 
     def gradients(self, trials: tuple[int, ...], length: int) -> list[float]:
         """Of each trial's factor, of a pass of ones; and the value is checked."""
         self.rows.trials, self.rows.lengths = trials, [length] * len(trials)
+        self.learns(*[range(length) for _ in trials])
         embeds = torch.ones(len(trials), length, 4, requires_grad=True)
-        hidden = self.graphs.hidden(embeds, torch.ones(len(trials), length, dtype=torch.bool))
+        hidden = self.graphs.hidden(embeds, torch.ones(len(trials), length, dtype=torch.bool))[:, :length]
         values = torch.stack([self.factors[trial][0].detach() for trial in trials])
         assert torch.equal(hidden.detach(), values[:, None] + torch.arange(length)[:, None])
         hidden.sum().backward()
@@ -304,13 +313,16 @@ def test_nothing_of_an_earlier_pass_is_read() -> None:
     toy.rows.trials, toy.rows.at_end = (0, 1), True
     for lengths in ([5, 1], [2, 6], [6, 3], [1, 1]):
         toy.rows.lengths = lengths
+        toy.learns([lengths[0] - 1, 0], [0])
         embeds = torch.randn(2, 6, 4, generator=draw)
         mask = torch.tensor([[place >= 6 - length for place in range(6)] for length in lengths])
         hidden = toy.graphs.hidden(embeds, mask)
-        weight = torch.randn(2, 6, 4, generator=draw)
-        (found,) = torch.autograd.grad(hidden, toy.factors[0], weight)
-        assert torch.equal(hidden, toy.body(embeds, mask, toy.rows.positions(6, embeds.device)))
-        assert torch.allclose(found, (embeds * weight * mask[..., None])[0].sum(0))
+        start = 6 - lengths[0]  # where the first trial's own row begins
+        assert torch.equal(hidden[0, :2], embeds[0, [5, start]] * 2.0 + torch.tensor([[lengths[0] - 1], [0]]))
+        assert torch.equal(hidden[1, 0], embeds[1, 6 - lengths[1]] * 3.0)
+        weight = torch.randn(2, 4, generator=draw)
+        (found,) = torch.autograd.grad(hidden[0, :2], toy.factors[0], weight)
+        assert torch.allclose(found, (embeds[0, [5, start]] * weight).sum(0))
     assert toy.graphs.counts.replayed == 3
 
 
@@ -385,13 +397,15 @@ def test_a_body_whose_tensors_have_no_values_is_recorded(monkeypatch: pytest.Mon
             packed_layer = PackedLinear(layer, name, [LowRank(*pair, 0.5, 0.0) for pair in parts], rows)
             setattr(model.model.layers.get_submodule(parent), last, packed_layer)
     body = Body.__new__(Body)
-    body._body = model.model
+    body._model = model
+    model.last_block = LastBlock(model.model.layers[-1], rows)
     embeds = torch.empty(4, 16, model.config.hidden_size, device="meta", requires_grad=True)
     mask = torch.empty(4, 16, dtype=torch.bool, device="meta")
+    read = torch.empty(2, 8, dtype=torch.int64, device="meta")
     for rows.at_end in (False, True):
         positions = rows.positions(16, embeds.device)
         with WithoutHost("meta"):
-            hidden = body._through(embeds, mask, positions)
+            hidden = body._through(embeds, mask, positions, read)
             found = torch.autograd.grad(hidden, [embeds, *factors], torch.empty_like(hidden))
-        assert hidden.shape == embeds.shape
+        assert hidden.shape == (2, 8, model.config.hidden_size)
         assert len(found) == 1 + len(factors)
