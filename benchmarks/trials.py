@@ -7,6 +7,7 @@ whole process trees, start included.
 
 from __future__ import annotations
 
+import compileall
 import json
 import shutil
 import subprocess
@@ -60,6 +61,8 @@ def prepared(work: Path, quick: bool) -> Bench:
     """Model and data, and what runs the trials on them."""
     made = make_prototype(work / "prototype", **({"images": 24, "asked": 8, "taught": 0} if quick else {}))
     steps, points = (STEPS_QUICK, POINTS[:TRIALS_QUICK]) if quick else (STEPS, POINTS)
+    for package in ("mgm_exp", "launcher", "benchmarks"):  # bytecode, as what is installed has it
+        compileall.compile_dir(Path(__file__).parents[1] / package, quiet=2)
     return Bench(work, made, steps, points)
 
 

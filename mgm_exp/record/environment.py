@@ -81,11 +81,8 @@ def files_changed(commit: str) -> list[str] | None:
 
 @functools.cache
 def _packages() -> dict[str, str]:
-    found = {
-        distribution.metadata["Name"]: distribution.version
-        for distribution in metadata.distributions()
-        if distribution.metadata["Name"]
-    }
+    told = (distribution.metadata for distribution in metadata.distributions())  # each is read anew where it is asked
+    found = {one["Name"]: one["Version"] for one in told if one["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 

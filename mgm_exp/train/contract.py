@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 # Above this many frozen parameters each tensor is sampled (SAMPLE elements, evenly spaced) instead of read in full.
 FULL_CHECK_PARAMETERS = 1_000_000_000
 SAMPLE = 65_536
-_HASHED_ELEMENTS = 1 << 22
+# Larger tensors are summed in so many columns of 64 bits, and the sums hashed.
+_COLUMNS = 1024
+_HASHED_BYTES = 1 << 16
 
 
 class MovementCheck:
@@ -126,16 +128,21 @@ def assert_same_start(engine: Engine, ranks: Ranks) -> None:
 def checksum(tensor: Tensor, *, sampled: bool = False) -> str:
     """A digest of a tensor's bits that any change of an element changes.
 
-    Small tensors are hashed; large ones are summed as integers on their own device (a change is missed only where
-    several elements change so that the sums of their bit patterns cancel).
+    Small tensors are hashed. Of large ones columns of 64-bit integers are summed on their own device, and the sums are
+    hashed (a change is missed only where several elements of a column change so that their sum is the same).
     """
     flat = tensor.detach().reshape(-1)
     if sampled and flat.numel() > SAMPLE:
         flat = flat[:: flat.numel() // SAMPLE]
-    bits = flat.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-    if bits.numel() <= _HASHED_ELEMENTS:
-        return hashlib.sha256(bits.cpu().numpy().data).hexdigest()  # the fastest one: processors have it built in
-    return f"{int(bits.sum(dtype=torch.int64))}:{int(bits[::2].sum(dtype=torch.int64))}"
+    bits = flat.contiguous().view(torch.uint8)
+    if bits.numel() <= _HASHED_BYTES:
+        return hashlib.sha256(bits.cpu().numpy().data).hexdigest()
+    if bits.storage_offset() % 8:
+        bits = bits.clone()
+    table = bits[: len(bits) // (8 * _COLUMNS) * 8 * _COLUMNS].view(torch.int64).view(-1, _COLUMNS)
+    digest = hashlib.sha256(table.sum(0).cpu().numpy().data)
+    digest.update(bits[8 * table.numel() :].cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def _elements(parameter: nn.Parameter) -> int:

@@ -37,15 +37,19 @@ def serve(channel: Channel, body: Body, *, loads_torch: bool = True) -> int:
     Args:
         channel: To the sweep.
         body: Runs one command line and gives its exit code; raises nothing that a process would survive.
-        loads_torch: Whether the runs will load torch: its state is then taken down before the first one.
+        loads_torch: Whether the runs will load torch, and what else an experiment takes: that is then loaded, and
+            torch's state taken down, before the first one.
     """
+    from mgm_exp.warm.imports import load, seldom_collected
     from mgm_exp.warm.kept import keep
 
     keep()
     bootstrap.plugins()  # before torch is loaded
     surroundings = Surroundings()
     if loads_torch:
-        surroundings.look()
+        with seldom_collected():
+            surroundings.look()
+            load()
     try:
         channel.send(rest(is_first=True))
         while True:
