@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mgm_exp.model import dropout_draws
 
 
 @dataclass
@@ -31,8 +32,8 @@ class InputDropout:
         is_narrow: Whether a layer sees those now.
     """
 
-    drop: Callable[[Tensor, float], Tensor] = F.dropout
-    drop_narrow: Callable[[Tensor, float], Tensor] = F.dropout
+    drop: Callable[[Tensor, float], Tensor] = dropout_draws.dropout
+    drop_narrow: Callable[[Tensor, float], Tensor] = dropout_draws.dropout
     is_narrow: bool = False
 
     def __call__(self, x: Tensor, rate: float) -> Tensor:

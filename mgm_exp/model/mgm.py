@@ -31,6 +31,7 @@ from transformers.models.gemma.modeling_gemma import GemmaModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model import dropout_draws
 from mgm_exp.model.clip import ClipTower
 from mgm_exp.model.configuration import (
     IGNORE_INDEX,
@@ -435,7 +436,7 @@ class MGMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places, target = learnt_positions(labels)
         if self.lora_dropout is not None:
             narrow = Padding(places, labels.shape) if padding is None else padding.at(places)
-            self.lora_dropout.drop = F.dropout if padding is None else padding.dropout
+            self.lora_dropout.drop = dropout_draws.dropout if padding is None else padding.dropout
             self.lora_dropout.drop_narrow = narrow.dropout
         with self.execution.keeping_activations(self):
             return self.loss_at(self.body(places[None], **given)[0], target, normalizer)

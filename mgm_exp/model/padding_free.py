@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mgm_exp.model import dropout_draws
 from mgm_exp.model.configuration import IGNORE_INDEX
 from mgm_exp.model.varlen import VARLEN
 
@@ -37,8 +38,9 @@ class Padding:
 
     def dropout(self, x: Tensor, rate: float) -> Tensor:
         """Drops of x (1, T, n) what torch's dropout would drop of the padded (B, L, n)."""
-        kept = F.dropout(x.new_ones(*self.shape, x.shape[-1]), rate)
-        return x * kept.flatten(0, 1)[self.places]
+        shape = (*self.shape, x.shape[-1])
+        kept = dropout_draws.noise(x, shape, rate, self.places)
+        return x * (F.dropout(x.new_ones(shape), rate).flatten(0, 1)[self.places] if kept is None else kept)
 
 
 @dataclass(frozen=True)

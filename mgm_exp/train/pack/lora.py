@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mgm_exp.model import dropout_draws
 from mgm_exp.model.padding_free import Padding
 
 
@@ -72,7 +73,7 @@ class Draws:
         start = self._before.setdefault(place, self.state)
         _set_state(start, self._device)
         # Kernels may draw in the order of memory
-        dropped = F.dropout(x.contiguous(), rate) if padding is None else padding.dropout(x, rate)
+        dropped = dropout_draws.dropout(x.contiguous(), rate) if padding is None else padding.dropout(x, rate)
         if not is_again:
             self.state = _state(self._device)
         return dropped
