@@ -232,6 +232,15 @@ class Comparisons:
         row = self._row("pack of 8: trials of micro-batch 1 in turn", "s", found.ours, found.peer, 1.5, None, "")
         return [replace(row, exactness=found.exactness, evidence=found.evidence)]
 
+    def graphs(self) -> list[Row]:
+        """The same pack without dropout, its passes replayed by CUDA graphs and launched kernel by kernel."""
+        from benchmarks.pack import prepared
+
+        with tempfile.TemporaryDirectory() as folder:
+            found = prepared(Path(folder), 32, 24, self.full.device).graphs_row(8, 2)
+        ratio = found.peer / found.ours
+        return [Row(found.name, "s", found.ours, found.peer, ratio, None, None, found.exactness, found.evidence)]
+
     def evaluate(self) -> list[Row]:
         """Greedy answers of a fixed length to 16 questions, in one batch and one after the other."""
         from mgm_exp.compose import compose

@@ -154,9 +154,12 @@ class Bench:
             ("loop and memory", rows.trainer),
             ("evaluate", rows.evaluate),
             ("pack", rows.pack),
+            ("graphs", rows.graphs),
         ]
+        if self.is_dry:
+            self.why_not["row graphs"] = "a CPU replays no CUDA graphs"
         for name, make in comparisons:
-            if self._is_left_out(name):
+            if self._is_left_out(name) or f"row {name}" in self.why_not:
                 continue
             if not self._has_time(0.7):
                 self.why_not[f"row {name}"] = "no time was left"

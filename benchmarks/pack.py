@@ -5,7 +5,7 @@ loaded once in both ways: what is left is what packing itself gives or takes. Tr
 dropout and seed, so that each sees the samples in an order of its own (its seed is its number). CPU time of the whole
 stage (adapters put in, steps, checkpoint, outputs), one thread, repeats alternated, median of the ratios. On one core
 nothing is idle that a pack could use: the goal is that it costs nothing. On a GPU benchmarks/gpu.py measures the pack
-of 8.
+of 8, and the pack of 8 with its passes replayed by CUDA graphs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,35 +60,57 @@ class Bench:
         self.clock = time.process_time if device == "cpu" else time.perf_counter
 
     def row(self, count: int, micro_batch: int, repeats: int) -> Row:
+        name = f"pack of {count}, micro-batches of {micro_batch}: time against the same trials in turn"
         ways = {"pack": self._pack, "serial": self._serial}
+        goal = GOAL if count == 8 else None
+        return self._compared(name, ways, count, micro_batch, repeats, goal, "own seeds and dropout")
+
+    def graphs_row(self, count: int, repeats: int) -> Row:
+        """Micro-batches of 1 on a GPU, passes of the pack replayed by CUDA graphs and launched kernel by kernel."""
+        name = f"pack of {count}, micro-batches of 1: passes replayed by CUDA graphs, and launched"
+        ways = {"graphs": self._pack, "launched": self._pack}
+        return self._compared(name, ways, count, 1, repeats, None, "own seeds, no dropout")
+
+    def _compared(
+        self,
+        name: str,
+        ways: Mapping[str, Callable[[list[Any]], None]],
+        count: int,
+        micro_batch: int,
+        repeats: int,
+        goal: float | None,
+        what: str,
+    ) -> Row:
+        """The first of two ways against the second, repeats alternated."""
         self._serial(self._jobs("warm", 1, micro_batch))  # imports, and features of the towers
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
         losses: dict[str, list[list[float]]] = {}
         for repeat in range(repeats):
-            for name in sorted(ways, reverse=repeat % 2 == 1):
-                jobs = self._jobs(name, count, micro_batch)
+            for way in sorted(ways, reverse=repeat % 2 == 1):
+                jobs = self._jobs(way, count, micro_batch)
                 gc.collect()
                 began = self.clock()
-                ways[name](jobs)
-                seconds[name].append(self.clock() - began)
-                losses[name] = [_losses(job) for job in jobs]
+                ways[way](jobs)
+                seconds[way].append(self.clock() - began)
+                losses[way] = [_losses(job) for job in jobs]
+        ours, peer = ways
         apart = max(
-            abs(ours - alone)
-            for mine, other in zip(losses["pack"], losses["serial"], strict=True)
-            for ours, alone in zip(mine, other, strict=True)
+            abs(one - other)
+            for mine, others in zip(losses[ours], losses[peer], strict=True)
+            for one, other in zip(mine, others, strict=True)
         )
         clock = "one thread, CPU time" if self.device == "cpu" else "wall time"
-        ratios = [serial / pack for pack, serial in zip(seconds["pack"], seconds["serial"], strict=True)]
+        ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[peer], strict=True)]
         middle = ratios.index(statistics.median_low(ratios))  # the repeat of the median ratio
-        print(count, micro_batch, {name: [round(x, 2) for x in values] for name, values in seconds.items()}, flush=True)
+        print(count, micro_batch, {way: [round(x, 2) for x in values] for way, values in seconds.items()}, flush=True)
         return Row(
-            f"pack of {count}, micro-batches of {micro_batch}: time against the same trials in turn",
+            name,
             "s",
-            seconds["pack"][middle],
-            seconds["serial"][middle],
-            GOAL if count == 8 else None,
+            seconds[ours][middle],
+            seconds[peer][middle],
+            goal,
             f"tolerance: losses {'within' if apart <= NEAR else 'DIFFER:'} {apart:.1g}",
-            f"{count} LoRA trials of {self.steps} steps of 4 samples, ranks 2 to 16, own seeds and dropout, 8 M "
+            f"{count} LoRA trials of {self.steps} steps of 4 samples, ranks 2 to 16, {what}, 8 M "
             f"parameters, fp32, {clock}; ratios {', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))}",
         )
 
@@ -96,6 +119,7 @@ class Bench:
         from mgm_exp.config import plain
         from mgm_exp.train import TrainJob
 
+        more = {"launched": ["adapter.dropout=0"], "graphs": ["adapter.dropout=0", "train.cuda_graphs=packs"]}
         folder = self.work / way
         shutil.rmtree(folder, ignore_errors=True)
         jobs = []
@@ -108,6 +132,7 @@ class Bench:
                     *(f"adapter.dropout={dropout}", f"seed={number}", f"train.max_steps={self.steps}"),
                     *("train.global_batch_size=4", f"train.micro_batch_size={micro_batch}", "train.workers=0"),
                     *("train.feature_cache=towers", f"paths.root={self.work}", "train.precision=fp32"),
+                    *more.get(way, []),
                 ]
             )
             work = folder / str(number)

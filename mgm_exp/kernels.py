@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from mgm_exp.config import Attention, Compile, ExperimentConfig, LossKernel, Precision
+from mgm_exp.config import Attention, Compile, CudaGraphs, ExperimentConfig, LossKernel, Precision
 from mgm_exp.errors import ConfigError, MissingDependencyError
 from mgm_exp.model.execution import compile_obstacle, has_liger
+from mgm_exp.train.pack.compatible import why_alone
 
 _DTYPE = {Precision.fp32: "float32", Precision.bf16: "bfloat16", Precision.fp16: "float16"}
 _PACKAGES = {
@@ -37,10 +38,36 @@ def check_kernels(config: ExperimentConfig, device: str) -> None:
             f"train.compile={train.compile.value} cannot run: {obstacle}.",
             advice="Install it, or use train.compile=none.",
         )
+    if train.cuda_graphs is CudaGraphs.packs:
+        _check_graphs(config, device)
     if train.offload_activations and device == "cpu":
         raise ConfigError(
             "train.offload_activations=true moves activations from a GPU to the host, and this run uses the CPU, where "
             "they are there already: drop it."
+        )
+
+
+def _check_graphs(config: ExperimentConfig, device: str) -> None:
+    if device != "cuda":
+        raise MissingDependencyError(
+            "train.cuda_graphs=packs is replayed by a GPU, and this run uses the CPU.",
+            advice="Use train.cuda_graphs=none.",
+        )
+    if not config.launch.pack:
+        raise ConfigError(
+            "train.cuda_graphs=packs replays passes of trials that train together, and this run trains alone.",
+            advice="Start a sweep with hydra/launcher=packed, or use train.cuda_graphs=none.",
+        )
+    if (why := why_alone(config)) is not None:
+        raise ConfigError(
+            f"train.cuda_graphs=packs replays passes of trials that train together, and this one trains alone: {why}.",
+            advice="Change that, or use train.cuda_graphs=none.",
+        )
+    if (attention := attention_of(config, device)) != Attention.sdpa.value:
+        raise ConfigError(
+            f"train.cuda_graphs=packs: model.attn_implementation={config.model.attn_implementation.value} "
+            f"is {attention} here, which reads lengths on the host: a graph cannot.",
+            advice="Use model.attn_implementation=sdpa, or train.cuda_graphs=none.",
         )
 
 

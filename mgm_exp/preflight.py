@@ -17,6 +17,7 @@ from mgm_exp.config import (
     Attention,
     CaptionEngine,
     CaptionPolicy,
+    CudaGraphs,
     Device,
     ExperimentConfig,
     ModelFamily,
@@ -75,6 +76,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         _check_packages(config, device)
         _check_precision(config, device)
         _check_padding_free(config, folder, device)
+        _check_attention_dropout(config, folder)
         _check_benchmarks(config)
     of_family = _check_family(config, folder)
     data = config.data
@@ -271,6 +273,19 @@ def _check_padding_free(config: ExperimentConfig, folder: Path, device: str) -> 
             f"train.padding_free=true was given, and {folder / 'config.json'} has attention_dropout={dropout}: sdpa "
             "has no dropout for several sequences in one row.",
             advice="Use train.padding_free=false, or model.attn_implementation=flash_attention_2.",
+        )
+
+
+def _check_attention_dropout(config: ExperimentConfig, folder: Path) -> None:
+    """A CUDA graph draws from one generator for all trials of a pack."""
+    if config.train.cuda_graphs is CudaGraphs.none:
+        return
+    dropout = read_json(folder / "config.json").get("attention_dropout")
+    if dropout:
+        raise ConfigError(
+            f"train.cuda_graphs=packs was given, and {folder / 'config.json'} has attention_dropout={dropout}, which "
+            "each trial draws for itself.",
+            advice="Use train.cuda_graphs=none.",
         )
 
 

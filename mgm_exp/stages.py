@@ -15,6 +15,7 @@ from mgm_exp.config import (
     CaptionEngine,
     CaptionPolicy,
     Compile,
+    CudaGraphs,
     ExperimentConfig,
     GuardAction,
     LastBlock,
@@ -243,6 +244,8 @@ def instruct_payload(config: ExperimentConfig, sources: Sources, align: str | No
     }
     if config.launch.pack and why_alone(config) is None:
         payload["engine"]["pack"] = True  # equal within rounding to a run by itself, not bit for bit
+        if config.train.cuda_graphs is not CudaGraphs.none:
+            payload["engine"]["cuda_graphs"] = config.train.cuda_graphs.value
     return payload
 
 
@@ -277,6 +280,7 @@ _HOW_IT_RUNS = (
     "last_block",
     "padding_free",
     "compile",
+    "cuda_graphs",
     "tf32",
     "offload_activations",
 )

@@ -204,6 +204,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.last_block": TRAINED,
     "train.padding_free": TRAINED,
     "train.compile": TRAINED,
+    "train.cuda_graphs": NOTHING,  # but of a pack: test_graphs_belong_to_the_key_of_a_packed_trial
     "train.tf32": NOTHING,  # of a CPU; see test_tf32_belongs_to_what_a_gpu_makes
     "train.offload_activations": NOTHING,  # where activations wait changes no bit
     "train.gradient_statistics_every": NOTHING,
@@ -393,6 +394,7 @@ OTHER = {
     "train.guards.on_spike": "lower_lr",
     "train.image_aspect": "square",
     "train.compile": "regional",
+    "train.cuda_graphs": "packs",
     "train.last_block": "whole",
     "train.lora_kernel": "peft",
     "train.loss_kernel": "fused",
@@ -629,6 +631,15 @@ def test_the_automatic_lora_kernel_is_in_the_key_as_the_one_that_runs(other: dic
         config = _with(config, key.split("__"), value)
     assert stages.instruct_payload(config, SOURCES, None, "x")["engine"].get("lora_kernel") == kernel
     assert "lora_kernel" not in stages.align_payload(config, SOURCES, "x")["engine"]
+
+
+def test_graphs_belong_to_the_key_of_a_packed_trial() -> None:
+    def engine(graphs: str) -> Any:
+        config = _with(_with(base(), ["launch", "pack"], True), ["train", "cuda_graphs"], graphs)
+        config = _with(config, ["device"], "auto")
+        return stages.instruct_payload(config, SOURCES, None, "x")["engine"]
+
+    assert engine("packs") == {**engine("none"), "cuda_graphs": "packs"}
 
 
 def test_how_zero_3_sends_its_parameters_is_in_no_key() -> None:

@@ -67,6 +67,13 @@ class Compile(Enum):
     regional = "regional"
 
 
+class CudaGraphs(Enum):
+    """What CUDA graphs replay: ``packs``: small passes of trials that train together (``hydra/launcher=packed``)."""
+
+    none = "none"
+    packs = "packs"
+
+
 class FeatureTier(Enum):
     """How much of what frozen towers see is kept: CLIP's features, those of both towers, or the projected tokens.
     ``auto``: the most that is frozen and fits."""

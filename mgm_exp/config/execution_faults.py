@@ -9,6 +9,7 @@ from mgm_exp.config.choices import (
     AdapterKind,
     Attention,
     Compile,
+    CudaGraphs,
     Device,
     LastBlock,
     LoraKernel,
@@ -60,6 +61,8 @@ def execution_faults(config: ExperimentConfig) -> Iterator[str]:
         if config.adapter.base_bits == 4 or kind not in (AdapterKind.full, AdapterKind.lora):
             what = "adapter.base_bits=4" if config.adapter.base_bits == 4 else f"adapter.kind={kind.value}"
             yield f"train.compile=regional was made for adapter.kind=full and lora; with {what} use train.compile=none"
+    if train.cuda_graphs is CudaGraphs.packs and (obstacle := _graph_obstacle(config)):
+        yield f"train.cuda_graphs=packs does not go with {obstacle}, or train.cuda_graphs=none"
     if train.offload_activations and config.device is Device.cpu:
         yield "train.offload_activations=true moves activations from a GPU to the host, where device=cpu has them"
 
@@ -147,6 +150,27 @@ def _learnt_block_obstacle(config: ExperimentConfig, stage: str) -> str:
         ),
         f"adapter.dropout={adapter.dropout:g} of PEFT's own layers, which would draw for fewer positions": (
             has_adapter and draws_all
+        ),
+    }
+    return next((words for words, holds in obstacles.items() if holds), "")
+
+
+def _graph_obstacle(config: ExperimentConfig) -> str:
+    """What a CUDA graph of a pass cannot hold, and what to give in its place; empty if there is nothing."""
+    adapter, model = config.adapter, config.model
+    blocks, attention = model.gradient_checkpointing, model.attn_implementation
+    obstacles = {
+        "device=cpu: a graph is replayed by a GPU; use device=cuda": config.device is Device.cpu,
+        f"adapter.kind={adapter.kind.value}: only LoRA trains in packs; use adapter=lora_r8, say": (
+            adapter.kind is not AdapterKind.lora
+        ),
+        f"adapter.dropout={adapter.dropout:g}: a graph would draw for all trials from one generator; use "
+        "adapter.dropout=0": adapter.dropout > 0,
+        f"model.gradient_checkpointing={str(blocks).lower()}: small passes leave memory enough; use false": (
+            blocks is not False and blocks != 0
+        ),
+        f"model.attn_implementation={attention.value}: use sdpa, which asks the device nothing": (
+            attention not in (Attention.auto, Attention.sdpa)
         ),
     }
     return next((words for words, holds in obstacles.items() if holds), "")

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from mgm_exp.config.choices import (
     Aspect,
     Compile,
+    CudaGraphs,
     FeatureTier,
     GroupBy,
     GuardAction,
@@ -216,6 +217,9 @@ class TrainConfig:
     padding_free: bool = False
     # Compiles the LLM's blocks: faster steps after a minute of compilation. Rounding differs.
     compile: Compile = Compile.none
+    # GPU: passes of a pack of trials (hydra/launcher=packed) that are small are launched in one call: faster where
+    # launching takes longer than computing, costs memory for their results and longer padding. Rounding differs.
+    cuda_graphs: CudaGraphs = CudaGraphs.none
     # GPU: fp32 matrix products and convolutions take TF32 inputs (10 bits of mantissa): several times faster. false:
     # full fp32. Half-precision products do not change.
     tf32: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mgm_exp.config import Device, ExperimentConfig
+from mgm_exp.config import CudaGraphs, Device, ExperimentConfig
 from mgm_exp.packed.stories import Run
 from mgm_exp.train.pack.compatible import likeness, why_alone
 
@@ -90,7 +90,8 @@ def needs_of(config: ExperimentConfig) -> Needs:
     from mgm_exp.plan import plan_cell
 
     stage = plan_cell(config, with_advice=False).stages[-1]
-    state = 16.0 * stage.parameters.trainable
+    # CUDA graphs write gradients to a place of their own
+    state = (16.0 if config.train.cuda_graphs is CudaGraphs.none else 20.0) * stage.parameters.trainable
     base = max(moment.weights for moment in stage.moments) - 4.0 * stage.parameters.trainable
     passing = max(moment.activations + moment.logits + moment.buffers for moment in stage.moments)
     return Needs(base / _GIB, state / _GIB, passing / _GIB)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mgm_exp.config import ExperimentConfig
+from mgm_exp.config import CudaGraphs, ExperimentConfig
 from mgm_exp.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, Interrupted, MgmError
 from mgm_exp.experiment import Company, run_experiment
 from mgm_exp.slots import OUTPUT
@@ -43,7 +43,7 @@ class Stories:
     """See the module.
 
     Args:
-        runs: Those that train together; a single one trains as it would without all this.
+        runs: Those that train together; a single one trains as it would without all this, but for CUDA graphs.
         ended: Told of each run's exit code as it ends.
         say: Prints a line about all of them.
         width: Trials whose passes are taken together at most; None: all.
@@ -115,7 +115,8 @@ class Stories:
 
     def _train(self, run: Run, job: Any, **listening: Any) -> Any:
         """In place of :func:`mgm_exp.train.run_stage`."""
-        if job.stage != "instruct" or self._count == 1 or self._is_trained or why_alone(run.config):
+        is_single = self._count == 1 and run.config.train.cuda_graphs is CudaGraphs.none
+        if job.stage != "instruct" or is_single or self._is_trained or why_alone(run.config):
             return run_stage(job, **listening)
         from mgm_exp.train.launch import check_machine, stopped_after_the_end
         from mgm_exp.train.listener import Listener

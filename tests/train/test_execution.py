@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from mgm_exp.config import (
+    Attention,
     Compile,
+    CudaGraphs,
     Device,
     ExperimentConfig,
     LoraKernel,
@@ -127,6 +129,7 @@ def test_sharded_training_runs_the_same_switches(make_job: MakeJob, zero: int) -
         ({"lora_kernel": LoraKernel.fused, "adapter": full()}, "adapter.kind=full, which has no LoRA layers"),
         ({"lora_kernel": LoraKernel.fused, "adapter": lora(), "zero_stage": 3}, "zero=3, whose weights come and go"),
         ({"lora_kernel": LoraKernel.fused, "adapter": lora(), "compile": Compile.regional}, "train.compile=regional"),
+        ({"cuda_graphs": CudaGraphs.packs}, "device=cpu: a graph is replayed by a GPU; use device=cuda"),
         ({"zero_persistence_threshold": -1}, "zero.persistence_threshold=-1"),
     ],
 )
@@ -155,6 +158,40 @@ def test_a_kernel_that_is_not_there_is_named_before_anything_is_computed() -> No
         choose_attention("flash_attention_3", torch.device("cpu"), torch.bfloat16)
     check_kernels(switched(config, loss_kernel=LossKernel.auto), "cpu")
     assert attention_of(config, "cpu") == "sdpa"
+
+
+def packed(**switches: Any) -> ExperimentConfig:
+    config = switched(experiment(adapter=switches.pop("adapter", lora())), cuda_graphs=CudaGraphs.packs, **switches)
+    return replace(config, device=Device.auto, launch=replace(config.launch, pack=True))
+
+
+@pytest.mark.parametrize(
+    ("switches", "says"),
+    [
+        ({"adapter": lora(0.1)}, "adapter.dropout=0.1: a graph would draw.* use adapter.dropout=0, or train.cuda_gr"),
+        ({"adapter": full()}, "adapter.kind=full: only LoRA trains in packs"),
+        ({"blocks": 2}, "gradient_checkpointing=2: small passes leave memory enough; use false"),
+    ],
+)
+def test_what_a_graph_cannot_hold_is_refused(switches: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validate(packed(**switches))
+
+
+def test_graphs_are_for_packs_on_a_gpu() -> None:
+    validate(packed())
+    check_kernels(packed(), "cuda")
+    with pytest.raises(MissingDependencyError, match=r"by a GPU, and this run uses the CPU.*train.cuda_graphs=none"):
+        check_kernels(packed(), "cpu")
+    with pytest.raises(ConfigError, match=r"this run trains alone. Start a sweep with hydra/launcher=packed"):
+        check_kernels(replace(packed(), launch=replace(packed().launch, pack=False)), "cuda")
+    with pytest.raises(ConfigError, match=r"this one trains alone: train\.auto_micro_batch=true"):
+        check_kernels(packed(auto_micro_batch=True), "cuda")
+    eager = replace(packed(), model=replace(packed().model, attn_implementation=Attention.eager))
+    with pytest.raises(ConfigError, match="attn_implementation=eager: use sdpa"):
+        validate(eager)
+    with pytest.raises(ConfigError, match="eager is eager here, which reads lengths"):
+        check_kernels(eager, "cuda")
 
 
 def test_tf32_is_one_policy_for_products_and_convolutions_and_ends_with_the_stage() -> None:

@@ -55,5 +55,6 @@ def likeness(config: ExperimentConfig) -> str:
             "last_block": last_block_of(config, "instruct"),
             "deterministic": train.deterministic,
             "tf32": train.tf32,
+            "cuda_graphs": train.cuda_graphs.value,
         }
     )

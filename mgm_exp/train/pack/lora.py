@@ -11,8 +11,9 @@ The factors themselves stay each trial's own parameters: the gradient of a stack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class Rows:
         learnt: Each trial's positions that the loss reads, in its own batch.
         is_narrow: Whether a layer sees those alone (:mod:`mgm_exp.model.last_block`), of every trial as many as the
             longest list has.
+        stand_ins: What layers read in place of a trial's factor, by the factor's id.
     """
 
     trials: Sequence[int] = ()
@@ -108,16 +110,44 @@ class Rows:
     draws: Sequence[Draws] = ()
     learnt: Sequence[Padding] = ()
     is_narrow: bool = False
+    stand_ins: Mapping[int, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def replaced(self, stand_ins: Mapping[int, Tensor]) -> Iterator[None]:
+        """Layers read these while it is open."""
+        before, self.stand_ins = self.stand_ins, stand_ins
+        try:
+            yield
+        finally:
+            self.stand_ins = before
+
+    def factor(self, factor: Tensor) -> Tensor:
+        """It, or what stands in for it."""
+        return self.stand_ins.get(id(factor), factor)
+
+    def positions(self, length: int, device: torch.device) -> Tensor:
+        """(K * B, length): of each token of a pass in the rows of its own trial, as alone."""
+        counted = torch.arange(length, device=device)
+        if not self.at_end:
+            return counted.expand(len(self.trials) * self.samples, length)
+        own = [(counted - (length - longest)).clamp(min=0) for longest in self.lengths]
+        return torch.stack(own).repeat_interleave(self.samples, dim=0)
 
     def own(self, x: Tensor, place: int) -> Tensor:
         """(B, T, ...) of one trial -> without the positions that only others have."""
         length = self.lengths[place]
         return x[:, x.shape[1] - length :] if self.at_end else x[:, :length]
 
-    def read(self, length: int) -> Tensor:
+    def read(self, length: int, multiple: int = 1) -> Tensor:
         """Positions that the loss reads, (K, n) in the flattened pass of rows that are so long; shorter lists end in
-        the trial's first position, whose values nobody takes."""
+        the trial's first position, whose values nobody takes.
+
+        Args:
+            multiple: Of this is n, and where it is not 1, n is not 0.
+        """
         longest = max(len(own.places) for own in self.learnt)
+        if multiple > 1:
+            longest = -(-max(longest, 1) // multiple) * multiple
         found = []
         for place, own in enumerate(self.learnt):
             samples, mine = own.shape
@@ -159,8 +189,8 @@ class PackedLinear(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.weight.dtype
         x = x.to(dtype)
         dropped = self._dropped(x, updates)
-        down = _Stacked.apply(0, [1.0] * count, *(update.down for update in updates))
-        up = _Stacked.apply(1, [update.scale for update in updates], *(update.up for update in updates))
+        down = _Stacked.apply(0, [1.0] * count, *(rows.factor(update.down) for update in updates))
+        up = _Stacked.apply(1, [update.scale for update in updates], *(rows.factor(update.up) for update in updates))
         bias = None if base.bias is None else base.bias.to(dtype)
         with torch.autocast(device, enabled=False):
             return _Products.apply(x, dropped, base.weight.to(dtype), bias, down.to(dtype), up.to(dtype))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mgm_exp.config import CudaGraphs
 from mgm_exp.data import IMAGE_TOKEN_INDEX
 from mgm_exp.train.assemble import Stage, assemble
 from mgm_exp.train.determinism import determinism
@@ -22,6 +23,7 @@ from mgm_exp.train.job import StageSummary, TrainJob, derived_seed
 from mgm_exp.train.listener import Listener
 from mgm_exp.train.loop import training
 from mgm_exp.train.pack.base import SharedBase
+from mgm_exp.train.pack.capture import CannotRecord, CudaRecorder, Recorder
 from mgm_exp.train.pack.passes import Body
 from mgm_exp.train.ranks import Ranks
 from mgm_exp.train.step import Pass, Passes
@@ -59,6 +61,10 @@ class Trial:
         self._ranks = Ranks.alone(config.device)
         self.generators = OwnGenerators(derived_seed(config.seed, job.stage), self._ranks.device)
         self._passes: Passes[StageSummary] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._ranks.device
 
     def begin(self, base: SharedBase, stop: StopRequest) -> None:
         """Puts it together, and goes on to its first pass."""
@@ -116,10 +122,16 @@ class Pack:
     Args:
         say: Prints a line.
         width: Trials whose passes are taken together at most; None: all.
+        recorder_of: Makes what records passes on a device, with ``train.cuda_graphs=packs``.
     """
 
-    def __init__(self, say: Callable[[str], None] = print, width: int | None = None) -> None:
-        self._say, self._width = say, width
+    def __init__(
+        self,
+        say: Callable[[str], None] = print,
+        width: int | None = None,
+        recorder_of: Callable[[torch.device], Recorder] = CudaRecorder,
+    ) -> None:
+        self._say, self._width, self._recorder_of = say, width, recorder_of
 
     def train(self, trials: Sequence[Trial], stop: StopRequest) -> None:
         """Trains them to their ends; each one then has a summary or an error."""
@@ -132,10 +144,14 @@ class Pack:
             if not ready:
                 return
             places = {id(trial): place for place, trial in enumerate(ready)}
-            body = Body(base.view(), [trial.stage for trial in ready if trial.stage is not None])
+            does_record = train.cuda_graphs is CudaGraphs.packs
+            recorder = self._recorder_of(ready[0].device) if does_record else None
+            body = Body(base.view(), [trial.stage for trial in ready if trial.stage is not None], recorder)
             while alive := [trial for trial in ready if trial.due is not None]:
                 for group in self._groups(alive):
                     self._take(group, body, [places[id(trial)] for trial in group])
+            if body.counts is not None:
+                self._say(f"pack: {body.counts}")
         for trial in trials:
             trial.stage = None  # its weights are written
 
@@ -157,19 +173,26 @@ class Pack:
         return found
 
     def _take(self, group: Sequence[Trial], body: Body, places: Sequence[int]) -> None:
-        if len(group) == 1:
+        if len(group) == 1 and not body.replays(*_size(group[0])):
             group[0].take()
             return
         passes = [trial.due for trial in group if trial.due is not None]
         fault, taken = "", []
         try:
             taken = body.take(places, passes, [trial.generators.torch for trial in group])
+        except CannotRecord:
+            raise  # nobody's own: it would be so for each of them
         except torch.OutOfMemoryError:
             fault = "memory"
         except Exception as error:  # noqa: BLE001 - whoever caused it meets it again by itself
             fault = f"{type(error).__name__}: {error}"
         # Out of the handlers: a traceback holds what takes the memory
-        if fault == "memory":
+        if fault == "memory" and body.let_go_of_graphs():
+            self._say("pack: memory is full; passes are not replayed by CUDA graphs any more")
+            if group[0].device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._take(group, body, places)
+        elif fault == "memory":
             half = (len(group) + 1) // 2
             self._width = half
             self._say(f"pack: memory is full with {len(group)} trials at once; from here they go {half} at a time")
