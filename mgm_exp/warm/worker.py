@@ -40,6 +40,7 @@ def serve(channel: Channel, body: Body, *, loads_torch: bool = True) -> int:
         loads_torch: Whether the runs will load torch, and what else an experiment takes: that is then loaded, and
             torch's state taken down, before the first one.
     """
+    from mgm_exp.evaluate.heap import keep_freed_memory
     from mgm_exp.warm.imports import load, seldom_collected
     from mgm_exp.warm.kept import keep
 
@@ -50,6 +51,7 @@ def serve(channel: Channel, body: Body, *, loads_torch: bool = True) -> int:
         with seldom_collected():
             surroundings.look()
             load()
+        keep_freed_memory()  # evaluation does in any case; :func:`rest` gives it back
     try:
         channel.send(rest(is_first=True))
         while True:
