@@ -82,6 +82,8 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 COMPARED = ("torch", "transformers", "peft", "accelerate", "deepspeed", "optuna", "hydra-core", "py-data-juicer")
 # One thread a process: what is compared is work, not who takes more cores.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# As the Makefile has it: in the folder of all projects, a build that was killed is waited for without end.
+EXTENSIONS = {"TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +134,7 @@ def _in_a_process(name: str, work: Path | None, quick: bool) -> list[dict[str, A
         with open(Path(folder) / "log.txt", "w+", encoding="utf-8") as log:
             done = subprocess.run(
                 [*command, *(["--quick"] if quick else [])],
-                env={**os.environ, **ONE_THREAD},
+                env={**EXTENSIONS, **os.environ, **ONE_THREAD},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 check=False,
