@@ -170,8 +170,9 @@ class Comparisons:
         half = not self.is_dry
         model = random_model(config, self.device, torch.bfloat16 if half else torch.float32)
         model.config.tokenizer_model_max_length = max(self.full.lengths)
-        if label_head:  # the same loss, in the same way
-            run_as(model, execution_of(config, "instruct", Ranks.alone(Device(self.full.device))))
+        if label_head:  # the same loss, in the same way; layers are PEFT's and transformers'
+            execution = execution_of(config, "instruct", Ranks.alone(Device(self.full.device)))
+            run_as(model, replace(execution, lora_kernel="peft", last_block="whole"))
         batch = {k: v for k, v in micro_batch(model, self.full).items() if isinstance(v, torch.Tensor)}
         targets = r"model\.layers\.\d+\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
         adapted: Any = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets))

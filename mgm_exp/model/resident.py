@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 # Bases that stay: of the host's memory. On a GPU it is one: its memory is what trials need.
 _KEPT = 2
-# Sums are taken over so many columns: a tensor whose rows were exchanged has others.
-_COLUMNS = 1024
-# Smaller ones are hashed as they are.
-_HASHED_BYTES = 1 << 16
 
 Stamps = tuple[tuple[str, str, int, int, int], ...]
 Storages = Mapping[tuple[str, int], "torch.UntypedStorage"]
@@ -190,19 +186,14 @@ def stamps_of(folders: Iterable[Path]) -> Stamps:
 
 
 def checksum(model: nn.Module) -> str:
-    """Of the bytes of a model's tensors: of large ones sums of 64-bit integers in columns, no bit left out."""
+    """Of the bytes of a model's tensors."""
     import torch
+
+    from mgm_exp.model.bits import add_bits
 
     total = hashlib.sha256()
     for storage in _storages(model).values():
-        flat = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        if len(flat) <= _HASHED_BYTES:
-            total.update(flat.cpu().numpy().data)
-            continue
-        whole = flat[: len(flat) // 8 * 8].view(torch.int64)
-        table = whole[: len(whole) // _COLUMNS * _COLUMNS].view(-1, _COLUMNS)
-        for part in (table.sum(0), whole[table.numel() :], flat[8 * len(whole) :]):
-            total.update(part.cpu().numpy().tobytes())
+        add_bits(total, torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
     return total.hexdigest()
 
 

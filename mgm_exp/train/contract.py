@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mgm_exp.errors import TrainingFailed
+from mgm_exp.model.bits import add_bits
 from mgm_exp.train.engine import Engine
 from mgm_exp.train.ranks import Ranks
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 # Above this many frozen parameters each tensor is sampled (SAMPLE elements, evenly spaced) instead of read in full.
 FULL_CHECK_PARAMETERS = 1_000_000_000
 SAMPLE = 65_536
-# Larger tensors are summed in so many columns of 64 bits, and the sums hashed.
-_COLUMNS = 1024
-_HASHED_BYTES = 1 << 16
 
 
 class MovementCheck:
@@ -128,20 +126,13 @@ def assert_same_start(engine: Engine, ranks: Ranks) -> None:
 def checksum(tensor: Tensor, *, sampled: bool = False) -> str:
     """A digest of a tensor's bits that any change of an element changes.
 
-    Small tensors are hashed. Of large ones columns of 64-bit integers are summed on their own device, and the sums are
-    hashed (a change is missed only where several elements of a column change so that their sum is the same).
+    Of large ones by sums (:mod:`mgm_exp.model.bits`).
     """
     flat = tensor.detach().reshape(-1)
     if sampled and flat.numel() > SAMPLE:
         flat = flat[:: flat.numel() // SAMPLE]
-    bits = flat.contiguous().view(torch.uint8)
-    if bits.numel() <= _HASHED_BYTES:
-        return hashlib.sha256(bits.cpu().numpy().data).hexdigest()
-    if bits.storage_offset() % 8:
-        bits = bits.clone()
-    table = bits[: len(bits) // (8 * _COLUMNS) * 8 * _COLUMNS].view(torch.int64).view(-1, _COLUMNS)
-    digest = hashlib.sha256(table.sum(0).cpu().numpy().data)
-    digest.update(bits[8 * table.numel() :].cpu().numpy().data)
+    digest = hashlib.sha256()
+    add_bits(digest, flat.contiguous().view(torch.uint8))
     return digest.hexdigest()
 
 

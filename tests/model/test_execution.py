@@ -112,6 +112,20 @@ def test_a_last_block_at_learnt_positions_learns_what_the_whole_one_does_in_floa
     assert largest_difference(whole, found) <= 1e-12 * max(float(tensor.abs().max()) for tensor in whole.values())
 
 
+def test_an_adapter_may_be_put_in_afterwards(golden: Any, batch) -> None:
+    adapter = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["o_proj", "up_proj"]}
+    wide = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+    found = []
+    for last_block in ("whole", "learnt"):
+        model = load_model(golden / "model").double()
+        run_as(model, Execution(last_block=last_block))
+        apply_adapter(model, adapter, seed=1)
+        set_trainable(model, "instruct", adapter)
+        model.train()
+        found.append(step(model, wide))
+    assert largest_difference(*found) <= 1e-12
+
+
 def test_where_nothing_is_learnt_every_gradient_is_zero(trained: Trained, batch) -> None:
     model = trained()
     run_as(model, Execution(lora_kernel="fused", last_block="learnt"))

@@ -41,7 +41,7 @@ MOST = 16
 # A pass of a kind is recorded when it comes so often: many kinds come once.
 _OFTEN = 2
 
-Body = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Through = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Graphs:
         recorder: Of the device.
     """
 
-    def __init__(self, body: Body, rows: Rows, factors: Sequence[Sequence[Tensor]], recorder: Recorder) -> None:
+    def __init__(self, body: Through, rows: Rows, factors: Sequence[Sequence[Tensor]], recorder: Recorder) -> None:
         self._body, self._rows, self._factors, self._recorder = body, rows, factors, recorder
         self._kept: OrderedDict[Any, _Graph] = OrderedDict()
         self._seen: Counter[Any] = Counter()
@@ -169,7 +169,7 @@ class _Graph:
 
     def __init__(
         self,
-        body: Body,
+        body: Through,
         rows: Rows,
         given: tuple[Tensor, ...],
         factors: list[Tensor],
