@@ -245,8 +245,8 @@ def _native_connector(sizes: Architecture, work: Work) -> Connector:
     views = [(sizes.grid, 1)] + ([(1, sizes.grid)] if sizes.grid > 1 and sizes.has_global else [])
     seen = [_patches(sizes, grid, shrink) for grid, shrink in views]
     tokens = float(work.batch * sizes.visual_tokens)
-    # Of every token: patches, query and output, the projector's own; in fp32 the keys' image of the query, what is found
-    # and the same normalised
+    # Of every token: patches, query and output, the projector's own; in fp32 the keys' image of the query, what is
+    # found, and the same normalised
     small = tokens * (s * (sizes.clip_width * 6 + sizes.hidden * 4) + 4 * 3 * sizes.map_width)
     copies = 4.0 * sizes.clip_width * sizes.map_width if s == 2 and not work.autocast else 0.0
     patches = [4.0 * work.batch * (one.elements + one.weights) for one in seen]

@@ -120,7 +120,9 @@ def test_the_same_gradients_when_computed_again_in_the_backward_pass() -> None:
     assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
 
 
-@pytest.mark.parametrize(("side", "edge", "widths"), [(8, 64, [24, 48, 96, 192]), (4, 32, [3, 4, 5, 6]), (4, 8, [5, 7])])
+@pytest.mark.parametrize(
+    ("side", "edge", "widths"), [(8, 64, [24, 48, 96, 192]), (4, 32, [3, 4, 5, 6]), (4, 8, [5, 7])]
+)
 def test_an_image_has_the_same_bits_in_every_place_of_a_batch(side: int, edge: int, widths: list[int]) -> None:
     """So that what was made of it may be kept. With AVX2 products that took all images at once gave it others."""
     mining = Mining(2, 4, side, edge, widths).float()
