@@ -126,7 +126,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         given, low, weight, down, up = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        to_low = torch.mm(rows, up).mul_(ctx.scale)
+        # Products with few columns, in the order in which MKL on AVX2 takes up to a tenth of the time of the plain one
+        to_low = torch.mm(rows, up.t().contiguous().t()).mul_(ctx.scale)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
             to_x = torch.mm(rows, weight)
@@ -141,6 +142,6 @@ class _Product(torch.autograd.Function):
             None,
             None,
             torch.mm(to_low.t(), given),
-            torch.mm(rows.t(), low),
+            torch.mm(low.t(), rows).t().contiguous(),
             None,
         )
