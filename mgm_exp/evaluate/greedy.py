@@ -8,6 +8,7 @@ stands around the forward passes.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -35,14 +36,21 @@ def greedy(
     import torch
     from transformers import DynamicCache
 
+    from mgm_exp.model.decoding import Decoder, can_decode
+    from mgm_exp.model.execution import blocks_of
+    from mgm_exp.model.last_block import answering
+
     said: list[list[int]] = [[] for _ in inputs_embeds]
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
         is_padded = not bool(attention_mask.all())
         mask = attention_mask if is_padded else None
         positions = _positions(attention_mask)
-        logits = _forward(model, cache, positions, mask, inputs_embeds=inputs_embeds)
-        steps = _steps(model, cache, mask, positions[:, -1:] + 1)
+        is_plain = can_decode(model)
+        with answering(blocks_of(model)[-1]) if is_plain else nullcontext():
+            logits = _forward(model, cache, positions, mask, inputs_embeds=inputs_embeds)
+        # The quickest way that gives the model's own logits
+        steps: _Steps = (Decoder if is_plain else _Forward)(model, cache, mask, positions[:, -1:] + 1)
         rows = list(range(len(said)))  # of the batch, those that still speak or have just ended
         speaks = [True] * len(rows)
         for n in range(1, max_new_tokens + 1):
@@ -71,13 +79,6 @@ class _Steps(Protocol):
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows only."""
-
-
-def _steps(model: Any, cache: Any, mask: Tensor | None, positions: Tensor) -> _Steps:
-    """The quickest way that gives the model's own logits."""
-    from mgm_exp.model.decoding import Decoder, can_decode
-
-    return (Decoder if can_decode(model) else _Forward)(model, cache, mask, positions)
 
 
 class _Forward:

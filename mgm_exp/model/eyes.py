@@ -12,6 +12,7 @@ import transformers
 
 from mgm_exp.model.adapters import connector_state
 from mgm_exp.model.features import TIERS, TOKENS, bytes_of_tier, sha256_of, tensors_sha256
+from mgm_exp.model.native_mining import ARITHMETIC
 
 
 def pixels_of(settings: Any) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def eyes_of(model: Any, tier: str, settings: Any, *, batch: int, half: torch.dty
         found["convnext"] = tensors_sha256(body.vision_tower_aux)
     if tier == TOKENS:
         found["connector"] = sha256_of(connector_state(model))
-        found["mines_natively"] = bool(body.mines_natively)
+        found["mines_natively"] = ARITHMETIC if body.mines_natively else False
         found["image_grid"] = [int(config.image_grid), bool(config.image_global)]
     return found
 

@@ -1,4 +1,4 @@
-"""The LLM's last block at the positions that the loss reads (`train.last_block=learnt`).
+"""The LLM's last block at the positions that are read: by the loss (`train.last_block=learnt`), or by an answer.
 
 Keys and values of every position reach the others through attention. What comes after the last block's attention
 (its output layer, both sums, norm and MLP, then the body's last norm) is each position's own, and the loss reads it
@@ -6,7 +6,7 @@ where the next token is learnt: nowhere in an image, a prompt or padding. So not
 backward. Equal in real arithmetic; products of fewer rows may round otherwise, and sums leave out zeros.
 
 Of MGM-2B, whose output layer and MLP are 95 % of a block, this saves 5 % of the LLM's operations where one position in
-ten is learnt.
+ten is learnt, or where one answers (:func:`answering`): of a prompt only the last position is read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,25 +80,61 @@ class LastBlock:
 
     def _at(self, places: Tensor, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         """(B, L, D) -> (rows, n, D)"""
-        block = self._block
-
-        def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            self._tell(True)
-            return _rows(args[0], places), *args[1:]
-
         try:
-            # Now, not once: an adapter may have been put around this layer since
-            with block.self_attn.o_proj.register_forward_pre_hook(narrow):
-                attended, _ = block.self_attn(hidden_states=block.input_layernorm(hidden), **given)
-            kept = _rows(hidden, places) + attended
-            found: Tensor = kept + block.mlp(block.post_attention_layernorm(kept))
-            return found
+            return _narrow(self._block, hidden, places, given, lambda: self._tell(True))
         finally:
             self._tell(False)
 
     def _tell(self, is_narrow: bool) -> None:
         if self._follower is not None:
             self._follower.is_narrow = is_narrow
+
+
+@contextmanager
+def answering(block: Any) -> Iterator[None]:
+    """Around the pass that reads prompts: the last block gives the last position of each row alone.
+
+    Args:
+        block: Of a body that does not train; what it is, and keys and values of all positions, stay as they were.
+    """
+    before = vars(block).get("forward")
+
+    def forward(hidden: Tensor, **kwargs: Any) -> Tensor:
+        rows, length = hidden.shape[:2]
+        last = torch.arange(1, rows + 1, device=hidden.device)[:, None] * length - 1
+        return _narrow(block, hidden, last, kwargs)
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if before is not None:
+            block.forward = before
+
+
+def _narrow(
+    block: Any, hidden: Tensor, places: Tensor, given: dict[str, Any], on_narrow: Callable[[], None] | None = None
+) -> Tensor:
+    """What a block gives at some places: (B, L, D) -> (rows, n, D).
+
+    Args:
+        places: (rows, n), in the flattened batch.
+        given: What else the block is called with.
+        on_narrow: Called when what follows attention begins.
+    """
+
+    def narrow(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if on_narrow is not None:
+            on_narrow()
+        return _rows(args[0], places), *args[1:]
+
+    # Now, not once: an adapter may have been put around this layer since
+    with block.self_attn.o_proj.register_forward_pre_hook(narrow):
+        attended, _ = block.self_attn(hidden_states=block.input_layernorm(hidden), **given)
+    kept = _rows(hidden, places) + attended
+    found: Tensor = kept + block.mlp(block.post_attention_layernorm(kept))
+    return found
 
 
 def is_plain_in_evaluation(module: nn.Module) -> bool:

@@ -99,6 +99,25 @@ def product(
     return _Product.apply(x, dropped, weight, bias, down, up, scale)
 
 
+# Columns from which on MKL without AVX-512 computes them well in any layout.
+_MANY_COLUMNS = 16
+
+
+def to_columns(grad: Tensor, up: Tensor) -> Tensor:
+    """Gradients of the r columns: (..., n, outputs) and B (..., outputs, r) -> (..., n, r)."""
+    if up.shape[-1] < _MANY_COLUMNS:
+        up = up.mT.contiguous().mT
+    return torch.matmul(grad, up)
+
+
+def gradient_of_up(grad: Tensor, low: Tensor) -> Tensor:
+    """That of B: (..., n, outputs) and the columns (..., n, r) -> (..., outputs, r).
+
+    By its transpose: few rows are computed up to seven times faster than few columns, by MKL without AVX-512.
+    """
+    return torch.matmul(low.mT, grad).mT.contiguous()
+
+
 class _Product(torch.autograd.Function):
     """See :func:`product`."""
 
@@ -126,7 +145,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         given, low, weight, down, up = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
-        to_low = torch.mm(rows, up).mul_(ctx.scale)
+        to_low = to_columns(rows, up).mul_(ctx.scale)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
             to_x = torch.mm(rows, weight)
@@ -141,6 +160,6 @@ class _Product(torch.autograd.Function):
             None,
             None,
             torch.mm(to_low.t(), given),
-            torch.mm(rows.t(), low),
+            gradient_of_up(rows, low),
             None,
         )

@@ -26,6 +26,9 @@ from torch import Tensor, nn
 
 from mgm_exp.model.mining import counted, does_not_divide
 
+# Counted up where its bits change: what was kept of images before has the bits of then.
+ARITHMETIC = 2
+
 
 def mine_native(
     low: Tensor,
@@ -85,12 +88,12 @@ def _linear(layer: Any, x: Tensor) -> Tensor:
 
 def _raised(weight: Tensor | None, values: Tensor) -> Tensor:
     """Values of native pixels (B, n², m²) -> of the region's pixels (B, n², k²)."""
-    return values if weight is None else torch.einsum("nkm,bnm->bnk", weight, values)
+    return values if weight is None else (weight @ values[..., None])[..., 0]
 
 
 def _lowered(weight: Tensor | None, values: Tensor) -> Tensor:
     """The reverse: (B, n², k²) -> (B, n², m²), shares of the region's pixels as those of native ones."""
-    return values if weight is None else torch.einsum("bnk,nkm->bnm", values, weight)
+    return values if weight is None else (values[..., None, :] @ weight)[..., 0, :]
 
 
 def _statistics(
@@ -128,14 +131,16 @@ def _squares(weight: Tensor | None, patch: Tensor) -> Tensor:
     if weight is None:
         return patch.square().sum(-1)
     products = patch @ patch.transpose(-1, -2)  # (B, n², m², m²)
-    return (torch.einsum("nkm,bnml->bnkl", weight, products) * weight).sum(-1)
+    return ((weight @ products) * weight).sum(-1)
 
 
 def _patches(
     stages: Sequence[Tensor], side: int, shrink: int, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Of each stage the native pixels below every region (B, n², m², D), and their bilinear weights (n², k², m²).
+    """Of each stage the native pixels below every region (B, n², m², D), and their bilinear weights (B, n², k², m²).
 
+    Weights are the same for all images and yet there for each: a product that takes several images at once gives one
+    of them other bits in another place of the batch, with some machines' kernels, and features could not be kept.
     A stage with no fewer pixels in a patch than the region has is raised at once; it has no weights: None.
     """
     patches: list[Tensor] = []
@@ -155,9 +160,9 @@ def _patches(
         weight = None
         if not (_is_identity(down) and _is_identity(across)):
             both = np.einsum("yab,xcd->yxacbd", down, across).reshape(side * side, n_pixels, -1)
-            weight = torch.from_numpy(both).to(stage.device, dtype)
+            weight = torch.from_numpy(both).to(stage.device, dtype).repeat(len(stage), 1, 1, 1)
             if patch.shape[2] >= n_pixels:
-                patch, weight = torch.einsum("nkm,bnmd->bnkd", weight, patch), None
+                patch, weight = weight @ patch, None
         patches.append(patch)
         weights.append(weight)
     return patches, weights

@@ -239,16 +239,17 @@ def _native_connector(sizes: Architecture, work: Work) -> Connector:
     """Mining from the stages' own maps, in fp32: their pixels below each region, which overlap at its borders.
 
     ``p`` such pixels' channels are kept for the backward pass where mining is trained, and the bilinear weights of a
-    region (``k^2 x m^2`` for each stage, once for all samples). With gradient checkpointing the maps are kept instead.
+    region (``k^2 x m^2`` for each stage and sample). With gradient checkpointing the maps are kept instead.
     """
     s, high = work.bytes, 4 if work.autocast else work.bytes
     views = [(sizes.grid, 1)] + ([(1, sizes.grid)] if sizes.grid > 1 and sizes.has_global else [])
     seen = [_patches(sizes, grid, shrink) for grid, shrink in views]
     tokens = float(work.batch * sizes.visual_tokens)
-    # Of every token: patches, query and output, the projector's own; the keys' image of the query, in fp32, a few times
-    small = tokens * (s * (sizes.clip_width * 6 + sizes.hidden * 4) + 4 * 4 * sizes.map_width)
+    # Of every token: patches, query and output, the projector's own; in fp32 the keys' image of the query, what is
+    # found, and the same normalised
+    small = tokens * (s * (sizes.clip_width * 6 + sizes.hidden * 4) + 4 * 3 * sizes.map_width)
     copies = 4.0 * sizes.clip_width * sizes.map_width if s == 2 and not work.autocast else 0.0
-    patches = [4.0 * (work.batch * one.elements + one.weights) for one in seen]
+    patches = [4.0 * work.batch * (one.elements + one.weights) for one in seen]
     largest = max(4.0 * work.batch * one.largest for one in seen)
     if not (work.trains_connector or work.tower or work.tower_aux):
         return Connector(0.0, _maps(sizes, work) * high + max(patches) + largest + copies + small, 0.0)
@@ -281,7 +282,7 @@ def _patches(sizes: Architecture, grid: int, shrink: int) -> _Patches:
     side = max(1, sizes.map_side // shrink // max(1, n))  # k
     found, weights = [], 0.0
     for stage, width in enumerate(sizes.map_widths):
-        native = min(sizes.map_side >> stage, max(1, side * shrink >> stage) + (2 if stage else 0))
+        native = min(sizes.map_side >> stage, (side * shrink >> stage) + (2 if stage else 0))
         if native**2 >= side**2:
             native = side
         elif stage:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -118,6 +121,30 @@ def test_the_same_gradients_when_computed_again_in_the_backward_pass() -> None:
     again = torch.utils.checkpoint.checkpoint(mining.native, use_reentrant=False)
     found, wanted = mining.gradients(again), mining.gradients(mining.native())
     assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("side", "edge", "widths"), [(8, 64, [24, 48, 96, 192]), (4, 32, [3, 4, 5, 6]), (4, 8, [5, 7])]
+)
+def test_an_image_has_the_same_bits_in_every_place_of_a_batch(side: int, edge: int, widths: list[int]) -> None:
+    """So that what was made of it may be kept. Products that took all images at once gave it others without AVX-512."""
+    mining = Mining(2, 4, side, edge, widths).float()
+    with torch.no_grad():
+        here = mining.native()
+        for tensor in (mining.low, *mining.stages):
+            tensor.data = tensor.roll(1, 0)
+        assert mining.native().roll(-1, 0).equal(here)
+
+
+@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2"])
+def test_so_it_has_on_older_processors(instructions: str) -> None:
+    """MKL's kernels for those, wherever this runs."""
+    chosen = f"{__file__}::{test_an_image_has_the_same_bits_in_every_place_of_a_batch.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", chosen]
+    ran = subprocess.run(
+        command, env={**os.environ, "MKL_ENABLE_INSTRUCTIONS": instructions}, capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "3 passed" in ran.stdout, ran.stdout[-3000:] + ran.stderr[-1000:]
 
 
 def test_maps_that_cannot_be_cut_into_regions_are_refused() -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mgm_exp.model import dropout_draws
+from mgm_exp.model.low_rank_product import gradient_of_up, to_columns
 from mgm_exp.model.padding_free import Padding
 
 
@@ -240,7 +241,7 @@ class _Products(torch.autograd.Function):
         given, low, weight, down, up = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
         own = rows.view(len(down), len(rows) // len(down), rows.shape[-1])
-        to_low = torch.bmm(own, up)
+        to_low = to_columns(own, up)
         to_x = to_dropped = None
         if ctx.needs_input_grad[0]:
             to_x = torch.mm(rows, weight)
@@ -255,7 +256,7 @@ class _Products(torch.autograd.Function):
             None,
             None,
             torch.bmm(to_low.transpose(1, 2), given),
-            torch.bmm(own.transpose(1, 2), low),
+            gradient_of_up(own, low),
         )
 
 
