@@ -82,7 +82,6 @@ LONG = (
 # They take one core each, and their ratios are of processor time: after the others, two of them run at a time. The
 # longest comes first.
 ONE_CORE = (
-    "pack",
     "model_mining",
     "evaluate_throughput",
     "start_up",
