@@ -5,8 +5,8 @@ loaded once in both ways: what is left is what packing itself gives or takes. Tr
 dropout and seed, so that each sees the samples in an order of its own (its seed is its number). CPU time of the whole
 stage (adapters put in, steps, checkpoint, outputs), one thread, median of the ratios. On a CPU the two ways run beside
 each other, a core each, in forks of a process that has loaded and kept everything: what else the machine does, it does
-to both. On a GPU they take turns. On one core nothing is idle that a pack could use: the goal is that it costs nothing. On a GPU benchmarks/gpu.py measures the pack
-of 8, and the pack of 8 with its passes replayed by CUDA graphs.
+to both. On a GPU they take turns. On one core nothing is idle that a pack could use: the goal is that it costs
+nothing. On a GPU benchmarks/gpu.py measures the pack of 8, and the pack of 8 with its passes replayed by CUDA graphs.
 """
 
 from __future__ import annotations
