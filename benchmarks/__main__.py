@@ -1,6 +1,6 @@
 """Runs benchmarks, each in a process of its own, and writes ``benchmarks/results.json`` and a table.
 
-python -m benchmarks                       # all but the long ones; some 17 minutes on two idle cores
+python -m benchmarks                       # all but the long ones; 15 to 20 minutes on two idle cores
 python -m benchmarks --all                 # the long ones, too
 python -m benchmarks data_validation       # one; the rows of the others stay as they are
 python -m benchmarks --quick               # small data: whether it runs, not how fast; nothing is written
@@ -13,17 +13,19 @@ import importlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mgm_exp.store import read_json, write_atomic, write_json_atomic
+from mgm_exp.store import read_json, usable_cores, write_atomic, write_json_atomic
 
 BENCHMARKS = (
     "start_up",
@@ -65,6 +67,7 @@ LONG = (
     "plan_memory",
     "merge_memory",
     "warm_start",
+    "sweep_overhead",
     "sweep_pruning",
     "sweep_rungs",
     "sweep_kills",
@@ -75,6 +78,16 @@ LONG = (
     "scale_sweep",
     "scale_store",
     "scale_slurm",
+)
+# They take one core each, and their ratios are of processor time: after the others, two of them run at a time. The
+# longest comes first.
+ONE_CORE = (
+    "model_mining",
+    "evaluate_throughput",
+    "start_up",
+    "feature_cache",
+    "train_head",
+    "monitoring",
 )
 RESULTS = Path(__file__).with_name("results.json")
 README = Path(__file__).with_name("README.md")
@@ -102,16 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     if options.alone is not None:
         return _alone(options.names[0], options.work, options.quick, options.alone)
+    names = options.names or [name for name in BENCHMARKS if options.all or name not in LONG]
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in options.names or [name for name in BENCHMARKS if options.all or name not in LONG]:
-        print(f"{name} ...", flush=True)
-        began, used = time.monotonic(), _cpu_of_children()
-        found[name] = _in_a_process(name, options.work, options.quick)
-        seconds, cpu_seconds = time.monotonic() - began, _cpu_of_children() - used
-        _show(found[name])
-        print(f"  took {seconds:.0f} s, {cpu_seconds:.0f} CPU s", flush=True)
+    for name, took in _each(names, options.work, options.quick):
+        found[name] = took.rows
+        print(f"{name}:", flush=True)
+        _show(took.rows)
+        print(f"  took {took.seconds:.0f} s, {took.cpu_seconds:.0f} CPU s", flush=True)
         if not options.quick:  # each at once: what was measured is not lost with what comes after it
-            _write(name, found[name], {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
+            _write(name, took)
     if not options.quick:
         for line in _table(read_json(RESULTS)["rows"]):
             print(line)
@@ -121,29 +133,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
 
 
-def _cpu_of_children() -> float:
-    """CPU seconds of all processes that have ended below this one."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+@dataclass(frozen=True)
+class Took:
+    """What a benchmark found, and what it took itself: wall seconds, and CPU seconds of all its processes."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
+    cpu_seconds: float
 
 
-def _in_a_process(name: str, work: Path | None, quick: bool) -> list[dict[str, Any]]:
+def _each(names: Sequence[str], work: Path | None, quick: bool) -> Iterator[tuple[str, Took]]:
+    """Each benchmark when it is over."""
+    run = partial(_in_a_process, work=work, quick=quick)
+    beside = [name for name in ONE_CORE if name in names]
+    for name in names:
+        if name not in beside:
+            print(f"{name} ...", flush=True)
+            yield name, run(name)
+    with ThreadPoolExecutor(min(2, usable_cores())) as cores:
+        if beside:
+            print(f"{', '.join(beside)} ...", flush=True)
+        under_way = {cores.submit(run, name): name for name in beside}
+        try:
+            for done in as_completed(under_way):
+                yield under_way[done], done.result()
+        finally:
+            cores.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_a_process(name: str, work: Path | None, quick: bool) -> Took:
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work) as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", name, "--work", folder, "--alone", str(out)]
         with open(Path(folder) / "log.txt", "w+", encoding="utf-8") as log:
-            done = subprocess.run(
+            began = time.monotonic()
+            process = subprocess.Popen(
                 [*command, *(["--quick"] if quick else [])],
                 env={**EXTENSIONS, **os.environ, **ONE_THREAD},
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                check=False,
             )
-            if done.returncode:
+            _, status, used = os.wait4(process.pid, 0)  # with what it used, and what it has waited for
+            process.returncode = os.waitstatus_to_exitcode(status)
+            seconds = time.monotonic() - began
+            if process.returncode:
                 log.seek(0)
                 sys.exit(f"{name} failed:\n{log.read()[-5000:]}")
-        rows: list[dict[str, Any]] = read_json(out)
-        return rows
+        return Took(read_json(out), seconds, used.ru_utime + used.ru_stime)
 
 
 def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
@@ -155,12 +191,13 @@ def _alone(name: str, work: Path, quick: bool, out: Path) -> int:
     return 0
 
 
-def _write(name: str, new: list[dict[str, Any]], took: dict[str, float]) -> None:
+def _write(name: str, took: Took) -> None:
     """A benchmark's rows in place of its old ones, in the order of the benchmarks, and what it took; the table, too."""
     before = read_json(RESULTS) if RESULTS.exists() else {"rows": []}
     kept = [row for row in before["rows"] if row["benchmark"] in set(BENCHMARKS) - {name}]
-    rows = sorted([*kept, *new], key=lambda row: BENCHMARKS.index(row["benchmark"]))
-    known = {key: {**before.get(key, {}), name: value} for key, value in took.items()}
+    rows = sorted([*kept, *took.rows], key=lambda row: BENCHMARKS.index(row["benchmark"]))
+    seconds = {"seconds": round(took.seconds, 1), "cpu_seconds": round(took.cpu_seconds, 1)}
+    known = {key: {**before.get(key, {}), name: value} for key, value in seconds.items()}
     ordered = {key: {name: all_[name] for name in BENCHMARKS if name in all_} for key, all_ in known.items()}
     write_json_atomic(RESULTS, {"schema_version": 1, "machine": _machine(), **ordered, "rows": rows})
     head, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)

@@ -3,20 +3,22 @@
 The model and data of :mod:`benchmarks.prototype`, features of the towers kept before anything is measured, the base
 loaded once in both ways: what is left is what packing itself gives or takes. Trials differ in rank, alpha, rate,
 dropout and seed, so that each sees the samples in an order of its own (its seed is its number). CPU time of the whole
-stage (adapters put in, steps, checkpoint, outputs), one thread, repeats alternated, median of the ratios. On one core
-nothing is idle that a pack could use: the goal is that it costs nothing. On a GPU benchmarks/gpu.py measures the pack
-of 8, and the pack of 8 with its passes replayed by CUDA graphs.
+stage (adapters put in, steps, checkpoint, outputs), one thread, median of the ratios. On a CPU the two ways run beside
+each other, a core each, in forks of a process that has loaded and kept everything: what else the machine does, it does
+to both. On a GPU they take turns. On one core nothing is idle that a pack could use: the goal is that it costs
+nothing. On a GPU benchmarks/gpu.py measures the pack of 8, and the pack of 8 with its passes replayed by CUDA graphs.
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
+import multiprocessing
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,25 +83,25 @@ class Bench:
         goal: float | None,
         what: str,
     ) -> Row:
-        """The first of two ways against the second, repeats alternated."""
+        """The first of two ways against the second."""
         self._serial(self._jobs("warm", 1, micro_batch))  # imports, and features of the towers
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         losses: dict[str, list[list[float]]] = {}
+        run = _in_turn if self.device != "cpu" else _beside_each_other
         for repeat in range(repeats):
-            for way in sorted(ways, reverse=repeat % 2 == 1):
-                jobs = self._jobs(way, count, micro_batch)
-                gc.collect()
-                began = self.clock()
-                ways[way](jobs)
-                seconds[way].append(self.clock() - began)
-                losses[way] = [_losses(job) for job in jobs]
+            order = sorted(ways, reverse=repeat % 2 == 1)
+            jobs = {way: self._jobs(way, count, micro_batch) for way in order}
+            gc.collect()
+            for way, took in zip(order, run([partial(self._time, ways[way], jobs[way]) for way in order]), strict=True):
+                seconds[way].append(took)
+                losses[way] = [_losses(job) for job in jobs[way]]
         ours, peer = ways
         apart = max(
             abs(one - other)
             for mine, others in zip(losses[ours], losses[peer], strict=True)
             for one, other in zip(mine, others, strict=True)
         )
-        clock = "one thread, CPU time" if self.device == "cpu" else "wall time"
+        clock = "one thread each, beside each other, CPU time" if self.device == "cpu" else "wall time"
         ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[peer], strict=True)]
         middle = ratios.index(statistics.median_low(ratios))  # the repeat of the median ratio
         print(count, micro_batch, {way: [round(x, 2) for x in values] for way, values in seconds.items()}, flush=True)
@@ -113,6 +115,11 @@ class Bench:
             f"{count} LoRA trials of {self.steps} steps of 4 samples, ranks 2 to 16, {what}, 8 M "
             f"parameters, fp32, {clock}; ratios {', '.join(f'{ratio:.2f}' for ratio in sorted(ratios))}",
         )
+
+    def _time(self, way: Callable[[list[Any]], None], jobs: list[Any]) -> float:
+        began = self.clock()
+        way(jobs)
+        return self.clock() - began
 
     def _jobs(self, way: str, count: int, micro_batch: int) -> list[Any]:
         from mgm_exp.compose import compose
@@ -166,7 +173,27 @@ class Bench:
         for job in jobs:
             ranks = Ranks.alone(Device(self.device))
             with own_generators(derived_seed(job.experiment().seed, job.stage), ranks.device):
-                alone(training(job, ranks, Listener(), StopRequest(), functools.partial(assemble, build=base.build)))
+                alone(training(job, ranks, Listener(), StopRequest(), partial(assemble, build=base.build)))
+
+
+def _in_turn(works: Sequence[Callable[[], float]]) -> list[float]:
+    return [work() for work in works]
+
+
+def _beside_each_other(works: Sequence[Callable[[], float]]) -> list[float]:
+    """What each gives in a fork of this process, which has one thread."""
+    context = multiprocessing.get_context("fork")
+    ends: list[Any] = []
+    for work in works:
+        ours, theirs = context.Pipe(duplex=False)
+        context.Process(target=_send, args=(work, theirs)).start()
+        theirs.close()
+        ends.append(ours)
+    return [end.recv() for end in ends]
+
+
+def _send(work: Callable[[], float], end: Any) -> None:
+    end.send(work())
 
 
 def _losses(job: Any) -> list[float]:

@@ -196,19 +196,20 @@ def image_sha256s(root: Path | str, images: Sequence[str], cache: Path) -> dict[
     Raises:
         DataError: one cannot be read (any more).
     """
-    from mgm_exp.data.images import ImageFault, locate
+    from mgm_exp.data.images import ImageFault, Locator
     from mgm_exp.data.tar_members import split_member
     from mgm_exp.store import cached_file_sha256s
 
     places: dict[str, tuple[Path, str]] = {}
+    locator = Locator(root)
     for image in dict.fromkeys(images):
         file, member = split_member(image) or (image, "")
         try:
-            places[image] = locate(root, file), member
+            places[image] = locator.locate(file), member
         except ImageFault as fault:
             raise _gone(root, image, fault) from fault
     try:
-        known = cached_file_sha256s([path for path, _ in places.values()], cache)
+        known = cached_file_sha256s([path for path, _ in places.values()], cache, are_resolved=True)
     except FileNotFoundError as error:
         gone = next(image for image, (path, _) in places.items() if not path.exists())
         raise _gone(root, gone, error) from error

@@ -154,19 +154,41 @@ def locate(root: Path | str, relative: str) -> Path:
     Raises:
         ImageFault: the path is malformed (``bad_path``) or leads out of the root (``outside_root``).
     """
+    return Locator(root).locate(relative)
+
+
+class Locator:
+    """:func:`locate` for many images of one root: what lies above several of them is resolved once."""
+
+    def __init__(self, root: Path | str) -> None:
+        self._folder = os.path.realpath(root)
+        self._folders: dict[str, str] = {}  # above images -> resolved
+
+    def locate(self, relative: str) -> Path:
+        """As :func:`locate`."""
+        _refuse_malformed(relative)
+        try:
+            path = self._resolved(os.path.normpath(os.path.join(self._folder, relative)))
+        except (OSError, ValueError) as error:
+            raise ImageFault("bad_path", f"{relative!r:.80}: {error}") from error
+        if path != self._folder and not path.startswith(self._folder.rstrip("/") + "/"):
+            what = "is an absolute path" if os.path.isabs(relative) else "is a link"
+            raise ImageFault("outside_root", f"{relative!r:.200} {what} that leads out of the image root")
+        return Path(path)
+
+    def _resolved(self, path: str) -> str:
+        above, name = os.path.split(path)
+        if above not in self._folders:
+            self._folders[above] = os.path.realpath(above)
+        found = os.path.join(self._folders[above], name)
+        return os.path.realpath(found) if os.path.islink(found) else found
+
+
+def _refuse_malformed(relative: str) -> None:
     if not relative or "\x00" in relative or "\\" in relative:
         raise ImageFault("bad_path", f"{relative!r:.80} is empty or holds NUL or a backslash")
     if ".." in relative.split("/"):
         raise ImageFault("outside_root", f"{relative!r:.80} holds '..'")
-    folder = os.path.realpath(root)
-    try:
-        path = os.path.realpath(os.path.join(folder, relative))
-    except (OSError, ValueError) as error:
-        raise ImageFault("bad_path", f"{relative!r:.80}: {error}") from error
-    if path != folder and not path.startswith(folder.rstrip("/") + "/"):
-        what = "is an absolute path" if os.path.isabs(relative) else "is a link"
-        raise ImageFault("outside_root", f"{relative!r:.200} {what} that leads out of the image root")
-    return Path(path)
 
 
 def read_image_file(root: Path | str, relative: str) -> bytes:

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgm_exp.model import resident
+
 LOW, HIGH, TOKENS, ORDER = "low", "high_", "tokens", "order"
 TIERS = ("clip", "towers", "tokens")
 _MARK = "sha256_of_tensors"
@@ -111,12 +113,14 @@ def bytes_of_tier(
 
 
 def tensors_sha256(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors, by name; remembered on the module until one of them is written to."""
+    """SHA-256 of a module's tensors, by name; remembered on the module until one of them is written to, and
+    with the base model whose tensors they are.
+    """
     tensors = module.state_dict()
     state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
     known = vars(module).get(_MARK)
     if known is None or known[0] != state:
-        known = state, sha256_of(tensors)
+        known = state, resident.digest_of(tensors, lambda: sha256_of(tensors))
         vars(module)[_MARK] = known
     return str(known[1])
 

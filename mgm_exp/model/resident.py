@@ -59,6 +59,8 @@ class _Base:
     is_used: bool = True
     # Found to be what it was when the last run ended: nobody has had it since.
     is_proved: bool = False
+    # Of some of its tensors, by their names and places.
+    digests: dict[Hashable, str] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -131,6 +133,21 @@ def own(parameters: Iterable[nn.Parameter]) -> None:
             continue
         for parameter in mine:
             parameter.data = parameter.data.clone()
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor], compute: Callable[[], str]) -> str:
+    """What ``compute`` makes of some tensors: once for all twins of a base, where they are the base's, unwritten."""
+    for base in _BASES.values():
+        kept = _storages(base.loaded.model)
+        if all(_place(tensor) in kept for tensor in tensors.values()):
+            which = tuple(
+                (name, *_place(tensor), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor._version)
+                for name, tensor in sorted(tensors.items())
+            )
+            if which not in base.digests:
+                base.digests[which] = compute()
+            return base.digests[which]
+    return compute()
 
 
 def let_go() -> None:

@@ -278,4 +278,8 @@ def _numbers(total: Tensor, update: Update, mining: Tensor | None) -> Tensor:
 
 def seed_generators(seed: int, step: int, micro_batch: int) -> None:
     """Seeds torch's generators for one micro-batch of the global batch, whichever process computes it."""
-    torch.manual_seed(derived_seed(seed, "dropout", step, micro_batch))
+    value = derived_seed(seed, "dropout", step, micro_batch)
+    if torch.cuda.is_initialized():
+        torch.manual_seed(value)
+    else:  # the others have drawn nothing, and looking for each of them takes a millisecond
+        torch.default_generator.manual_seed(value)

@@ -1,7 +1,8 @@
 """What a sweep and its workers say to each other: lines of JSON over a socket that the worker inherits.
 
-    sweep  -> worker   {"runs": [{"number": 3, "output": "/.../3/output.txt", "arguments": ["adapter.rank=8", ...]}]}
-    worker -> sweep    {"ready": {...}}                     once, before its first run
+    sweep  -> worker   {"runs": [{"number": 3, "output": "/.../3/output.txt", "arguments": ["adapter.rank=8", ...]}],
+                        "may_grow_gib": 2.0}
+    worker -> sweep    {"rest": {"is_first": true, ...}}    once, before its first run
                        {"number": 3, "exit_code": 0}        a run has ended, with the exit code of its command line
                        {"rest": {...}}                      all of the order have ended, and the worker is free again
 
@@ -35,9 +36,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is to do next."""
+    """What a worker is to do next.
+
+    Args:
+        may_grow_gib: Host memory that it may hold afterwards beyond what it began with; None: no limit. Much less than
+            that of freed memory stays with it: asking the kernel for it again costs time.
+    """
 
     runs: tuple[Run, ...]
+    may_grow_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,5 +122,6 @@ def _parsed(line: dict[str, Any]) -> Order | Answer | Rest:
     if "rest" in line:
         return Rest(**{**line["rest"], "says": tuple(line["rest"]["says"])})
     if "runs" in line:
-        return Order(tuple(Run(run["number"], run["output"], tuple(run["arguments"])) for run in line["runs"]))
+        runs = tuple(Run(run["number"], run["output"], tuple(run["arguments"])) for run in line["runs"])
+        return Order(runs, line["may_grow_gib"])
     return Answer(**line)

@@ -121,14 +121,14 @@ class WarmSlots(Slots):
             work.run_dir.mkdir(parents=True, exist_ok=True)
         extra = [ONE_MACHINE] if self.size > 1 else []
         worker = self._workers.get(slot)
-        if worker is not None and worker.take(works, extra):
+        if worker is not None and worker.take(works, extra, self._max_growth_gb):
             return
         if worker is not None:  # it was ended from outside while it waited
             worker.end()
         environment = environment_of(self._places[slot], self.size)
         worker = Worker(self._program, environment, works[0].run_dir / OUTPUT, is_shown=self.size == 1)
         self._workers[slot] = worker
-        worker.take(works, extra)
+        worker.take(works, extra, self._max_growth_gb)
 
     def ended(self, timeout_s: float) -> list[tuple[Work, Ending]]:
         deadline = time.monotonic() + timeout_s
@@ -242,8 +242,8 @@ class Worker:
         """What to listen to."""
         return [self._channel, *self._wires] if self.works else []
 
-    def take(self, works: Sequence[Work], extra: Sequence[str]) -> bool:
-        """Hands it runs; False if it is not there any more."""
+    def take(self, works: Sequence[Work], extra: Sequence[str], may_grow_gib: float | None = None) -> bool:
+        """Hands it runs, after which it may hold so much more than at first; False if it is not there any more."""
         if self.process.poll() is not None:
             return False
         for wire in self._wires:
@@ -259,7 +259,7 @@ class Worker:
         )
         self.works, self.codes, self.over_gib, self._kills = list(works), {}, None, oom_kills()
         with contextlib.suppress(OSError):  # it has just ended: see collect
-            self._channel.send(Order(runs))
+            self._channel.send(Order(runs, may_grow_gib))
         return True
 
     def collect(self, mem_gb: float | None) -> list[tuple[Work, Ending]]:

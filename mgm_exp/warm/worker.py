@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from mgm_exp import bootstrap
@@ -19,6 +21,9 @@ from mgm_exp.warm.surroundings import Surroundings, gpu_answers
 
 Body = Callable[[list[str]], int]
 """Arguments of a command line -> its exit code."""
+
+# Of what a worker may hold: above it, freed memory goes back to the kernel.
+_MUCH = 0.5
 
 
 def inherited_channel() -> Channel | None:
@@ -53,7 +58,8 @@ def serve(channel: Channel, body: Body, *, loads_torch: bool = True) -> int:
             load()
         keep_freed_memory()  # evaluation does in any case; :func:`rest` gives it back
     try:
-        channel.send(rest(is_first=True))
+        began = rest()
+        channel.send(replace(began, is_first=True))
         while True:
             for order in channel.receive():
                 assert isinstance(order, Order)
@@ -62,7 +68,7 @@ def serve(channel: Channel, body: Body, *, loads_torch: bool = True) -> int:
                     channel.send(Answer(run.number, code))
                     if not gpu_answers():  # the next run gets a new worker
                         return EXIT_FAILED
-                channel.send(rest())
+                channel.send(rest(began, order.may_grow_gib))
     except (EOFError, BrokenPipeError):
         return 0
 
@@ -86,14 +92,30 @@ def one_run(run: Run, body: Body, surroundings: Surroundings) -> int:
             _flush()
 
 
-def rest(*, is_first: bool = False) -> Rest:
-    """What the worker holds between two orders, after it has let go of what it can."""
-    from mgm_exp.warm.kept import kept_gib, said
+def rest(began: Rest | None = None, may_grow_gib: float | None = None) -> Rest:
+    """What the worker holds between two orders; if it is much, after it has let go of what it can.
 
-    with contextlib.suppress(OSError, AttributeError):  # a C library without it
-        ctypes.CDLL(None).malloc_trim(0)
+    Args:
+        began: What it held at first; None: this is that.
+        may_grow_gib: What it may hold beyond that, in GiB; None: no limit.
+    """
+    from mgm_exp.warm.kept import said
+
+    host, gpu = _held()
+    limit = math.inf if may_grow_gib is None else may_grow_gib
+    if began is None or host - began.host_gib > _MUCH * limit:
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+        host, gpu = _held()
+    return Rest(host, gpu, tuple(said()))
+
+
+def _held() -> tuple[float, float]:
+    """GiB of the host and of GPUs, without what is kept on purpose."""
+    from mgm_exp.warm.kept import kept_gib
+
     host, gpu = kept_gib()
-    return Rest(max(0.0, own_gib(os.getpid()) - host), max(0.0, _gpu_gib() - gpu), tuple(said()), is_first)
+    return max(0.0, own_gib(os.getpid()) - host), max(0.0, _gpu_gib() - gpu)
 
 
 def _gpu_gib() -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from mgm_exp.data.images import FORMATS, ImageFault, open_image, probe_image
+from mgm_exp.data.images import FORMATS, ImageFault, Locator, locate, open_image, probe_image
 from mgm_exp.data.kinds import IMAGE_KINDS
 
 from .conftest import picture
@@ -208,6 +208,29 @@ def test_links_inside_the_root_and_a_root_that_is_a_link_are_fine(root: Path) ->
     assert kind_of(root.parent / "alias", "0.png") is None
     assert kind_of(root, str(root / "0.png")) is None
     assert kind_of(root, str(root.parent / "alias" / "0.png")) is None
+
+
+def test_many_are_located_as_one_by_one(root: Path) -> None:
+    refused = {path for path, _ in outside(root).values()}
+    (root / "deep" / "er").mkdir(parents=True)
+    picture().save(root / "deep" / "er" / "1.png")
+    os.symlink("deep", root / "also")
+    os.symlink("1.png", root / "deep" / "er" / "2.png")
+    os.symlink("loop", root / "loop")
+    fine = ["0.png", "deep/er/1.png", "also/er/2.png", "./deep//er/./1.png", "also/er/1.png", "loop", "loop/1.png"]
+    locator = Locator(root)
+    for path in [*fine, *refused, *fine]:
+        try:
+            found: object = locator.locate(path)
+        except ImageFault as fault:
+            found = str(fault)
+        if path in fine:
+            assert found == Path(os.path.realpath(root / path)) == locate(root, path)
+            continue
+        try:
+            assert locate(root, path) == found
+        except ImageFault as fault:
+            assert str(fault) == found
 
 
 def test_a_pipe_is_refused_without_waiting_for_a_writer(root: Path) -> None:

@@ -13,7 +13,7 @@ from model_files import SEVEN, edit_json
 from torch import Tensor
 
 from mgm_exp.config import AdapterConfig, AdapterInit, AdapterKind
-from mgm_exp.model import apply_adapter, load_model, resident, save_adapter
+from mgm_exp.model import apply_adapter, features, load_model, resident, save_adapter
 from mgm_exp.model.adapters import load_adapter, load_connector, reset_connector, save_connector
 from mgm_exp.model.trainable import set_trainable
 
@@ -34,6 +34,10 @@ def state(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def towers(model: Any) -> list[torch.nn.Module]:
+    return [model.model.vision_tower, model.model.vision_tower_aux]
 
 
 def shared(one: torch.nn.Module, other: torch.nn.Module) -> set[str]:
@@ -136,6 +140,35 @@ def test_a_write_that_nobody_announced_is_seen_and_the_base_is_read_again(folder
     with torch.no_grad():
         rows.copy_(rows[:, [1, 0, *range(2, rows.shape[1])]])
     assert resident.check() and len(resident.said()) == 1
+
+
+def test_frozen_towers_are_hashed_once_for_all_runs_until_one_writes_to_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+    whole = features.sha256_of
+    monkeypatch.setattr(features, "sha256_of", lambda tensors: (hashed.append(len(tensors)), whole(tensors))[1])
+
+    def names(model: Any) -> list[str]:
+        return [features.tensors_sha256(tower) for tower in towers(model)]
+
+    first = names(load_model(folder))
+    assert names(load_model(folder)) == first == [whole(t.state_dict()) for t in towers(load_model(folder))]
+    assert len(hashed) == 2
+    written = load_model(folder)
+    tower = written.model.vision_tower_aux
+    with torch.no_grad():
+        next(tower.parameters()).flatten()[0] += 1.0
+    assert features.tensors_sha256(tower) == whole(tower.state_dict()) != first[1]
+    resident.check()
+    resident.said()
+    trained = load_model(folder)
+    resident.own(trained.model.vision_tower.parameters())
+    with torch.no_grad():
+        next(trained.model.vision_tower.parameters()).flatten()[0] += 1.0
+    assert names(trained)[0] != first[0] and names(trained)[1] == first[1]
+    assert names(load_model(folder)) == first
+    assert resident.said() == []
 
 
 def test_other_files_are_another_base(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mgm_exp.store import cached_tree_fingerprint, hash_cache, read_json
+from mgm_exp.store import cached_file_sha256s, cached_tree_fingerprint, hash_cache, read_json
 
 
 @pytest.fixture
@@ -85,3 +85,18 @@ def test_the_order_and_number_of_folders_count(tree: Path, tmp_path: Path) -> No
     cache = tmp_path / "fingerprints.json"
     prints = {cached_tree_fingerprint(folders, cache) for folders in ([tree], [tree, other], [other, tree])}
     assert len(prints) == 3
+
+
+def test_files_whose_links_are_resolved_share_their_hashes_with_others(
+    tree: Path, tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(monkeypatch)
+    cache = tmp_path / "fingerprints.json"
+    link = tmp_path / "link"
+    link.symlink_to(tree / "a")
+    resolved = Path(os.path.realpath(link))
+    by_link = cached_file_sha256s([link], cache)[link]
+    assert cached_file_sha256s([resolved], cache, are_resolved=True) == {resolved: by_link}
+    assert reads == ["a"]
+    (tree / "a").write_text("other")
+    assert cached_file_sha256s([resolved], cache, are_resolved=True)[resolved] != by_link

@@ -53,3 +53,5 @@ def test_dropout_depends_on_the_place_in_the_global_batch_alone() -> None:
     seed_generators(7, 1, 2)
     assert torch.rand(4).tolist() == drawn[1, 2]
     assert derived_seed(7, "dropout", 1, 2) != derived_seed(7, "dropout", 12)
+    torch.manual_seed(derived_seed(7, "dropout", 1, 2))
+    assert torch.rand(4).tolist() == drawn[1, 2], "the generator that torch's own function seeds"

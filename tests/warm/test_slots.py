@@ -77,6 +77,22 @@ def test_a_worker_that_holds_what_a_run_left_is_replaced_and_that_is_said(tmp_pa
     assert "of host memory" in said and "max_growth_gb=0.25" in said
 
 
+def test_a_little_freed_memory_stays_with_the_worker_and_much_does_not() -> None:
+    script = """
+from mgm_exp.evaluate.heap import keep_freed_memory
+from mgm_exp.warm.worker import rest
+keep_freed_memory()
+began = rest()
+blocks = [b"1" * (10 * 2**20) for _ in range(10)]
+above = b"1" * 2**20
+blocks.clear()
+print(*(rest(began, limit).host_gib - began.host_gib for limit in (None, 0.3, 0.1)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    without_limit, little, much = map(float, done.stdout.split())
+    assert min(without_limit, little) > 0.09 and much < 0.03
+
+
 def test_slots_have_workers_of_their_own_and_one_above_its_memory_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
