@@ -1,10 +1,11 @@
-"""Modules that torch and transformers import for one name, and that no run of ours uses: loaded when they are used.
+"""Modules that torch and transformers import for a few names, and that most runs never use: loaded when they are used.
 
-transformers imports SciPy's optimizers for the losses of object detectors, and torch's compiler (600 modules) to mark
-five functions that it must not compile; torch's optimizers import the compiler too, for the same. That is a sixth of
-what a process takes to start. :func:`install` lets such a module be there with only the names of :data:`DEFERRED`, each
-of which does what the real one does; whoever asks it for anything else, or calls what needs it, loads it then, in its
-place. So nothing else is there or missing: only later.
+transformers imports SciPy's optimizers for the losses of object detectors; torch's compiler, and with it SymPy, to mark
+a few functions that are not to be compiled; checkpoints of sharded tensors for two classes. torch's optimizers import
+the compiler for such marks, too. These are a third of the modules that a run imports, and a quarter of its start.
+:func:`install` lets such a module be there with the names of :data:`DEFERRED` alone, each of which does what the real
+one does. Who asks it for anything else, or calls what needs it, loads it then, in its place, and who imported a name
+before gets the real one. So nothing is missing, or other than it was: it is there later.
 """
 
 from __future__ import annotations
@@ -51,17 +52,20 @@ def _disable(fn: Any = None, recursive: bool = True, *, reason: str | None = Non
     options: dict[str, Any] = {"recursive": recursive, "reason": reason, "wrapping": wrapping}
     if fn is None:
         return functools.partial(_disable, **options)
-    if isinstance(fn, type) or not hasattr(fn, "__code__"):  # a class or module is changed itself
-        return _loaded("torch._dynamo").disable(fn, **options)
-    real: list[Callable[..., Any]] = []
+    if not is_deferred("torch._dynamo") or isinstance(fn, type) or not hasattr(fn, "__code__"):
+        return _loaded("torch._dynamo").disable(fn, **options)  # a class or module is changed itself
+    does = fn
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not real:
-            if is_deferred("torch._dynamo"):
-                return fn(*args, **kwargs)
-            real.append(sys.modules["torch._dynamo"].disable(fn, **options))
-        return real[0](*args, **kwargs)
+        return does(*args, **kwargs)
 
+    def settle() -> None:
+        nonlocal does
+        compiler = sys.modules["torch._dynamo"]
+        compiler.eval_frame.skip_code(call.__code__)
+        does = compiler.disable(fn, **options)
+
+    _AFTERWARDS.append(settle)
     if wrapping:
         functools.update_wrapper(call, fn)
     # By these the compiler knows such a function where it meets it.
@@ -144,9 +148,22 @@ class _Later(ModuleType):
         _load(self)
         return ModuleType.__getattribute__(self, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OF_EVERY_MODULE and not isinstance(value, ModuleType):  # a module: by the import system
+            _load(self)
+        ModuleType.__setattr__(self, name, value)
 
-class _Loader(Loader):
-    """Stands in for the real loader until the module is needed."""
+    def __delattr__(self, name: str) -> None:
+        _load(self)
+        ModuleType.__delattr__(self, name)
+
+    def __dir__(self) -> list[str]:
+        _load(self)
+        return list(ModuleType.__dir__(self))
+
+
+class _Around(Loader):
+    """A loader that does something else when a module is to be executed."""
 
     def __init__(self, real: Any) -> None:
         self.real = real
@@ -154,6 +171,13 @@ class _Loader(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         made: ModuleType | None = self.real.create_module(spec)
         return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)  # sources and other files
+
+
+class _Loader(_Around):
+    """Stands in for the real loader until the module is needed."""
 
     def exec_module(self, module: ModuleType) -> None:
         module.__class__ = _Later
@@ -185,9 +209,7 @@ class _Known(Loader):
 class _Finder(MetaPathFinder):
     """Finds what is deferred as Python would, and gives it our loader."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name in DEFERRED or name == _NAMES:
             spec = PathFinder.find_spec(name, path, target)
             if spec is not None and spec.loader is not None:
@@ -196,20 +218,13 @@ class _Finder(MetaPathFinder):
         package = name.rpartition(".")[0]
         if is_deferred(package):  # who wants what lies within it gets the package first, which may have loaded that
             _loaded(package)
-            if name in sys.modules:
-                return ModuleSpec(name, _Known(sys.modules[name]))
+            if name in sys.modules:  # taken out, or Python would execute it again; it puts it back
+                return ModuleSpec(name, _Known(sys.modules.pop(name)))
         return None
 
 
-class _Quicker(Loader):
+class _Quicker(_Around):
     """Loads the module by which transformers looks what its files offer, and makes two functions of it quicker."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        made: ModuleType | None = self.real.create_module(spec)
-        return made
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
@@ -256,8 +271,11 @@ def _loaded(name: str) -> ModuleType:
 
 
 def _load(module: ModuleType) -> None:
-    """Executes a deferred module, once; other threads wait. A failure is raised each time."""
+    """Executes a deferred module, once, after its package; other threads wait. A failure is raised each time."""
     with _LOADING:
+        package = module.__name__.rpartition(".")[0]
+        if is_deferred(package):
+            _load(sys.modules[package])
         spec = module.__spec__
         if spec is None or not isinstance(spec.loader, _Loader):  # loaded, or asked for by what it imports itself
             return
@@ -278,7 +296,7 @@ def _hand_out(module: ModuleType) -> None:
     """Modules that imported names of a module before it was loaded get the real ones."""
     real = {id(stand_in): vars(module).get(name) for name, stand_in in DEFERRED[module.__name__].items()}
     for other in list(sys.modules.values()):
-        names = getattr(other, "__dict__", None)
+        names: Any = getattr(other, "__dict__", None)
         for name, value in list(names.items()) if isinstance(names, dict) else ():
             if real.get(id(value)) is not None and names is not vars(sys.modules[__name__]):
                 names[name] = real[id(value)]
