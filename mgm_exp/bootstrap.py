@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mgm_exp import deferred
+
 _PACKAGE = Path(__file__).resolve().parent
 ROOT = _PACKAGE if (_PACKAGE / "conf" / "config.yaml").is_file() else _PACKAGE.parent
 CONF = ROOT / "conf"
@@ -52,10 +54,12 @@ def plugins() -> None:
 
     Also lets idle OpenMP threads sleep instead of spin (unless OMP_WAIT_POLICY says otherwise): beside another busy
     process, spinning threads of torch made steps some 50 times slower, sleeping ones about twice. It is read when
-    torch is first imported.
+    torch is first imported. And what torch and transformers import without need waits until it is used
+    (:mod:`mgm_exp.deferred`).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     offline()
+    deferred.install()
     if not (LAUNCHER / "hydra_plugins").is_dir():
         return
     if str(LAUNCHER) not in sys.path:

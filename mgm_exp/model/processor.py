@@ -205,7 +205,7 @@ class MGMProcessor:
         if aspect not in ("pad", "square"):
             raise DataError(f"Image aspect {aspect!r} is not known: allowed are 'pad' and 'square'.")
         s = self.settings
-        image = image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
         if aspect == "pad":
             image = _pad_to_square(image, tuple(int(m * 255) for m in s.mean))
         image = _resize_shortest(image, s.image_size_aux, s.resample)

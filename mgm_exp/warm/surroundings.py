@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mgm_exp.deferred import is_loaded
 from mgm_exp.signals import STOP_SIGNALS
 
 
@@ -130,12 +131,13 @@ class _Torch:
             torch.set_num_threads(self.threads)
         torch.set_default_dtype(self.dtype)
         torch.set_rng_state(self.generator)
-        torch.use_deterministic_algorithms(self.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != self.deterministic:  # it loads torch's compiler
+            torch.use_deterministic_algorithms(self.deterministic)
         torch.set_float32_matmul_precision(self.precision)
         cudnn = torch.backends.cudnn
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = self.cudnn
         torch.set_grad_enabled(True)
-        if "torch._dynamo" in sys.modules:  # it compiles no more than so many models of one kind in a process
+        if is_loaded("torch._dynamo"):  # it compiles no more than so many models of one kind in a process
             sys.modules["torch._dynamo"].reset()
         if torch.cuda.is_initialized() and gpu_answers():
             torch.cuda.empty_cache()
