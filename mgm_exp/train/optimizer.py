@@ -76,7 +76,7 @@ _AT_ONCE = 2**22
 def update_at_once(groups: list[dict[str, Any]]) -> None:
     """Lets AdamW update a group of small tensors on the CPU by one call for each operation.
 
-    By itself torch takes one tensor after another there. The same bits in fp32 and fp64 (other dtypes keep torch's way),
+    By itself torch takes one tensor after another there. The same bits in fp32 and fp64 (others keep torch's way),
     in a third of the time for the 56 tensors of a small LoRA.
     """
     for group in groups:
