@@ -60,6 +60,16 @@ class LastBlock(Enum):
     auto = "auto"
 
 
+class MlpKernel(Enum):
+    """How the gated MLPs of the LLM are computed while they train; equal in real arithmetic.
+
+    ``torch``: activation and product by themselves; ``fused``: as one operation, on a CPU in fp32, for GELU by tanh.
+    """
+
+    torch = "torch"
+    fused = "fused"
+
+
 class Compile(Enum):
     """What ``torch.compile`` compiles: ``regional``: the LLM's blocks, once for all of them."""
 
