@@ -21,7 +21,7 @@ from benchmarks.measurement import Row
 from benchmarks.trials import BATCH, CACHED, NEAR, Bench, Sweep, apart, best, losses_of, near, prepared
 
 # The same batches without their padding.
-FASTER = (CACHED, "train.padding_free=true", "train.loss_kernel=fused", "train.mlp_kernel=fused")
+FASTER = (CACHED, "train.padding_free=true", "train.loss_kernel=fused", "train.block_kernel=fused")
 RUNGS = (
     "sweep.pruner.name=rungs",
     "sweep.pruner.reduction_factor=2",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mgm_exp.config import (
+    BlockKernel,
     CaptionEngine,
     CaptionPolicy,
     Compile,
@@ -22,7 +23,6 @@ from mgm_exp.config import (
     LoraKernel,
     LossKernel,
     Mining,
-    MlpKernel,
     ModelFamily,
     adapter_key,
     last_block_of,
@@ -279,7 +279,7 @@ _HOW_IT_RUNS = (
     "loss_chunk",
     "lora_kernel",
     "last_block",
-    "mlp_kernel",
+    "block_kernel",
     "padding_free",
     "compile",
     "cuda_graphs",
@@ -329,8 +329,8 @@ def _execution(config: ExperimentConfig, sources: Sources, stage: str) -> Payloa
         found["lora_kernel"] = LoraKernel.fused.value
     if last_block_of(config, stage) == LastBlock.learnt.value:
         found["last_block"] = LastBlock.learnt.value
-    if train.mlp_kernel is not MlpKernel.torch:
-        found["mlp_kernel"] = train.mlp_kernel.value
+    if train.block_kernel is not BlockKernel.torch:
+        found["block_kernel"] = train.block_kernel.value
     if train.padding_free:
         found["padding_free"] = True
     if train.compile is not Compile.none:

@@ -60,10 +60,10 @@ class LastBlock(Enum):
     auto = "auto"
 
 
-class MlpKernel(Enum):
-    """How the gated MLPs of the LLM are computed while they train; equal in real arithmetic.
+class BlockKernel(Enum):
+    """How norms and gated MLPs of the LLM's blocks are computed while they train; equal in real arithmetic.
 
-    ``torch``: activation and product by themselves; ``fused``: as one operation, on a CPU in fp32, for GELU by tanh.
+    ``torch``: as transformers and torch do; ``fused``: each as one operation, on a CPU in fp32, for Gemma.
     """
 
     torch = "torch"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from mgm_exp.config.choices import (
     AdapterKind,
     Attention,
+    BlockKernel,
     Compile,
     CudaGraphs,
     Device,
     LastBlock,
     LoraKernel,
     LossKernel,
-    MlpKernel,
     ModelFamily,
     Precision,
 )
@@ -33,8 +33,8 @@ def execution_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"train.lora_kernel=fused does not go with {obstacle}; use auto or peft"
     if config.train.last_block is LastBlock.learnt and (obstacle := _learnt_block_obstacle(config, "instruct")):
         yield f"train.last_block=learnt does not go with {obstacle}; use auto or whole"
-    if config.train.mlp_kernel is MlpKernel.fused and (obstacle := _fused_mlp_obstacle(config)):
-        yield f"train.mlp_kernel=fused does not go with {obstacle}; use torch"
+    if config.train.block_kernel is BlockKernel.fused and (obstacle := _fused_block_obstacle(config)):
+        yield f"train.block_kernel=fused does not go with {obstacle}; use torch"
     train, model, kind = config.train, config.model, config.adapter.kind
     blocks = model.gradient_checkpointing
     if blocks != AUTO and not (isinstance(blocks, int) and blocks >= 0):
@@ -132,12 +132,12 @@ def _fused_lora_obstacle(config: ExperimentConfig) -> str:
     return next((words for words, holds in obstacles.items() if holds), "")
 
 
-def _fused_mlp_obstacle(config: ExperimentConfig) -> str:
-    """What keeps the LLM's gates from being one operation, in words; empty if nothing does."""
+def _fused_block_obstacle(config: ExperimentConfig) -> str:
+    """What keeps the LLM's norms and gates from being one operation each, in words; empty if nothing does."""
     train = config.train
     obstacles = {
         "model=hf, whose blocks are not known": config.model.family is ModelFamily.hf,
-        "device=cuda, where torch's own kernels take no longer": config.device is Device.cuda,
+        "device=cuda: it was made for the CPU": config.device is Device.cuda,
         f"train.precision={train.precision.value}, in which each of its steps would round": (
             train.precision is not Precision.fp32
         ),

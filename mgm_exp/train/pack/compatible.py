@@ -53,7 +53,7 @@ def likeness(config: ExperimentConfig) -> str:
             "micro_batch_size": train.micro_batch_size,
             "max_length": train.max_length,
             "last_block": last_block_of(config, "instruct"),
-            "mlp_kernel": train.mlp_kernel.value,
+            "block_kernel": train.block_kernel.value,
             "deterministic": train.deterministic,
             "tf32": train.tf32,
             "cuda_graphs": train.cuda_graphs.value,
