@@ -63,6 +63,7 @@ LONG = (
     "sweep_floor",
     "data_text_statistics",
     "data_recaptioning",
+    "data_validation",
     "data_memory",
     "plan_memory",
     "merge_memory",

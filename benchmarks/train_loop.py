@@ -23,7 +23,7 @@ CHUNKED = "train.loss_chunk=16"
 # Loops of one's own that the same trial is run in, too, one core's after another; DeepSpeed's stage 2 computes in bf16,
 # which takes a processor without such instructions twenty times as long: its first steps are enough.
 LOOPS = (("torch", "accelerate"), ("deepspeed_0", "deepspeed_2"))
-FIRST_STEPS = {"deepspeed_2": 5}
+FIRST_STEPS = {"deepspeed_2": 3}
 # Words of MGM-2B's vocabulary for each unit of its width, which is what logits cost beside activations.
 WORDS_A_UNIT = 125
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from mgm_exp.config import Attention, Compile, CudaGraphs, ExperimentConfig, LossKernel, Precision
+from mgm_exp.config import Attention, BlockKernel, Compile, CudaGraphs, ExperimentConfig, LossKernel, Precision
 from mgm_exp.errors import ConfigError, MissingDependencyError
 from mgm_exp.model.execution import compile_obstacle, has_liger
 from mgm_exp.train.pack.compatible import why_alone
@@ -32,6 +32,11 @@ def check_kernels(config: ExperimentConfig, device: str) -> None:
         raise MissingDependencyError(
             f"train.loss_kernel=liger is a GPU kernel, and {missing}.",
             advice="pip install 'mgm-exp[cuda]' on a machine with CUDA, or use train.loss_kernel=fused (or auto).",
+        )
+    if train.block_kernel is BlockKernel.fused and device != "cpu":
+        raise ConfigError(
+            "train.block_kernel=fused was made for the CPU, and this run uses a GPU: use train.block_kernel=torch, or "
+            "train.compile=regional."
         )
     if train.compile is not Compile.none and (obstacle := compile_obstacle(device)):
         raise MissingDependencyError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mgm_exp.config import (
+    BlockKernel,
     CaptionEngine,
     CaptionPolicy,
     Compile,
@@ -278,6 +279,7 @@ _HOW_IT_RUNS = (
     "loss_chunk",
     "lora_kernel",
     "last_block",
+    "block_kernel",
     "padding_free",
     "compile",
     "cuda_graphs",
@@ -327,6 +329,8 @@ def _execution(config: ExperimentConfig, sources: Sources, stage: str) -> Payloa
         found["lora_kernel"] = LoraKernel.fused.value
     if last_block_of(config, stage) == LastBlock.learnt.value:
         found["last_block"] = LastBlock.learnt.value
+    if train.block_kernel is not BlockKernel.torch:
+        found["block_kernel"] = train.block_kernel.value
     if train.padding_free:
         found["padding_free"] = True
     if train.compile is not Compile.none:

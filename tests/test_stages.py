@@ -202,6 +202,7 @@ AFFECTS: dict[str, set[str]] = {
     "train.loss_chunk": TRAINED,
     "train.lora_kernel": {"instruct"},
     "train.last_block": TRAINED,
+    "train.block_kernel": TRAINED,
     "train.padding_free": TRAINED,
     "train.compile": TRAINED,
     "train.cuda_graphs": NOTHING,  # but of a pack: test_graphs_belong_to_the_key_of_a_packed_trial
@@ -396,6 +397,7 @@ OTHER = {
     "train.compile": "regional",
     "train.cuda_graphs": "packs",
     "train.last_block": "whole",
+    "train.block_kernel": "fused",
     "train.lora_kernel": "peft",
     "train.loss_kernel": "fused",
     "train.loss_norm": "official",

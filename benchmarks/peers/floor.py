@@ -82,7 +82,7 @@ class Floor:
         self.processor = load_processor(first["model"], first["max_length"])
         self.model = load_model(first["model"], dtype="float32")
         self.model.requires_grad_(False)
-        run_as(self.model, Execution(loss_kernel="fused", padding_free=True))
+        run_as(self.model, Execution(loss_kernel="fused", block_kernel="fused", padding_free=True))
         self.model.lora_dropout = InputDropout()
         self.model.last_block = LastBlock(blocks_of(self.model)[-1], self.model.lora_dropout)
         self.layers: dict[str, Any] = {

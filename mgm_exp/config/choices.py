@@ -60,6 +60,16 @@ class LastBlock(Enum):
     auto = "auto"
 
 
+class BlockKernel(Enum):
+    """How norms and gated MLPs of the LLM's blocks are computed while they train; equal in real arithmetic.
+
+    ``torch``: as transformers and torch do; ``fused``: each as one operation, on a CPU in fp32, for Gemma.
+    """
+
+    torch = "torch"
+    fused = "fused"
+
+
 class Compile(Enum):
     """What ``torch.compile`` compiles: ``regional``: the LLM's blocks, once for all of them."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mgm_exp.config.choices import (
     AdapterKind,
     Attention,
+    BlockKernel,
     Compile,
     CudaGraphs,
     Device,
@@ -32,6 +33,8 @@ def execution_faults(config: ExperimentConfig) -> Iterator[str]:
         yield f"train.lora_kernel=fused does not go with {obstacle}; use auto or peft"
     if config.train.last_block is LastBlock.learnt and (obstacle := _learnt_block_obstacle(config, "instruct")):
         yield f"train.last_block=learnt does not go with {obstacle}; use auto or whole"
+    if config.train.block_kernel is BlockKernel.fused and (obstacle := _fused_block_obstacle(config)):
+        yield f"train.block_kernel=fused does not go with {obstacle}; use torch"
     train, model, kind = config.train, config.model, config.adapter.kind
     blocks = model.gradient_checkpointing
     if blocks != AUTO and not (isinstance(blocks, int) and blocks >= 0):
@@ -124,6 +127,20 @@ def _fused_lora_obstacle(config: ExperimentConfig) -> str:
         "adapter.use_dora=true, whose layers compute more": adapter.use_dora,
         "adapter.base_bits=4, whose layers have a product of their own": adapter.base_bits == 4,
         "zero=3, whose weights come and go with PEFT's modules": config.zero.stage == 3,
+        f"train.compile={train.compile.value}, whose compiler fuses by itself": train.compile is not Compile.none,
+    }
+    return next((words for words, holds in obstacles.items() if holds), "")
+
+
+def _fused_block_obstacle(config: ExperimentConfig) -> str:
+    """What keeps the LLM's norms and gates from being one operation each, in words; empty if nothing does."""
+    train = config.train
+    obstacles = {
+        "model=hf, whose blocks are not known": config.model.family is ModelFamily.hf,
+        "device=cuda: it was made for the CPU": config.device is Device.cuda,
+        f"train.precision={train.precision.value}, in which each of its steps would round": (
+            train.precision is not Precision.fp32
+        ),
         f"train.compile={train.compile.value}, whose compiler fuses by itself": train.compile is not Compile.none,
     }
     return next((words for words, holds in obstacles.items() if holds), "")

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from mgm_exp.config.choices import (
     Aspect,
+    BlockKernel,
     Compile,
     CudaGraphs,
     FeatureTier,
@@ -212,6 +213,8 @@ class TrainConfig:
     lora_kernel: LoraKernel = LoraKernel.auto
     # Where the LLM's last block is computed while it trains; see LastBlock. Results differ in rounding.
     last_block: LastBlock = LastBlock.auto
+    # CPU in fp32: how norms and gates of the LLM's blocks are computed in training; see BlockKernel. Rounding differs.
+    block_kernel: BlockKernel = BlockKernel.torch
     # A batch as one row without padding: nothing is computed for padding. Rounding differs; with
     # lora_kernel=peft dropout draws others.
     padding_free: bool = False

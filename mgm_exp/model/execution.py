@@ -29,6 +29,7 @@ class Execution:
         loss_chunk: positions whose logits are alive together; None: by the size of the vocabulary.
         lora_kernel: `peft` or `fused`; see :mod:`mgm_exp.model.low_rank_product`.
         last_block: `whole` or `learnt`; see :mod:`mgm_exp.model.last_block`.
+        block_kernel: `torch` or `fused`; see :mod:`mgm_exp.model.fused_block`.
         padding_free: a batch as one row without padding.
         compiles: the LLM's blocks by `torch.compile`, one for all.
         offloads: activations of the LLM wait for the backward pass in host memory.
@@ -38,6 +39,7 @@ class Execution:
     loss_chunk: int | None = None
     lora_kernel: str = "peft"
     last_block: str = "whole"
+    block_kernel: str = "torch"
     padding_free: bool = False
     compiles: bool = False
     offloads: bool = False
@@ -76,6 +78,10 @@ def run_as(model: Any, execution: Execution) -> None:
         from mgm_exp.model.last_block import LastBlock
 
         model.last_block = LastBlock(blocks_of(model)[-1], model.lora_dropout)
+    if execution.block_kernel == "fused":
+        from mgm_exp.model.fused_block import fuse_blocks
+
+        fuse_blocks(blocks_of(model), model.model.norm)
     if execution.padding_free:
         _without_padding(model)
     if execution.compiles:

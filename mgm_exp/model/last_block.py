@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgm_exp.model.configuration import IGNORE_INDEX
+from mgm_exp.model.while_training import WhileTraining
 
 
 def learnt_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +141,7 @@ def _narrow(
 def is_plain_in_evaluation(module: nn.Module) -> bool:
     """Whether a module's forward is its class's own when it does not train, whatever it is then."""
     own = vars(module).get("forward")
-    return own is None or isinstance(getattr(own, "__self__", None), LastBlock)
+    return own is None or isinstance(own, WhileTraining) or isinstance(getattr(own, "__self__", None), LastBlock)
 
 
 def _rows(x: Tensor, places: Tensor) -> Tensor:

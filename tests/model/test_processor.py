@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -158,6 +160,32 @@ def test_any_image_becomes_two_finite_tensors_of_fixed_size(processor, width, he
     assert image.shape == (3, 56, 56) and image_aux.shape == (3, 128, 128)
     assert image.dtype == image_aux.dtype == torch.float32
     assert torch.isfinite(image).all() and torch.isfinite(image_aux).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    side=st.integers(1, 200),
+    resample=st.sampled_from(list(Image.Resampling)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_image_is_padded_and_then_resized(processor, width, height, side, resample, seed) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    own = copy.copy(processor)
+    own.settings = replace(processor.settings, image_size_aux=side, resample=int(resample))
+    longest = max(width, height)
+    whole = np.empty((longest, longest, 3), np.uint8)
+    whole[:] = [int(mean * 255) for mean in processor.settings.mean]
+    top, left = (longest - height) // 2, (longest - width) // 2
+    whole[top : top + height, left : left + width] = pixels
+    expected = Image.fromarray(whole).resize((side, side), resample=resample)
+    assert np.array_equal(own.square(Image.fromarray(pixels)), np.asarray(expected))
+
+
+def test_a_very_wide_image_takes_no_square_of_its_width(processor: MGMProcessor) -> None:
+    # 60,000 x 60,000 would be 14 GB
+    assert processor.square(Image.new("RGB", (60_000, 8), "red")).shape == (128, 128, 3)
 
 
 def test_an_unknown_aspect_is_named(processor: MGMProcessor) -> None:

@@ -45,6 +45,7 @@ def test_what_belongs_to_one_trial_does_not_part_it_from_others(compose: Compose
         "train.precision=bf16",
         "model.attn_implementation=eager",
         "train.tf32=true",
+        "train.block_kernel=fused",
         "train.cuda_graphs=packs",
     ):
         assert base != likeness(compose("adapter=lora_r8", other))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from mgm_exp.config import (
     Attention,
+    BlockKernel,
     Compile,
     CudaGraphs,
     Device,
@@ -41,9 +42,11 @@ MakeJob = Callable[..., TrainJob]
 
 
 def switched(config: ExperimentConfig, **switches: Any) -> ExperimentConfig:
-    """`adapter` is the section, `blocks` goes to the model, `zero_*` to ZeRO, all else to the section train."""
+    """`adapter` is the section; `blocks`, `activation` go to the model, `zero_*` to ZeRO, all else to the section."""
     model, zero = config.model, config.zero
     config = replace(config, adapter=switches.pop("adapter", config.adapter))
+    if "activation" in switches:
+        model = replace(model, hidden_activation=switches.pop("activation"))
     if "blocks" in switches:
         model = replace(model, gradient_checkpointing=switches.pop("blocks"))
     for key in [key for key in switches if key.startswith("zero_")]:
@@ -60,15 +63,17 @@ SWITCHES = {"loss_kernel": LossKernel.fused, "loss_chunk": 3, "padding_free": Tr
 
 def test_a_stage_with_every_switch_learns_what_the_plain_one_does(make_job: MakeJob) -> None:
     settings: dict[str, Any] = {"adapter": lora(), "steps": 3, "micro_batch": 4, "lr": 1e-3}
-    plain_job = make_job(name="plain", **settings)
-    other = make_job(name="other", **settings)
-    other = replace(other, config=plain(switched(experiment(**settings), **SWITCHES)))
+    tanh = switched(experiment(**settings), activation="gelu_pytorch_tanh")
+    plain_job, other = make_job(name="plain", **settings), make_job(name="other", **settings)
+    plain_job = replace(plain_job, config=plain(tanh))
+    other = replace(other, config=plain(switched(tanh, **SWITCHES, block_kernel=BlockKernel.fused)))
     said: list[str] = []
     run_stage(plain_job)
     run_stage(other, say=said.append)
     assert losses(other) == pytest.approx(losses(plain_job), abs=5e-6)
     assert losses(other) != losses(plain_job)  # they did run in another way
-    switches = "loss_kernel=fused, loss_chunk=3, lora_kernel=fused, last_block=learnt, padding_free=true"
+    switches = "loss_kernel=fused, loss_chunk=3, lora_kernel=fused, last_block=learnt, "
+    switches += "block_kernel=fused, padding_free=true"
     assert f"instruct: {switches}" in said
     report = json.loads((other.out / "summary.json").read_text())["load_report"]
     assert report["execution"] == switches
@@ -126,6 +131,8 @@ def test_sharded_training_runs_the_same_switches(make_job: MakeJob, zero: int) -
         ({"lora_kernel": LoraKernel.fused, "adapter": full()}, "adapter.kind=full, which has no LoRA layers"),
         ({"lora_kernel": LoraKernel.fused, "adapter": lora(), "zero_stage": 3}, "zero=3, whose weights come and go"),
         ({"lora_kernel": LoraKernel.fused, "adapter": lora(), "compile": Compile.regional}, "train.compile=regional"),
+        ({"block_kernel": BlockKernel.fused, "precision": Precision.bf16}, "train.precision=bf16, in which each"),
+        ({"block_kernel": BlockKernel.fused, "compile": Compile.regional}, "train.compile=regional, whose compiler"),
         ({"cuda_graphs": CudaGraphs.packs}, "device=cpu: a graph is replayed by a GPU; use device=cuda"),
         ({"zero_persistence_threshold": -1}, "zero.persistence_threshold=-1"),
     ],
@@ -143,6 +150,12 @@ def test_models_of_transformers_and_learnt_prompts_keep_their_padding() -> None:
     other = replace(config, model=replace(config.model, family=ModelFamily.hf))
     with pytest.raises(ConfigError, match="own processor pads"):
         validate(other)
+    other = switched(other, padding_free=False, block_kernel=BlockKernel.fused)
+    with pytest.raises(ConfigError, match="model=hf, whose blocks are not known"):
+        validate(other)
+    on_gpu = replace(switched(experiment(), block_kernel=BlockKernel.fused), device=Device.cuda)
+    with pytest.raises(ConfigError, match="device=cuda: it was made for the CPU"):
+        validate(on_gpu)
 
 
 def test_a_kernel_that_is_not_there_is_named_before_anything_is_computed() -> None:
@@ -151,6 +164,8 @@ def test_a_kernel_that_is_not_there_is_named_before_anything_is_computed() -> No
         check_kernels(switched(config, loss_kernel=LossKernel.liger), "cpu")
     with pytest.raises(ConfigError, match="they are there already"):
         check_kernels(switched(config, offload_activations=True), "cpu")
+    with pytest.raises(ConfigError, match=r"fused was made for the CPU, and this run uses a GPU"):
+        check_kernels(switched(config, block_kernel=BlockKernel.fused), "cuda")
     with pytest.raises(MissingDependencyError, match="flash_attention_3 cannot run here: it needs a CUDA device"):
         choose_attention("flash_attention_3", torch.device("cpu"), torch.bfloat16)
     check_kernels(switched(config, loss_kernel=LossKernel.auto), "cpu")

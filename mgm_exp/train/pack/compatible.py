@@ -53,6 +53,7 @@ def likeness(config: ExperimentConfig) -> str:
             "micro_batch_size": train.micro_batch_size,
             "max_length": train.max_length,
             "last_block": last_block_of(config, "instruct"),
+            "block_kernel": train.block_kernel.value,
             "deterministic": train.deterministic,
             "tf32": train.tf32,
             "cuda_graphs": train.cuda_graphs.value,
