@@ -15,6 +15,7 @@ from mgm_exp.capacity import refuse_what_does_not_fit
 from mgm_exp.config import (
     LEFT_OUT,
     Attention,
+    BlockKernel,
     CaptionEngine,
     CaptionPolicy,
     CudaGraphs,
@@ -23,6 +24,7 @@ from mgm_exp.config import (
     ModelFamily,
     Precision,
     RecipeEngine,
+    plain,
 )
 from mgm_exp.data import source_fingerprint
 from mgm_exp.data.recipe import operators_of
@@ -77,6 +79,7 @@ def check(config: ExperimentConfig, *, is_data_only: bool = False) -> Preflight:
         _check_precision(config, device)
         _check_padding_free(config, folder, device)
         _check_attention_dropout(config, folder)
+        _check_block_kernel(config)
         _check_benchmarks(config)
     of_family = _check_family(config, folder)
     data = config.data
@@ -287,6 +290,16 @@ def _check_attention_dropout(config: ExperimentConfig, folder: Path) -> None:
             "each trial draws for itself.",
             advice="Use train.cuda_graphs=none.",
         )
+
+
+def _check_block_kernel(config: ExperimentConfig) -> None:
+    """It is made for one kind of LLM, and captioning may come before the first model is built."""
+    if config.train.block_kernel is BlockKernel.fused:
+        from mgm_exp.model.folders import source_of_section
+        from mgm_exp.model.fused_block import check_fusable
+        from mgm_exp.model.resolve import resolve_config
+
+        check_fusable(resolve_config(source_of_section(plain(config.model))))
 
 
 def asked_benchmarks(config: ExperimentConfig) -> set[str]:

@@ -52,6 +52,15 @@ def test_a_preset_of_another_language_model_is_refused(tmp_path: Path) -> None:
     assert model_folder(compose(["model=mgm_8b", f"model.path={tmp_path}"])) == tmp_path.resolve()
 
 
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_fused_blocks_are_for_gelu_by_tanh(tmp_path: Path, activation: str) -> None:
+    """Found before captioning, say, and not when the model is built after it."""
+    given = ["device=cpu", f"paths.store={tmp_path}/store", "train.block_kernel=fused"]
+    check(compose(given))
+    with pytest.raises(ModelError, match=rf"GELU by tanh, and this LLM has hidden_activation={activation}"):
+        check(compose([*given, f"model.hidden_activation={activation}"]))
+
+
 def test_rows_without_padding_have_no_attention_dropout(tmp_path: Path) -> None:
     """Found from config.json alone, before anything is loaded."""
     config = json.loads((TINY / "config.json").read_text())

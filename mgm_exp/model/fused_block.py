@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import GemmaConfig
 
 from mgm_exp.errors import ModelError
+from mgm_exp.model.configuration import MGMConfig
 from mgm_exp.model.while_training import WhileTraining
 
 # Of 2z = g (_ONE + _CUBE g²)
@@ -47,14 +49,25 @@ def fuse_blocks(blocks: list[nn.Module], last_norm: nn.Module) -> None:
     other = [norm for norm in norms if type(norm) is not GemmaRMSNorm]
     other += [mlp.act_fn for mlp in mlps if type(mlp.act_fn) is not GELUTanh]
     if other:
-        raise ModelError(
-            "train.block_kernel=fused computes Gemma's norms and GELU by tanh, and this LLM has "
-            f"{type(other[0]).__name__}.",
-            advice="Use train.block_kernel=torch.",
-        )
+        raise _not_fusable(type(other[0]).__name__)
     ways: list[tuple[Any, Callable[[Any, Tensor], Tensor]]] = [(norm, _normed) for norm in norms]
     for module, way in ways + [(mlp, _through) for mlp in mlps]:
         module.forward = WhileTraining(module, partial(way, module))
+
+
+def check_fusable(config: MGMConfig) -> None:
+    """Raises ModelError where a model that is described so has other norms, or another activation."""
+    if not isinstance(config, GemmaConfig):
+        raise _not_fusable("blocks that are not Gemma's")
+    if config.activation != "gelu_pytorch_tanh":
+        raise _not_fusable(f"hidden_activation={config.activation}")
+
+
+def _not_fusable(has: str) -> ModelError:
+    return ModelError(
+        f"train.block_kernel=fused computes Gemma's norms and GELU by tanh, and this LLM has {has}.",
+        advice="Use train.block_kernel=torch.",
+    )
 
 
 def _normed(norm: Any, x: Tensor) -> Tensor:

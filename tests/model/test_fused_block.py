@@ -17,7 +17,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mgm_exp.errors import ModelError
-from mgm_exp.model.fused_block import fuse_blocks, gated, rms_norm
+from mgm_exp.model.configuration import MGMGemmaConfig, MGMLlamaConfig
+from mgm_exp.model.fused_block import check_fusable, fuse_blocks, gated, rms_norm
 from mgm_exp.model.last_block import is_plain_in_evaluation
 
 TANH, EPS = "gelu_pytorch_tanh", 1e-6
@@ -72,7 +73,7 @@ def test_what_is_not_finite_is_seen() -> None:
     assert all(not bool(ours.isfinite().all()) for ours in found(gated, *given_))
 
 
-def kept(way: Callable[[Tensor, Tensor], Tensor]) -> int:
+def kept(way: Callable[[Tensor, Tensor], Tensor], width: int | None = None) -> int:
     """Numbers that are kept for the backward pass."""
     sizes: dict[int, int] = {}
 
@@ -81,6 +82,7 @@ def kept(way: Callable[[Tensor, Tensor], Tensor]) -> int:
         return tensor
 
     gate, up = (tensor.requires_grad_() for tensor in drawn(0, 8, 16)[:2])
+    up = up if width is None else torch.ones(width, dtype=gate.dtype)  # a frozen scale
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = way(gate, up)
     out.sum().backward()
@@ -110,9 +112,8 @@ def normed(x: Tensor, scale: Tensor) -> Tensor:
     scale=st.floats(1e-6, 1e4),
 )
 def test_a_norm_is_the_formulas_in_float64(seed: int, shape: list[int], width: int, scale: float) -> None:
-    x, up, grad = drawn(seed, *shape, width, scale=scale)
+    x, _, grad = drawn(seed, *shape, width, scale=scale)
     given_ = x, torch.randn(width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), grad
-    del up
     for ours, torchs in zip(found(normed, *given_), found(normed_by_torch, *given_), strict=True):
         assert ours.shape == torchs.shape
         assert torch.allclose(ours, torchs, rtol=1e-12, atol=1e-12 * max(1.0, 1 / scale))
@@ -194,6 +195,16 @@ def test_another_activation_is_refused_by_name(activation: str) -> None:
     with pytest.raises(ModelError, match=f"GELU by tanh, and this LLM has {type(ACT2FN[activation]).__name__}"):
         fuse_blocks(layers, norm)
     assert not any("forward" in vars(module) for layer in layers for module in layer.modules())
+
+
+def test_models_are_known_by_their_configuration() -> None:
+    check_fusable(MGMGemmaConfig(hidden_activation=TANH))
+    with pytest.raises(ModelError, match="this LLM has blocks that are not Gemma's"):
+        check_fusable(MGMLlamaConfig())
+
+
+def test_a_norm_keeps_no_more_than_torch_keeps() -> None:
+    assert kept(normed, 16) <= kept(lambda x, scale: GemmaRMSNorm(16, EPS)._norm(x) * scale, 16)
 
 
 def test_another_norm_is_refused_by_name() -> None:
