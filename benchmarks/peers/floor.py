@@ -90,17 +90,19 @@ class Floor:
             for name, layer in self.model.named_modules()
             if name.startswith("model.layers.") and isinstance(layer, torch.nn.Linear)
         }
+        self.order: list[list[int]] = first["order"]
         rows = json.loads(Path(first["rows"]).read_text(encoding="utf-8"))
         self.rows = [(row["image"], self.processor.encode(row["conversations"])) for row in rows]
         self.asked = [json.loads(line) for line in Path(told["asked"]).read_text(encoding="utf-8").splitlines()]
         self.seen: dict[str, Any] = {}
 
     def see(self) -> None:
-        """Every image once."""
+        """Every image that a step reads or that is asked about, once."""
         import torch
         from PIL import Image
 
-        names = list(dict.fromkeys([name for name, _ in self.rows] + [line["image"] for line in self.asked]))
+        read = [self.rows[row][0] for step in self.order for row in step]
+        names = list(dict.fromkeys(read + [line["image"] for line in self.asked]))
         for start in range(0, len(names), SEEN_AT_ONCE):
             some = names[start : start + SEEN_AT_ONCE]
             pixels = [self.processor.pixels(Image.open(self.images / name), "pad") for name in some]
