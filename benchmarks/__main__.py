@@ -101,7 +101,7 @@ EXTENSIONS = {"TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m benchmarks ARGUMENTS``: 0, or 1 if a result is wrong or a goal was missed."""
+    """``python -m benchmarks ARGUMENTS``: 0, or 1 if one failed, a result is wrong or a goal was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Runs benchmarks, side by side.")
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(BENCHMARKS)} (default: the short)"
@@ -118,7 +118,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _alone(options.names[0], options.work, options.quick, options.alone)
     names = options.names or [name for name in BENCHMARKS if options.all or name not in LONG]
     found: dict[str, list[dict[str, Any]]] = {}
+    failed: list[str] = []
     for name, took in _each(names, options.work, options.quick):
+        if isinstance(took, Failed):  # the others go on
+            failed.append(name)
+            print(f"{name} failed:\n{took}", file=sys.stderr, flush=True)
+            continue
         found[name] = took.rows
         print(f"{name}:", flush=True)
         _show(took.rows)
@@ -129,9 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in _table(read_json(RESULTS)["rows"]):
             print(line)
         print(f"written: {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; their rows are those of a run before", file=sys.stderr)
     rows = [row for rows in found.values() for row in rows]
     is_wrong = any("DIFFER" in row["exactness"] for row in rows)
-    return int(is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
+    return int(bool(failed) or is_wrong or (not options.quick and any(row["met"] is False for row in rows)))
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,11 @@ class Took:
     cpu_seconds: float
 
 
-def _each(names: Sequence[str], work: Path | None, quick: bool) -> Iterator[tuple[str, Took]]:
+class Failed(RuntimeError):
+    """A benchmark that ended with an error; what it printed last."""
+
+
+def _each(names: Sequence[str], work: Path | None, quick: bool) -> Iterator[tuple[str, Took | Failed]]:
     """Each benchmark when it is over."""
     run = partial(_in_a_process, work=work, quick=quick)
     beside = [name for name in ONE_CORE if name in names]
@@ -162,7 +173,7 @@ def _each(names: Sequence[str], work: Path | None, quick: bool) -> Iterator[tupl
             cores.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_a_process(name: str, work: Path | None, quick: bool) -> Took:
+def _in_a_process(name: str, work: Path | None, quick: bool) -> Took | Failed:
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work) as folder:
         out = Path(folder) / "found.json"
         command = [sys.executable, "-m", "benchmarks", name, "--work", folder, "--alone", str(out)]
@@ -179,7 +190,7 @@ def _in_a_process(name: str, work: Path | None, quick: bool) -> Took:
             seconds = time.monotonic() - began
             if process.returncode:
                 log.seek(0)
-                sys.exit(f"{name} failed:\n{log.read()[-5000:]}")
+                return Failed(log.read()[-5000:])
         return Took(read_json(out), seconds, used.ru_utime + used.ru_stime)
 
 

@@ -103,6 +103,7 @@ def _settings() -> Any:
         stage="instruct",
         lr=1e-4,
         connector_lr=1e-4,
+        vision_tower_lr=1e-4,
         epochs=1.0,
         max_steps=None,
         global_batch_size=64,

@@ -105,7 +105,8 @@ class Comparisons:
             return step
 
         ours_s, peer_s, losses = self._side_by_side(
-            form(lambda: mine_native(low, stages, *parts)), form(lambda: mine(low, join_stages(stages), *parts))
+            form(lambda: mine_native(low, stages, *parts)),
+            form(lambda: mine(low, join_stages(stages), parts[0], parts[1], parts[2])),
         )
         apart = abs(losses[0] / losses[1] - 1)
         what = "one image, projections trained, autocast bf16 (ours computes in fp32)"

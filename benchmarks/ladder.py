@@ -308,7 +308,8 @@ def _allocated(device: torch.device) -> float | None:
 
 def with_overrides(rungs: Sequence[Rung]) -> list[tuple[Rung, list[str]]]:
     """Each rung with the overrides of all below it; a later value of a key takes the place of an earlier one."""
-    found, so_far = [], {}
+    found: list[tuple[Rung, list[str]]] = []
+    so_far: dict[str, str] = {}
     for rung in rungs:
         so_far |= dict(override.split("=", 1) for override in rung.overrides)
         found.append((rung, [f"{key}={value}" for key, value in so_far.items()]))

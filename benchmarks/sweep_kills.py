@@ -44,6 +44,7 @@ def run(work: Path, quick: bool = False) -> list[Row]:
     trials, kills = (TRIALS_QUICK, KILLS_QUICK) if quick else (TRIALS, KILLS)
     rows = []
     for storage in ("journal", "sqlite"):
+        (work / storage).mkdir()
         found = chaos(work / storage / "s", storage, trials=trials, kills=kills, step_s=STEP_S)
         begun, running = _plain(work / f"{storage}.plain", trials, kills)
         rows.append(
@@ -75,8 +76,9 @@ def _plain(journal: Path, trials: int, kills: int) -> tuple[int, int]:
     chance, workers = random.Random(0), [start() for _ in range(3)]
     for _ in range(kills):
         victim = chance.randrange(3)
-        assert workers[victim].stdout is not None
-        workers[victim].stdout.readline()
+        said = workers[victim].stdout
+        assert said is not None
+        said.readline()
         time.sleep(chance.random() * 2.5 * STEP_S)
         workers[victim].kill()
         workers[victim].communicate()

@@ -20,8 +20,14 @@ from typing import Any
 from benchmarks.measurement import Row
 from benchmarks.trials import BATCH, CACHED, NEAR, Bench, Sweep, apart, best, losses_of, near, prepared
 
-# The same batches without their padding.
-FASTER = (CACHED, "train.padding_free=true", "train.loss_kernel=fused", "train.block_kernel=fused")
+# The same batches without their padding, and questions that are answered by merged weights.
+FASTER = (
+    CACHED,
+    "train.padding_free=true",
+    "train.loss_kernel=fused",
+    "train.block_kernel=fused",
+    "eval.merge_adapter=true",
+)
 RUNGS = (
     "sweep.pruner.name=rungs",
     "sweep.pruner.reduction_factor=2",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prototype import Prototype, make_prototype
+from benchmarks.prototype import TAUGHT, Prototype, make_prototype
 
 STEPS, BATCH = 16, 4
 STEPS_QUICK, TRIALS_QUICK = 4, 3
@@ -57,9 +57,10 @@ SEARCH = (
 NEAR = 2e-5
 
 
-def prepared(work: Path, quick: bool) -> Bench:
-    """Model and data, and what runs the trials on them."""
-    made = make_prototype(work / "prototype", **({"images": 24, "asked": 8, "taught": 0} if quick else {}))
+def prepared(work: Path, quick: bool, taught: int = TAUGHT) -> Bench:
+    """Model and data, and what runs the trials on them; ``taught``: steps of the model before them."""
+    small = {"images": 24, "asked": 8, "taught": 0}
+    made = make_prototype(work / "prototype", **(small if quick else {"taught": taught}))
     steps, points = (STEPS_QUICK, POINTS[:TRIALS_QUICK]) if quick else (STEPS, POINTS)
     for package in ("mgm_exp", "launcher", "benchmarks"):  # bytecode, as what is installed has it
         compileall.compile_dir(Path(__file__).parents[1] / package, quiet=2)

@@ -112,8 +112,8 @@ def _entries(evaluation: Evaluation, found: Preflight) -> Iterator[_Entry]:
     from mgm_exp import evaluate
 
     weights = evaluation.trained.weights()
-    is_mgm = evaluation.config.model.family is ModelFamily.mgm
-    if not is_mgm or not evaluate.shares_base(weights.path if weights else None):
+    is_mgm, is_merged = evaluation.config.model.family is ModelFamily.mgm, evaluation.config.eval.merge_adapter
+    if not is_mgm or not evaluate.shares_base(weights.path if weights else None, is_merged=is_merged):
         return
     for name in evaluation.config.eval.benchmarks:
         benchmark = evaluation.benchmark(name, found)

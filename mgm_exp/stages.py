@@ -270,6 +270,7 @@ def evaluate_payload(config: ExperimentConfig, sources: Sources, weights: str | 
         **_of_family(config),
         # Always: answers in fp32 came from a form of their own before there was a choice
         **({"mining": config.model.mining.value} if config.model.family is ModelFamily.mgm else {}),
+        **({"merge_adapter": True} if config.eval.merge_adapter and weights is not None else {}),
     }
 
 

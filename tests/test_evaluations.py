@@ -253,6 +253,43 @@ def test_a_kind_beside_others_answers_as_alone_and_leaves_the_base_alone(kind: s
     assert torch.equal(logits(untouched.model), plain) and model_fingerprint(untouched.model) == before
 
 
+def test_a_merged_adapter_answers_as_beside_its_weights_and_leaves_the_base_alone(tmp_path: Path) -> None:
+    from mgm_exp.evaluate.base import Base
+
+    torch.set_num_threads(1)
+    adapter_of("lora", tmp_path / "adapter", has_connector=True)
+    assert shares_base(None, is_merged=True) and not shares_base(tmp_path, is_merged=True)
+    beside, merged = (
+        Base(compose(["debug=fast", "device=cpu", f"eval.merge_adapter={is_merged}"]), "cpu")
+        for is_merged in ("false", "true")
+    )
+    answerers: list[Any] = [beside.answerer(None), beside.answerer(tmp_path), merged.answerer(tmp_path)]
+    ids = torch.tensor([answerers[0].encode_prompt("what does it read?", False)])
+    with torch.inference_mode():
+        plain, apart, within = (
+            one.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for one in answerers
+        )
+    assert (apart - plain).abs().max() > 1e-2
+    assert 0 < (within - apart).abs().max() < 2e-5
+    assert not any("lora" in name for name, _ in answerers[2].model.named_modules())
+
+
+def test_runs_evaluated_together_with_merged_adapters_are_answered_one_after_another(
+    place: Place, alone: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [run for run in place.runs if "/b/" not in run]  # which cannot be merged
+    assert place.evaluate(*runs, "eval.merge_adapter=true") == 0
+    assert "side by side" not in capsys.readouterr().out
+    for name in ("a/custom.jsonl", "c/custom.jsonl"):
+        found, wanted = (
+            [json.loads(line)["prediction"] for line in results[name].splitlines()]
+            for results in (place.results(), alone)
+        )
+        assert found == wanted
+    assert place.evaluate(place.runs[1], "eval.merge_adapter=true") == 2
+    assert "cannot be merged" in capsys.readouterr().err
+
+
 def test_which_weights_leave_their_base_to_others(tmp_path: Path) -> None:
     assert shares_base(None) and shares_base(tmp_path)
     adapter_of("lora", tmp_path / "adapter", has_connector=True)

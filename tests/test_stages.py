@@ -235,6 +235,7 @@ AFFECTS: dict[str, set[str]] = {
     "eval.max_questions": {"evaluate"},
     "eval.gallery": NOTHING,
     "eval.precision": {"evaluate"},
+    "eval.merge_adapter": {"evaluate"},
     "eval.image_cache_gib": NOTHING,
     "eval.textvqa.questions": NOTHING,
     "eval.textvqa.annotations": NOTHING,

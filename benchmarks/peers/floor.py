@@ -2,11 +2,11 @@
 
     python -m benchmarks.peers.floor TRIALS.json RESULT.json
 
-Imports torch and transformers, loads the model once, encodes every image once, tokenises every row once, trains with
-PyTorch's fused AdamW and our fastest kernels (LoRA layers as one operation, no padding, the loss's gradient with the
-loss), and asks the held-out questions 16 at a time. No configuration, no records, no checkpoints, no checks, no
-files but the result: nobody could resume it, and nobody could tell afterwards what it did. Rows, their order, first
-values and dropout masks are those of the other peers, so that losses can be compared.
+Imports torch and transformers, loads the model once, encodes every image that is needed once, tokenises every row once,
+trains with PyTorch's fused AdamW and our fastest kernels (LoRA layers as one operation, no padding, the loss's gradient
+with the loss), and asks the held-out questions of merged weights, 16 at a time. No configuration, no records, no
+checkpoints, no checks, no files but the result: nobody could resume it, and nobody could tell afterwards what it did.
+Rows, their order, first values and dropout masks are those of the other peers, so that losses can be compared.
 
 ``TRIALS.json``: ``trials`` (as :mod:`benchmarks.peers.trial` takes them), ``asked``, ``rungs`` (steps at which the
 better half goes on; then only the last trial ends).
@@ -19,6 +19,7 @@ import os
 import resource
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,19 @@ class Floor:
             for name, layer in self.model.named_modules()
             if name.startswith("model.layers.") and isinstance(layer, torch.nn.Linear)
         }
+        self.order: list[list[int]] = first["order"]
         rows = json.loads(Path(first["rows"]).read_text(encoding="utf-8"))
         self.rows = [(row["image"], self.processor.encode(row["conversations"])) for row in rows]
         self.asked = [json.loads(line) for line in Path(told["asked"]).read_text(encoding="utf-8").splitlines()]
         self.seen: dict[str, Any] = {}
 
     def see(self) -> None:
-        """Every image once."""
+        """Every image that a step reads or that is asked about, once."""
         import torch
         from PIL import Image
 
-        names = list(dict.fromkeys([name for name, _ in self.rows] + [line["image"] for line in self.asked]))
+        read = [self.rows[row][0] for step in self.order for row in step]
+        names = list(dict.fromkeys(read + [line["image"] for line in self.asked]))
         for start in range(0, len(names), SEEN_AT_ONCE):
             some = names[start : start + SEEN_AT_ONCE]
             pixels = [self.processor.pixels(Image.open(self.images / name), "pad") for name in some]
@@ -175,7 +178,7 @@ class Trial:
         from mgm_exp.evaluate.generate import answer_batch
         from mgm_exp.evaluate.metrics import exact_match
 
-        model, floor, right = self._adapted(), self.floor, 0.0
+        model, floor, right = self._merged(), self.floor, 0.0
         model.eval()
         for begin in range(0, len(floor.asked), ASKED_AT_ONCE):
             some = floor.asked[begin : begin + ASKED_AT_ONCE]
@@ -184,6 +187,18 @@ class Trial:
             said = answer_batch(model, floor.processor, prompts, seen, 2)
             right += sum(exact_match(answer, [line["answer"]]) for answer, line in zip(said, some, strict=True))
         return right / len(floor.asked)
+
+    def _merged(self) -> Any:
+        """The model, with the factors of this trial added to its weights."""
+        import torch
+
+        scale = self.trial["alpha"] / self.trial["rank"]
+        with torch.no_grad():
+            for name, layer in self.floor.layers.items():
+                down, up = self.factors[name]
+                weight = torch.addmm(layer.weight, up, down, alpha=scale)
+                layer.forward = partial(torch.nn.functional.linear, weight=weight, bias=layer.bias)
+        return self.floor.model
 
     def _adapted(self) -> Any:
         """The model, with the factors of this trial in place of the last one's."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mgm_exp.config.experiment import ExperimentConfig
 
 # Kinds whose forward pass reads weights outside the module that holds them, which ZeRO-3 has not gathered then.
+_NOT_MERGED = (AdapterKind.prompt, AdapterKind.prefix, AdapterKind.bottleneck)
 _NOT_WITH_ZERO_3 = (AdapterKind.loha, AdapterKind.vera, AdapterKind.prompt, AdapterKind.prefix)
 
 
@@ -116,6 +117,11 @@ def _surroundings(config: ExperimentConfig) -> Iterator[str]:
     elif zero == 3 and (kind in _NOT_WITH_ZERO_3 or adapter.use_dora):
         what = "adapter.use_dora=true" if adapter.use_dora else f"adapter.kind={kind.value}"
         yield f"{what} reads weights that zero=3 has not gathered at that moment; use zero=2 or zero=none"
+    if config.eval.merge_adapter and kind in _NOT_MERGED:
+        yield (
+            f"eval.merge_adapter=true adds what an adapter learnt to the weights, and no weight can hold "
+            f"adapter.kind={kind.value}: set it to false"
+        )
     if adapter.base_bits == 4:
         if zero:
             yield f"adapter.base_bits=4 does not go with zero={zero}: 4-bit weights cannot be shared out; use zero=none"

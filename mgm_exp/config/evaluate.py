@@ -257,6 +257,9 @@ class EvalConfig:
     # Arithmetic of the answers: bf16 is several times as fast as fp32 on a GPU, its last digits depend on the batch.
     # null: that of the training.
     precision: Precision | None = None
+    # Add what an adapter learnt to the weights before questions are asked, as the official code does: less work a
+    # token. Last digits differ from those of an adapter beside its weights, in bf16 more than in fp32.
+    merge_adapter: bool = False
     # Main memory in GiB for images that another benchmark of the same call may show again: an image of MGM-2B takes
     # 2.4 MB in bf16. 0: they are encoded anew.
     image_cache_gib: float = 2.0

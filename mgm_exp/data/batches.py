@@ -128,6 +128,11 @@ class BatchPlan:
             start += len(part)
         return batch
 
+    def samples(self) -> list[int]:
+        """The samples that its steps hold, ascending, each once: not all of them where it ends within an epoch."""
+        held = self.n_steps * self.global_batch_size
+        return list(range(self.n_samples)) if held >= self.n_samples else sorted(self._epoch(0)[:held].tolist())
+
     def _epoch(self, epoch: int) -> np.ndarray:
         """The order of one epoch; the last few are kept."""
         if epoch not in self._epochs:

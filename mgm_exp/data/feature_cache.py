@@ -232,7 +232,7 @@ class ImageFeatures:
 
     Args:
         cache: With or without all of them.
-        names: Image path -> name in the cache.
+        names: Image path -> name in the cache, of the images that may be there.
     """
 
     def __init__(self, cache: FeatureCache, names: Mapping[str, str]) -> None:
@@ -240,7 +240,8 @@ class ImageFeatures:
 
     def get(self, image: str | None) -> dict[str, Tensor] | None:
         """The tensors of an image (None: of the zeros in place of one); None where there are none."""
-        return self._cache.get(BLANK if image is None else self._names[image])
+        name = BLANK if image is None else self._names.get(image)
+        return None if name is None else self._cache.get(name)
 
     def missing(self, images: Sequence[str | None]) -> int:
         """How many of these images have none."""

@@ -14,15 +14,18 @@ from mgm_exp.evaluate.whole_inputs import answerer_of
 from mgm_exp.model.family import ADAPTER, CONNECTOR, MODEL
 
 
-def shares_base(weights: Path | None) -> bool:
+def shares_base(weights: Path | None, *, is_merged: bool = False) -> bool:
     """Whether weights can be put beside a base that others use too.
 
     So it is for the base itself, for a connector, and for adapters of every kind that put tensors of their own beside
     the base's. BitFit and trained towers write into the base's, and a full fine-tuning is a base of its own.
+
+    Args:
+        is_merged: An adapter becomes part of the weights: so many would be in memory as there are adapters.
     """
     if weights is None or (not (weights / MODEL).is_dir() and not (weights / ADAPTER).is_dir()):
         return True
-    if (weights / MODEL).is_dir():
+    if (weights / MODEL).is_dir() or is_merged:
         return False
     from mgm_exp.model.adapters import changes_base
 
@@ -57,7 +60,8 @@ class Base:
 
     def answerer(self, weights: Path | None) -> Answerer:
         """The model of these weights. Those that share the base are kept, and the last of those that do not."""
-        if self._config.model.family is not ModelFamily.mgm or not shares_base(weights):
+        is_alone = not shares_base(weights, is_merged=self._config.eval.merge_adapter)
+        if self._config.model.family is not ModelFamily.mgm or is_alone:
             if self._whole is None or self._whole[0] != weights:
                 self._whole = None  # let go of the one before first
                 self._whole = weights, answerer_of(*load_weights(self._config, weights, self._device))

@@ -52,7 +52,8 @@ def load_weights(config: ExperimentConfig, weights: Path | None, device: str) ->
 
     family = family_of(config.model)
     dtype = DTYPE[config.eval.precision or config.train.precision]
-    model = family.load_trained(family.trained_section(config.model, weights), weights, device=device, dtype=dtype)
+    section, is_merged = family.trained_section(config.model, weights), config.eval.merge_adapter
+    model = family.load_trained(section, weights, device=device, dtype=dtype, is_merged=is_merged)
     family.set_max_length(model, config.train.max_length)
     return model, processor_for(config, weights)
 

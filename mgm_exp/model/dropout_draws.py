@@ -1,34 +1,26 @@
 """Dropout's random numbers on the CPU, faster than torch draws them: the same bits, the same generator after it.
 
-Torch draws for each element one number of 64 bits from a Mersenne twister, one after the other, and keeps the element
-where the lower 53 bits are below (1 - rate) 2**53. NumPy has the same twister, and a loop that fills arrays with it
-in about half the time. So the twister's state is carried over from torch's default generator, as many numbers are
-drawn, and the state is carried back; what else the generator holds (cached normal samples) stays as it is.
+Torch draws for each element one number of 64 bits from a Mersenne twister, makes a fraction of its lower 53 bits, and
+keeps the element where that is below 1 - rate, one after the other. Here torch fills an array with these numbers as
+they are, in half the time, and all of it is compared at once.
 
-Neither library promises any of this. Once for each dtype of a process a draw is compared with torch's own; where they
-differ (MKL's generator on some machines, another layout of the state) torch's own is used ever after.
+Torch promises none of this. Once for each dtype of a process a draw is compared with torch's own; where they differ
+(MKL's generator on some machines) torch's own is used ever after.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 from functools import cache
-from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Fewer are not worth carrying the state over; what is drawn at once stays in the L2 cache
+# Fewer take no less time so; what is drawn at once stays in the L2 cache
 SMALLEST, AT_ONCE = 16384, 32768
 _COMPARED = 20_001
-
-# CPUGeneratorImplState of torch: seed (8 bytes), left (4), seeded (4), next (8), 624 words of 8 bytes, and more
-_STATE_BYTES, _WORDS = 5056, 624
-_LEFT, _NEXT, _KEY = slice(8, 12), slice(16, 24), slice(24, 24 + 8 * _WORDS)
 _MOST = 2**64 - 1
 
 
@@ -75,58 +67,29 @@ def _scale(rate: float, dtype: torch.dtype) -> float:
     return float(torch.ones(1, dtype=dtype, device="cpu").div_(1 - rate))
 
 
-class _Twister:
-    """NumPy's, with its words and its place in them (625 numbers of 32 bits) within reach."""
-
-    def __init__(self) -> None:
-        twister = np.random.MT19937(0)
-        self.draw = np.random.Generator(twister).integers
-        address: Any = ctypes.cast(twister.ctypes.state_address, ctypes.POINTER(ctypes.c_uint32))
-        self.memory = np.ctypeslib.as_array(address, (_WORDS + 1,))
-        self.keeps = twister  # whose memory it is
-        self.lock = Lock()
-
-
-@cache
-def _twister() -> _Twister:
-    return _Twister()
-
-
 def _kept(count: int, rate: float) -> Tensor:
     """(count,) uint8, 1 or 0: torch turns bytes into floats faster than booleans."""
-    twister = _twister()
-    state = torch.get_rng_state()
-    held = state.numpy()
-    key, left, following = held[_KEY].view(np.uint64), held[_LEFT].view(np.int32), held[_NEXT].view(np.uint64)
     # Shifted, the lower 53 bits are the number; without rounding: both sides are whole
     below = np.uint64(min(math.ceil((1 - rate) * 2.0**53) << 11, _MOST))
     kept = np.empty(count, np.bool_)
-    with twister.lock:
-        twister.memory[:_WORDS] = key
-        twister.memory[_WORDS] = _WORDS if left[0] == 1 else following[0]
-        for start in range(0, count, AT_ONCE):
-            some = kept[start : start + AT_ONCE]
-            drawn = twister.draw(0, _MOST, len(some), np.uint64, True)
-            np.left_shift(drawn, np.uint64(11), out=drawn)
-            np.less(drawn, below, out=some)
-        key[:] = twister.memory[:_WORDS]
-        place = int(twister.memory[_WORDS])
-    left[0], following[0] = _WORDS + 1 - place, place
-    torch.set_rng_state(state)
+    drawn = torch.empty(min(count, AT_ONCE), dtype=torch.int64, device="cpu")
+    words = drawn.numpy().view(np.uint64)
+    for start in range(0, count, AT_ONCE):
+        some = kept[start : start + AT_ONCE]
+        drawn[: len(some)].random_()  # all bits but the highest
+        numbers = words[: len(some)]
+        np.left_shift(numbers, np.uint64(11), out=numbers)
+        np.less(numbers, below, out=some)
     return torch.from_numpy(kept.view(np.uint8))
 
 
 @cache
 def _agrees(dtype: torch.dtype) -> bool:
     """Whether torch's dropout of this dtype is what is drawn here; leaves its generator as it was."""
-    before = torch.get_rng_state()
-    if before.numel() != _STATE_BYTES or not dtype.is_floating_point:
+    if not dtype.is_floating_point:
         return False
+    before = torch.get_rng_state()
     try:
-        twister = _twister()
-        known = twister.keeps.state["state"]
-        if not np.array_equal(twister.memory, [*known["key"], known["pos"]]):
-            return False
         for rate, skipped in ((0.1, 0), (0.5, 1)):  # from the first number on, and from an odd one
             torch.default_generator.manual_seed(7)
             torch.rand(skipped)

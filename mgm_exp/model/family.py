@@ -77,12 +77,19 @@ class Family(ABC):
 
     @abstractmethod
     def load_trained(
-        self, section: ModelConfig, weights: Path | None, *, device: Any, dtype: str | torch.dtype | None
+        self,
+        section: ModelConfig,
+        weights: Path | None,
+        *,
+        device: Any,
+        dtype: str | torch.dtype | None,
+        is_merged: bool = False,
     ) -> Any:
         """The model with what a stage left in ``weights`` (None: the base), in eval mode.
 
         Args:
             section: As :meth:`trained_section` gives it.
+            is_merged: An adapter becomes part of the weights.
         """
 
 

@@ -96,15 +96,22 @@ class MgmFamily(Family):
         return replace(section, path=str(weights / MODEL), vision_tower=None, vision_tower_aux=None)
 
     def load_trained(
-        self, section: ModelConfig, weights: Path | None, *, device: Any, dtype: str | torch.dtype | None
+        self,
+        section: ModelConfig,
+        weights: Path | None,
+        *,
+        device: Any,
+        dtype: str | torch.dtype | None,
+        is_merged: bool = False,
     ) -> Any:
-        from mgm_exp.model.adapters import load_adapter, load_connector
+        from mgm_exp.model.adapters import load_adapter, load_connector, merge_adapter
 
         model, _ = self.build(section, device=device, dtype=dtype)
+        put_in = merge_adapter if is_merged else load_adapter
         if weights is not None and (weights / "adapter_config.json").is_file():
-            load_adapter(model, weights)  # an adapter folder of anybody's
+            put_in(model, weights)  # an adapter folder of anybody's
         elif weights is not None and (weights / ADAPTER).is_dir():
-            load_adapter(model, weights / ADAPTER)
+            put_in(model, weights / ADAPTER)
         elif weights is not None and (weights / CONNECTOR).is_file():
             load_connector(model, weights / CONNECTOR)
         model.eval()

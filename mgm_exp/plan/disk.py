@@ -92,8 +92,14 @@ def _features(
 ) -> float:
     limit = math.inf if config.train.feature_cache_gb is None else config.train.feature_cache_gb * 1e9
     total = 0.0
-    for name in (stage.name for stage in stages if stage.name != "features"):
-        kept = kept_of(config, sizes, name, rows[name])
+    for stage in stages:
+        if stage.name == "features":
+            continue
+        name, images = stage.name, rows[stage.name]
+        if stage.steps is not None and config.zero.stage != 3:  # images that no step reads are not seen
+            section = config.train.align if name == "align" else config.train
+            images = min(images, stage.steps * section.global_batch_size)
+        kept = kept_of(config, sizes, name, images)
         if kept is not None:
             total += kept[1] * bytes_of_features(config, sizes, kept[0])
     return min(total, limit)

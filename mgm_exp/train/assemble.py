@@ -186,7 +186,7 @@ def assemble(
     plan = open_plan(dataset, settings, ranks)
     ranks.marks.works()
     if isinstance(dataset, ImageTextDataset):
-        use_caches(dataset, job, settings, model, ranks, say, on_progress, is_stopped)
+        use_caches(dataset, plan, job, settings, model, ranks, say, on_progress, is_stopped)
     module = family.loss_module(model)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     execution = execution_of(config, job.stage, ranks)

@@ -42,7 +42,7 @@ from mgm_exp.train.job import StageSettings, TrainJob
 from mgm_exp.train.ranks import Ranks
 
 if TYPE_CHECKING:
-    from mgm_exp.data import ImageTextDataset
+    from mgm_exp.data import BatchPlan, ImageTextDataset
 
 _THREADS = 4
 _POLL_S = 0.5
@@ -50,6 +50,7 @@ _POLL_S = 0.5
 
 def use_caches(
     dataset: ImageTextDataset,
+    plan: BatchPlan,
     job: TrainJob,
     settings: StageSettings,
     model: Any,
@@ -61,6 +62,9 @@ def use_caches(
     """Gives a dataset the features and resized images that the configuration asks for, made now where they are not yet.
 
     Called by all processes, with the model as it will train, on its device.
+
+    Args:
+        plan: Images that its steps do not read are not made. (A roll-back may lead beyond it: those are computed then.)
 
     Raises:
         Interrupted: a stop was requested; what was made is kept.
@@ -74,7 +78,7 @@ def use_caches(
     wants_features = config.train.feature_cache is not FeatureTier.none
     if not wants_features and not config.train.resized_cache_gb:
         return
-    work = _Pass(dataset, job, config, settings, model, ranks, say, on_progress, is_stopped)
+    work = _Pass(dataset, plan, job, config, settings, model, ranks, say, on_progress, is_stopped)
     if wants_features:
         dataset.features = work.features()
     if config.train.resized_cache_gb and not work.is_all_seen(dataset.features):
@@ -87,6 +91,7 @@ class _Pass:
     def __init__(
         self,
         dataset: ImageTextDataset,
+        plan: BatchPlan,
         job: TrainJob,
         config: ExperimentConfig,
         settings: StageSettings,
@@ -101,7 +106,9 @@ class _Pass:
         self._say, self._on_progress = say, on_progress
         self.store = Store(Path(config.paths.store))
         self.pixel_settings: Any = dataset.processor.settings  # type: ignore[attr-defined]
-        self.images: list[str | None] = list(dict.fromkeys(record.image for record in dataset.records))
+        # Under ZeRO-3 all processes run the towers, or none: not one that a roll-back led to another image
+        samples = range(plan.n_samples) if settings.zero_stage == 3 else plan.samples()
+        self.images: list[str | None] = list(dict.fromkeys(dataset.records[sample].image for sample in samples))
         real = [image for image in self.images if image is not None]
         self.sha256s = image_sha256s(dataset.image_root, real, self.store.root / "fingerprints.json")
         self.names = {image: name_of(sha, dataset.aspect) for image, sha in self.sha256s.items()}

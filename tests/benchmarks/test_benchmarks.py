@@ -38,6 +38,31 @@ def test_every_benchmark_has_a_file_and_a_line_in_the_page() -> None:
     assert re.findall(r"^\| \[(\w+)\]", page, re.MULTILINE) == list(BENCHMARKS)
 
 
+def test_one_that_fails_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import __main__ as benchmarks
+
+    asked: list[str] = []
+
+    def run(name: str, work: Path | None, quick: bool) -> benchmarks.Took | benchmarks.Failed:
+        asked.append(name)
+        row = Row(f"row of {name}", "s", 1.0, 2.0, None, "equal", "n=1").to_json()
+        if name in ("sweep_trainer", "train_head"):
+            return benchmarks.Failed("OSError: no room")
+        return benchmarks.Took([{"benchmark": name, **row}], 1.0, 1.0)
+
+    monkeypatch.setattr(benchmarks, "_in_a_process", run)
+    names = ["sweep_trainer", "ablation_grid", "train_head", "model_mining"]  # the last two run beside each other
+    assert benchmarks.main([*names, "--quick"]) == 1
+    assert set(asked) == set(names)
+    told = capsys.readouterr()
+    assert "row of ablation_grid" in told.out and "row of model_mining" in told.out
+    assert "sweep_trainer failed:\nOSError: no room" in told.err
+    assert "failed: sweep_trainer, train_head; " in told.err
+    assert benchmarks.main(["ablation_grid", "--quick"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_runs_and_finds_equal_results(name: str) -> None:

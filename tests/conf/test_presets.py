@@ -271,6 +271,7 @@ def test_a_named_policy_is_an_enum(compose: Compose) -> None:
         (["adapter=adalora", "adapter.adalora.orthogonality=-1"], "orthogonality=-1"),
         (["adapter=adalora", "adapter.adalora.warmup_share=1"], "warmup_share=1"),
         (["adapter=dora", "zero=3"], "adapter.use_dora=true reads weights that zero=3 has not gathered"),
+        (["adapter=prefix", "eval.merge_adapter=true"], "no weight can hold adapter.kind=prefix"),
         (["adapter=vera", "zero=3"], "adapter.kind=vera reads weights"),
         (["adapter=dora", "adapter.init=pissa"], "use one of them"),
         (["adapter.pissa_iterations=4"], "give both or neither"),

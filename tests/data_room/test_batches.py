@@ -50,6 +50,13 @@ plans = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None)
+@given(plans, st.integers(1, 40))
+def test_the_samples_of_a_plan_are_those_that_its_steps_hold(options: dict[str, Any], steps: int) -> None:
+    plan = plan_of(**options, max_steps=steps)
+    assert plan.samples() == sorted({i for step in range(steps) for i in plan.global_batch(step)})
+
+
+@settings(max_examples=60, deadline=None)
 @given(plans)
 def test_each_epoch_sees_each_sample_once(options: dict[str, Any]) -> None:
     size = options["micro"] * options["accumulation"]

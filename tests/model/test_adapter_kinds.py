@@ -26,12 +26,13 @@ from mgm_exp.model import (
     save_adapter,
     set_trainable,
 )
-from mgm_exp.model.adapters import adapter_of, layout_of
+from mgm_exp.model.adapters import adapter_of, layout_of, merge_adapter
 from mgm_exp.model.adapters.adalora import RankSharing
 from mgm_exp.model.adapters.quantized import check_quantization
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.merged_tensors import MergedTensors
 from mgm_exp.model.standalone import merge_run, source_of_run
+from mgm_exp.model.trainable import connector_names
 
 
 def low_rank(name: str, kind: AdapterKind = AdapterKind.lora, **settings: Any) -> AdapterConfig:
@@ -117,9 +118,21 @@ def test_it_trains_what_it_declares_comes_back_and_merges(
         assert (logits(plain, unlabelled) - answers).abs().max() <= max(tolerance, 1e-6)
 
     if name in UNMERGED:
-        with pytest.raises(ModelError, match=f"A {section.kind.value} adapter cannot be merged: "):
+        refusal = f"A {section.kind.value} adapter cannot be merged: "
+        with pytest.raises(ModelError, match=refusal):
             MergedTensors(source_of_run(run))
+        with pytest.raises(ModelError, match=refusal):
+            merge_adapter(load_model(golden / "model"), run / "adapter")
         return
+    base = load_model(golden / "model").eval()
+    before = {n: (p, p.detach().clone()) for n, p in base.named_parameters()}
+    merged = merge_adapter(base, run / "adapter")
+    assert (logits(merged, batch) - answers).abs().max() < 2e-5
+    assert {n for n, _ in merged.named_parameters()} == set(before), "no module of an adapter"
+    if section.kind is not AdapterKind.bitfit:  # whose own tensors are the base's
+        own = connector_names()
+        written = [n for n, (p, was) in before.items() if official_name(n) not in own and not torch.equal(p, was)]
+        assert not written, "the base's own tensors stay as they are"
     merge_run(run, tmp_path / "out")
     assert (logits(load_model(tmp_path / "out"), batch) - answers).abs().max() < 2e-5
 

@@ -158,6 +158,9 @@ def test_the_disk_of_kept_features_is_counted() -> None:
         # Under autocast at most: some of it comes out in fp32
         assert gigabytes(f"train.feature_cache={tier}") - plain == pytest.approx(4 * each * two_stages, rel=1e-3)
         assert gigabytes(f"train.feature_cache={tier}", "zero=2") - halves == pytest.approx(2 * each * two_stages, 1e-3)
+    few, kept = ("train.max_steps=10", "train.align.max_steps=0"), "train.feature_cache=clip"  # of 128 rows
+    read = 4 * 576 * 1024 * 10 * 128 / 1e9
+    assert gigabytes(*few, kept) - gigabytes(*few) == pytest.approx(read, rel=1e-3), "of images that no step reads none"
     frozen = ("train.freeze_connector=true", "train.feature_cache=tokens")
     expected = 2 * 576 * 2048 * 17_500 / 1e9
     assert gigabytes(*frozen) - gigabytes(frozen[0]) == pytest.approx(expected, rel=1e-3)

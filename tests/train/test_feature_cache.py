@@ -87,6 +87,33 @@ def test_each_tier_gives_the_same_bits(
     assert heard[-1][1:] == (6, 6), "five images, and the zeros of rows without one"
 
 
+def test_only_images_that_the_steps_read_are_seen(plain: Callable[..., Any], make_job: MakeJob, tmp_path: Path) -> None:
+    """An epoch of these rows has three steps; the first reads 4 of 12 rows."""
+    few: list[tuple[str, int, int]] = []
+    settings = {**SETTINGS, "steps": 1}
+    store = tmp_path / "store"
+    job = with_cache(make_job("align", name="few", **settings), store, feature_cache="towers")
+    run_stage(job, on_progress=lambda *told: few.append(told))
+    assert 1 <= few[-1][2] <= 4
+    more: list[tuple[str, int, int]] = []
+    longer = with_cache(make_job("align", name="longer", **SETTINGS), store, feature_cache="towers")
+    assert_same(result(longer, on_progress=lambda *told: more.append(told)), plain("align"))
+    assert few[-1][2] + more[-1][2] == 6, "what the first made is taken up, the rest is made"
+
+
+def test_an_image_that_no_step_was_to_read_has_no_features(tmp_path: Path) -> None:
+    """A roll-back leads beyond the plan: such an image is computed then."""
+    from mgm_exp.data.feature_cache import IMAGE_FEATURES, FeatureCache, ImageFeatures
+
+    cache = FeatureCache(Store(tmp_path), IMAGE_FEATURES, {"eyes": 1})
+    cache.put(["known"], {"low": torch.ones(2)})
+    cache.flush()
+    features = ImageFeatures(cache, {"a.png": "known"})
+    found = features.get("a.png")
+    assert found is not None and torch.equal(found["low"], torch.ones(2))
+    assert features.get("b.png") is None and features.get(None) is None
+
+
 def test_towers_do_not_run_in_a_step(make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mgm_exp.model.clip import ClipTower
     from mgm_exp.model.convnext import ConvNeXtTower

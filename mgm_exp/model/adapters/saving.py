@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mgm_exp.config import AdapterKind
@@ -33,6 +34,7 @@ from mgm_exp.model.adapters.files import (
 from mgm_exp.model.adapters.kinds import adapter_of, class_of_folder
 from mgm_exp.model.layout import LlmLayout
 from mgm_exp.model.mgm import MGMForConditionalGeneration
+from mgm_exp.model.tensors import official_name
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -158,6 +160,51 @@ def load_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMF
         load_beside(model, connector)
     model.requires_grad_(False)
     return model
+
+
+def merge_adapter(model: MGMForConditionalGeneration, folder: str | Path) -> MGMForConditionalGeneration:
+    """Adds a saved adapter to the weights of its base model, and puts in what was trained beside it.
+
+    The weights that change are new tensors, made in fp32: those of the base, which others may use too, stay as they
+    are. A kind that only replaces tensors of the base (BitFit) is loaded.
+
+    Raises:
+        ModelError: as :func:`load_adapter`, or a kind that cannot be merged.
+    """
+    folder = Path(folder)
+    _, beside = adapter_files(folder)
+    stated, tensors = read_stated(folder)
+    kind = class_of_folder(stated, folder)
+    if kind.changes_base:
+        return load_adapter(model, folder)
+    if has_adapter(model):
+        raise ModelError("The model has an adapter already.", advice="Apply it to the base model.")
+    add_to_weights(model, kind, stated, tensors)
+    if beside is not None:
+        load_beside(model, beside)
+    model.requires_grad_(False)
+    return model
+
+
+def add_to_weights(
+    model: nn.Module, kind: type[Adapter], stated: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Adds an adapter, as its folder says it is, to the weights of a model that has none: new tensors in their places.
+
+    Raises:
+        ModelError: it does not fit, or cannot be merged.
+    """
+    names = {official_name(name): name for name, _ in model.named_parameters()}
+    shapes = {name: tuple(model.get_parameter(own).shape) for name, own in names.items()}
+    merge = kind.merged_weights(stated, kind.from_files(stated, tensors), shapes)
+    with torch.no_grad():
+        for name, parts in merge.changed.items():
+            weight = model.get_parameter(names[name])
+            there = {key: part.to(weight.device) for key, part in parts.items()}
+            # In fp32: in 16 bits a small update is lost before it is added
+            merged = kind.merged(weight.float(), there, merge).to(weight.dtype)
+            home, _, last = names[name].rpartition(".")
+            setattr(model.get_submodule(home), last, nn.Parameter(merged, requires_grad=False))
 
 
 def changes_base(folder: Path) -> bool:

@@ -68,13 +68,19 @@ class HfFamily(Family):
         return replace(section, path=str(weights / MODEL)) if weights is not None and is_whole else section
 
     def load_trained(
-        self, section: ModelConfig, weights: Path | None, *, device: Any, dtype: str | torch.dtype | None
+        self,
+        section: ModelConfig,
+        weights: Path | None,
+        *,
+        device: Any,
+        dtype: str | torch.dtype | None,
+        is_merged: bool = False,
     ) -> Any:
-        from mgm_exp.model.hf.saving import load_hf_adapter
+        from mgm_exp.model.hf.saving import load_hf_adapter, merge_hf_adapter
 
         model, _ = self.build(section, device=device, dtype=dtype)
         if weights is not None and (weights / ADAPTER).is_dir():
-            load_hf_adapter(model, weights / ADAPTER)
+            (merge_hf_adapter if is_merged else load_hf_adapter)(model, weights / ADAPTER)
         model.eval()
         return model
 

@@ -57,17 +57,10 @@ def load_hf_adapter(model: Any, folder: Path) -> None:
     """
     from peft import inject_adapter_in_model
 
-    from mgm_exp.model.adapters import read_adapter_config, read_safetensors
     from mgm_exp.model.adapters.base import peft_config
 
-    if not (folder / ADAPTER_FILE).is_file() or not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.")
-    stated = read_adapter_config(folder)
-    if stated.get("peft_type") != "LORA":
-        raise ModelError(f"{folder / 'adapter_config.json'} is no LoRA configuration: {stated.get('peft_type')}.")
-    config = peft_config(stated)
-    stored = {official_name(name): tensor for name, tensor in read_safetensors(folder / ADAPTER_FILE).items()}
-    inject_adapter_in_model(config, model)
+    stated, stored = _read(folder)
+    inject_adapter_in_model(peft_config(stated), model)
     parameters = adapter_parameters(model)
     wrong = sorted(set(stored) ^ set(parameters))
     wrong += sorted(n for n in set(stored) & set(parameters) if stored[n].shape != parameters[n].shape)
@@ -80,6 +73,31 @@ def load_hf_adapter(model: Any, folder: Path) -> None:
         for name, parameter in parameters.items():
             parameter.data = stored[name].to(parameter.device)
     model.eval()
+
+
+def merge_hf_adapter(model: Any, folder: Path) -> None:
+    """Adds a saved adapter to the weights of its base model; those of the base stay as they are.
+
+    Raises:
+        ModelError: no adapter folder, a damaged file, or one of another model.
+    """
+    from mgm_exp.model.adapters import add_to_weights
+    from mgm_exp.model.adapters.lora import Lora
+
+    add_to_weights(model, Lora, *_read(folder))
+    model.eval()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What an adapter folder says of itself, and its tensors by name."""
+    from mgm_exp.model.adapters import read_adapter_config, read_safetensors
+
+    if not (folder / ADAPTER_FILE).is_file() or not (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{folder} is not an adapter folder: it needs adapter_config.json and {ADAPTER_FILE}.")
+    stated = read_adapter_config(folder)
+    if stated.get("peft_type") != "LORA":
+        raise ModelError(f"{folder / 'adapter_config.json'} is no LoRA configuration: {stated.get('peft_type')}.")
+    return stated, {official_name(name): tensor for name, tensor in read_safetensors(folder / ADAPTER_FILE).items()}
 
 
 def save_hf_model(model: Any, folder: Path) -> None:

@@ -17,7 +17,7 @@ from mgm_exp.errors import Interrupted
 from mgm_exp.model.hf.check import logits_of
 from mgm_exp.model.hf.loading import build_hf
 from mgm_exp.model.hf.loss import HfLossModule
-from mgm_exp.model.hf.saving import load_hf_adapter
+from mgm_exp.model.hf.saving import load_hf_adapter, merge_hf_adapter
 from mgm_exp.train import run_stage
 from mgm_exp.train.job import TrainJob
 from mgm_exp.train.metrics_file import read_rows
@@ -83,6 +83,9 @@ def test_what_is_declared_is_trained_and_what_is_saved_gives_the_same_logits(
     assert torch.allclose(logits_of(theirs.base_model.model.eval(), folder, pictures()), here, atol=1e-6)
     plain_model, _ = build_hf({"path": str(folder)}, device="cpu", dtype=None)
     assert not torch.allclose(logits_of(plain_model, folder, pictures()), here, atol=1e-3)
+    merge_hf_adapter(plain_model, job.out / "adapter")
+    assert torch.allclose(logits_of(plain_model, folder, pictures()), here, atol=1e-5)
+    assert plain_model.state_dict().keys() == before.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
