@@ -20,9 +20,9 @@ from benchmarks.trials import apart, near, prepared
 REPEATS, REPEATS_QUICK = 3, 1
 LOOP, MEMORY = 1 / 1.03, 1 / 0.6
 CHUNKED = "train.loss_chunk=16"
-# Loops of one's own that the same trial is run in, too, one core's after another; DeepSpeed's stage 2 computes in bf16,
-# which takes a processor without such instructions twenty times as long: its first steps are enough.
-LOOPS = (("torch", "accelerate"), ("deepspeed_0", "deepspeed_2"))
+# Loops of one's own that the same trial is run in, too; DeepSpeed's stage 2 computes in bf16, which takes a processor
+# without such instructions twenty times as long: its first steps are enough.
+LOOPS = ("deepspeed_2", "torch", "accelerate", "deepspeed_0")
 FIRST_STEPS = {"deepspeed_2": 3}
 # Words of MGM-2B's vocabulary for each unit of its width, which is what logits cost beside activations.
 WORDS_A_UNIT = 125
@@ -42,19 +42,21 @@ def run(work: Path, quick: bool = False) -> list[Row]:
             ours.append(bench.stage("stage", curated))
             theirs.append(other.result())
 
-    def own_loops(engines: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-        return {engine: bench.own_loop(engine, trial, **same, **_first(trial, engine)) for engine in engines}
-
-    with ThreadPoolExecutor(2) as two:
-        others = {engine: loop for found in two.map(own_loops, LOOPS) for engine, loop in found.items()}
     wide = bench.work / "wide"
     wide.mkdir()
     write_model(wide, WORDS_A_UNIT * 256)
-    with ThreadPoolExecutor(1) as other_core:
-        trainer = other_core.submit(bench.trainer, 0, trial, model=str(wide))
-        lean = bench.stage("wide_stage", curated, f"model.path={wide}", CHUNKED)
-        whole = bench.stage("whole_stage", curated, f"model.path={wide}")
+    with ThreadPoolExecutor(2) as two:  # the longest first; configurations are composed by one thread
+        stages = two.submit(
+            lambda: (
+                bench.stage("wide_stage", curated, f"model.path={wide}", CHUNKED),
+                bench.stage("whole_stage", curated, f"model.path={wide}"),
+            )
+        )
+        trainer = two.submit(bench.trainer, 0, trial, model=str(wide))
+        loops = {engine: two.submit(bench.own_loop, engine, trial, **same, **_first(trial, engine)) for engine in LOOPS}
+        lean, whole = stages.result()
         full = trainer.result()
+        others = {engine: loop.result() for engine, loop in loops.items()}
     same_losses = [theirs[0], others["accelerate"], others["deepspeed_0"]]
     far = apart([ours[0]["losses"]] * len(same_losses), [found["losses"] for found in same_losses])
     exactness = f"the same work: {near(far)}"
