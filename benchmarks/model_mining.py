@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.measurement import Row
 
-REPEATS, REPEATS_QUICK = 3, 1
+REPEATS, REPEATS_QUICK = 2, 1
 GOAL = 5.0
 MIB = 1024**2
 # How far the two may be apart, relative to the largest element of an output or gradient.

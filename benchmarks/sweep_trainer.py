@@ -5,6 +5,10 @@ time, one on each of two cores; ours and the Trainer's alternate. One run of the
 processes, whose sum varies less than one command does. The row nearest to its goal is the median of three. With rungs
 (at steps 2, 4 and 8 of 16) the better half goes on: ours against all trials of the Trainer, and against Optuna's
 SuccessiveHalvingPruner over its processes, which are scored at their rungs by the same questions.
+
+How much could be saved at all is measured with them: :mod:`benchmarks.peers.floor` trains and asks the same trials in
+one bare process, which is the least that they take on this machine, whoever runs them. A goal above the Trainer's time
+over that process's cannot be met against this peer, and its row says so.
 """
 
 from __future__ import annotations
@@ -40,8 +44,11 @@ SWEEPS = {
     "grouped": (*FASTER, "train.group_by=like_length"),
     "rungs": (*FASTER, *RUNGS),
 }
+# All steps, and by rungs.
+FLOORS = ("floor", "floor_with_rungs")
+PARTS = (("imports and loading", "loaded_s"), ("images", "seen_s"), ("steps", "step_s"), ("questions", "asked_s"))
 # In which order, and how often.
-TURNS = ("bit_equal", "tolerance", "grouped", "tolerance", "rungs", "tolerance")
+TURNS = ("bit_equal", "tolerance", "grouped", "floor", "tolerance", "rungs", "floor_with_rungs", "tolerance")
 BIT_EQUAL, TOLERANCE, OTHER_BATCHES, ALL_WITH_RUNGS, OPTUNA = 2.1, 3.0, 4.0, 8.0, 2.5
 
 
@@ -54,17 +61,22 @@ def run(work: Path, quick: bool = False) -> list[Row]:
         pruned = two.submit(bench.pruned_trainers, trials)  # the longest
         sweeps: dict[str, list[Future[Sweep]]] = {name: [] for name in SWEEPS}
         trainers = []
-        turns = SWEEPS if quick else TURNS
+        floors: list[Future[dict[str, Any]]] = []
+        turns = (*SWEEPS, *FLOORS) if quick else TURNS
         for name, number in zip_longest(turns, range(count)):
-            if name is not None:
+            if name in FLOORS:
+                floors.append(two.submit(bench.floor, name, trials, bench.rungs if floors else []))
+            elif name is not None:
                 again = f"{name}_{len(sweeps[name])}" if sweeps[name] else name
                 sweeps[name].append(two.submit(bench.sweep, again, *SWEEPS[name]))
             if number is not None:
                 trainers.append(two.submit(bench.trainer, number, trials[number]))
         fresh = two.submit(bench.fresh, count - 1)
-        peers = Peers(bench, [trainer.result() for trainer in trainers], quick)
+        found = [trainer.result() for trainer in trainers]
+        peers = Peers(bench, found, [floor.result() for floor in floors], quick)
         ours = {name: [sweep.result() for sweep in each] for name, each in sweeps.items()}
-        return [*peers.whole(ours, fresh.result()), *peers.halved(ours["rungs"][0], *pruned.result())]
+        halved = peers.halved(ours["rungs"][0], *pruned.result())
+        return [*peers.whole(ours, fresh.result()), *halved, *peers.floor_rows()]
 
 
 def _is_bit_equal(trial: Path, fresh: Path) -> bool:
@@ -78,10 +90,11 @@ def _is_bit_equal(trial: Path, fresh: Path) -> bool:
 
 @dataclass
 class Peers:
-    """The Trainer's trials, and rows against them."""
+    """The Trainer's trials, and rows against them; what the bare process took for all steps, and by rungs."""
 
     bench: Bench
     found: list[dict[str, Any]]
+    floors: list[dict[str, Any]]
     quick: bool
 
     @property
@@ -122,10 +135,33 @@ class Peers:
         halving = f"{how}; SuccessiveHalvingPruner(min_resource=2, reduction_factor=2): {pruned_steps} steps"
         first, second = "all trials of the Trainer", "Optuna's pruner over the Trainer's processes"
         goals = (None, None) if self.quick else (ALL_WITH_RUNGS, OPTUNA)
+        least = self.floors[1]["cpu_s"]
         return [
-            Row(f"sweep8 + rungs, and {first}", "s", rungs.cpu_s, self.cpu_s, goals[0], exactness, how),
-            Row(f"sweep8 + rungs, and {second}", "s", rungs.cpu_s, pruned_s, goals[1], exactness, halving),
+            Row(f"sweep8 + rungs, and {peer}", "s", rungs.cpu_s, took, goal, exactness, said, most=took / least)
+            for peer, took, goal, said in (
+                (first, self.cpu_s, goals[0], how),
+                (second, pruned_s, goals[1], halving),
+            )
         ]
+
+    def floor_rows(self) -> list[Row]:
+        """What the bare process took, which is the most that the other rows can reach."""
+        rows = []
+        for what, floor in zip(("all steps", "rungs at 2, 4 and 8"), self.floors, strict=True):
+            begun = [one["losses"][: len(mine)] for one, mine in zip(self.found, floor["losses"], strict=True)]
+            parts = ", ".join(f"{part} {floor[key]:.1f} s" for part, key in PARTS)
+            rows.append(
+                Row(
+                    f"the floor of sweep8, {what}, and the Trainer's processes",
+                    "s",
+                    floor["cpu_s"],
+                    self.cpu_s,
+                    None,
+                    f"{near(apart(floor['losses'], begun))} of the Trainer's",
+                    f"{len(begun)} trials, {sum(map(len, begun))} steps of {BATCH} rows in one bare process: {parts}",
+                )
+            )
+        return rows
 
     def _near(self, sweeps: list[Sweep]) -> str:
         first, *others = sweeps
@@ -147,4 +183,5 @@ class Peers:
         if len(each) > 1:
             how += f"; median of {', '.join(f'{one:.1f}' for one in each)} s, their losses equal"
         median = statistics.median(each)
-        return Row(f"sweep8, {what}", "s", median, self.cpu_s, None if self.quick else goal, exactness, how)
+        most = self.cpu_s / self.floors[0]["cpu_s"]
+        return Row(f"sweep8, {what}", "s", median, self.cpu_s, None if self.quick else goal, exactness, how, most=most)

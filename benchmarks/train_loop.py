@@ -17,7 +17,7 @@ from benchmarks.measurement import Row
 from benchmarks.prototype import VOCABULARY, write_model
 from benchmarks.trials import apart, near, prepared
 
-REPEATS, REPEATS_QUICK = 3, 1
+REPEATS, REPEATS_QUICK = 2, 1
 LOOP, MEMORY = 1 / 1.03, 1 / 0.6
 CHUNKED = "train.loss_chunk=16"
 # Loops of one's own that the same trial is run in, too; DeepSpeed's stage 2 computes in bf16, which takes a processor

@@ -96,6 +96,11 @@ class Bench:
         self.work, self.made, self.steps, self.points = work, made, steps, points
         self.overrides = [*made.overrides(), *TRAINED, f"train.max_steps={steps}"]
 
+    @property
+    def rungs(self) -> list[int]:
+        """Steps at which half of the trials may go on."""
+        return [step for step in (2, 4, 8) if step < self.steps]
+
     def sweep(self, name: str, *more: str) -> Sweep:
         """One of our sweeps over all points, with a store of its own: nothing is there before it."""
         root = self.work / name
@@ -166,7 +171,6 @@ class Bench:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=2)
         study = optuna.create_study(direction="maximize", pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
-        rungs = [step for step in (2, 4, 8) if step < self.steps]
         seconds, done = 0.0, 0
         scores: list[float | None] = []
         for number in range(len(self.points)):
@@ -176,7 +180,7 @@ class Bench:
                 trial.report(value, step)
                 return bool(trial.should_prune())
 
-            told = {**trials[number], "asked": str(self.made.asked), "rungs": rungs}
+            told = {**trials[number], "asked": str(self.made.asked), "rungs": self.rungs}
             found = self._alone("benchmarks.peers.trainer_peft", told, f"pruned_{number}", decide)
             seconds, done = seconds + found["cpu_s"], done + len(found["losses"])
             scores.append(found["score"])

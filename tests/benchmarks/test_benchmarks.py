@@ -22,6 +22,29 @@ def test_a_row_says_whether_its_goal_is_met() -> None:
     assert Row("a", "s", 2.0, 4.9, None, "equal", "n=1").to_json()["met"] is None
 
 
+def test_a_goal_above_what_is_possible_is_said_to_be_and_fails_no_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from benchmarks import __main__ as benchmarks
+
+    most = [4.8]
+
+    def run(name: str, work: Path | None, quick: bool) -> benchmarks.Took:
+        row = Row("a", "s", ours=2.0, peer=4.9, goal=5.0, exactness="equal", evidence="n=1", most=most[0]).to_json()
+        return benchmarks.Took([{"benchmark": name, **row}], 1.0, 1.0)
+
+    for file in ("RESULTS", "README"):
+        monkeypatch.setattr(benchmarks, file, tmp_path / file)
+    benchmarks.README.write_text(f"{benchmarks.BEGIN}{benchmarks.END}", encoding="utf-8")
+    monkeypatch.setattr(benchmarks, "_in_a_process", run)
+    assert benchmarks.main(["pack"]) == 0
+    assert "(goal 5.0: out of reach: 4.80 at most)" in capsys.readouterr().out
+    assert "| 2.45 | 5.00 (out of reach: 4.80 at most) |" in benchmarks.README.read_text("utf-8")
+    most[0] = 5.1
+    assert benchmarks.main(["pack"]) == 1
+    assert "(goal 5.0: MISSED)" in capsys.readouterr().out
+
+
 def test_captions_are_the_same_every_time_and_as_long_as_real_ones() -> None:
     made = captions(3000)
     assert made == captions(3000) and made[:100] != captions(3000, seed=1)[:100]
