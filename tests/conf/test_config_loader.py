@@ -20,6 +20,10 @@ CHOICES: list[list[str]] = [
     ["adapter.rank=3", "debug=fast"],
     ["debug=fast", "hydra.run.dir=elsewhere"],
     ["adapter=full", "zero=2", "seed=7"],
+    ["adapter=full", "zero=2", "seed=8", "train.lr=0.5"],
+    ["+sweeps=lora_search", "adapter=full"],
+    ["~zero", "seed=7"],
+    ["adapter=full"],
 ]
 
 
@@ -36,6 +40,34 @@ def test_each_composition_is_what_hydra_makes_of_it_alone() -> None:
         hydra.config_loader = ConfigLoaderImpl(hydra.config_loader.get_search_path())
         alone = [as_composed(hydra, choice, is_sweep=True) for choice in CHOICES]
     assert remembered == alone * 2
+
+
+def test_files_are_chosen_once_for_all_cells_that_differ_in_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mgm_exp import config_loader
+
+    worked_out: list[list[str]] = []
+    hydras = config_loader.create_defaults_list
+
+    def watched(repo: Any, name: Any, overrides: list[Any], *others: Any) -> Any:
+        worked_out.append([override.input_line for override in overrides])
+        return hydras(repo, name, overrides, *others)
+
+    monkeypatch.setattr(config_loader, "create_defaults_list", watched)
+    with session() as hydra:
+        for lr in (0.1, 0.2, 0.3):
+            assert compose_tree(hydra, ["adapter=lora_r8", f"train.lr={lr}"]).train.lr == lr
+            tree = compose_tree(hydra, [f"train.lr={lr}", "adapter=full"])
+            assert (tree.train.lr, tree.adapter.name, tree.hydra.runtime.choices.adapter) == (lr, "full", "full")
+    assert worked_out == [["adapter=lora_r8", "train.lr=0.1"], ["train.lr=0.1", "adapter=full"]]
+
+
+@pytest.mark.parametrize("wrong", ["adapter=none_such", "~data=none_such", "+zero=2", "nothing=1", "adapter=3"])
+def test_what_does_not_compose_is_refused_after_what_does(wrong: str) -> None:
+    with session() as hydra:
+        for _ in range(2):
+            compose_tree(hydra, ["adapter=full"])
+            with pytest.raises(ConfigError):
+                compose_tree(hydra, ["adapter=full", wrong] if not wrong.startswith("adapter") else [wrong])
 
 
 def test_a_tree_that_is_changed_changes_no_other() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,46 @@ def test_models_of_one_folder_share_their_tensors_and_nothing_else(folder: Path)
     host, gpu = resident.kept_gib()
     assert host > 0 and gpu == 0
     assert not resident.check() and resident.said() == []
+
+
+def told(module: torch.nn.Module, of: dict[int, int]) -> list[Any]:
+    """All that a tree of modules has, in words; tensors that are one are so in the words, too."""
+    found: list[Any] = []
+    for name, part in module.named_modules(remove_duplicate=False):
+        own = {key: value for key, value in vars(part).items() if key != "_modules"}
+        for kind in ("_parameters", "_buffers"):
+            tensors = own.pop(kind)
+            for key, tensor in tensors.items():
+                number = None if tensor is None else of.setdefault(id(tensor), len(of))
+                flags = None if tensor is None else (type(tensor), tensor.requires_grad, tensor.dtype, tensor.tolist())
+                found.append((name, kind, key, number, flags))
+        words = re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(own.items())))
+        found.append((name, type(part), words, list(part._modules)))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["mgm", "llava", "has a function without a name"])
+def test_a_twin_is_what_a_deep_copy_is(kind: str, folder: Path, tmp_path: Path) -> None:
+    if kind == "llava":
+        from mgm_exp.model.hf.loading import build_hf
+
+        path = str(MAKERS["llava"](tmp_path / "llava"))
+        model: Any = build_hf({"path": path}, device="cpu", dtype="float32")[0]
+    else:
+        model = load_model(folder)
+    (base,) = resident._BASES.values()
+    original = base.loaded.model
+    if kind.startswith("has"):
+        original.in_passing = lambda: None
+        base.structure = None
+        model = load_model(folder)
+        assert base.structure is not None and base.structure.pickled is None
+    else:
+        assert base.structure is not None and base.structure.pickled is not None
+    assert told(model, {}) == told(copy.deepcopy(original), {})
+    assert shared(model, original) == {name for name, _ in original.named_parameters()}
+    theirs = {buffer.data_ptr() for buffer in original.buffers()}
+    assert theirs and not theirs & {buffer.data_ptr() for buffer in model.buffers()}
 
 
 def test_bytes_are_summed_once_between_two_owners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
