@@ -46,7 +46,12 @@ SWEEPS = {
 }
 # All steps, and by rungs.
 FLOORS = ("floor", "floor_with_rungs")
-PARTS = (("imports and loading", "loaded_s"), ("images", "seen_s"), ("steps", "step_s"), ("questions", "asked_s"))
+PARTS = (
+    ("imports, composing and loading", "loaded_s"),
+    ("images", "seen_s"),
+    ("steps and adapters", "step_s"),
+    ("questions", "asked_s"),
+)
 # In which order, and how often.
 TURNS = ("bit_equal", "tolerance", "grouped", "floor", "tolerance", "rungs", "floor_with_rungs", "tolerance")
 BIT_EQUAL, TOLERANCE, OTHER_BATCHES, ALL_WITH_RUNGS, OPTUNA = 2.1, 3.0, 4.0, 8.0, 2.5

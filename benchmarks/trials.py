@@ -133,7 +133,10 @@ class Bench:
 
     def floor(self, name: str, trials: Sequence[dict[str, Any]], rungs: Sequence[int]) -> dict[str, Any]:
         """Trials in one process with nothing around them."""
-        told = {"trials": list(trials), "asked": str(self.made.asked), "rungs": list(rungs)}
+        overrides = [
+            [*self.overrides, *(f"{key}={value}" for key, value in self._keys(point).items())] for point in self.points
+        ]
+        told = {"trials": list(trials), "overrides": overrides, "asked": str(self.made.asked), "rungs": list(rungs)}
         return self._alone("benchmarks.peers.floor", told, name)
 
     def own_loop(self, engine: str, trial: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
     python -m benchmarks.peers.floor TRIALS.json RESULT.json
 
-Imports torch and transformers, loads the model once, encodes every image that is needed once, tokenises every row once,
-trains with PyTorch's fused AdamW and our fastest kernels (LoRA layers as one operation, no padding, the loss's gradient
-with the loss), and asks the held-out questions of merged weights, 16 at a time. No configuration, no records, no
-checkpoints, no checks, no files but the result: nobody could resume it, and nobody could tell afterwards what it did.
-Rows, their order, first values and dropout masks are those of the other peers, so that losses can be compared.
+Asks Optuna for the points and has Hydra compose a configuration for each, which is what makes a sweep of it. Imports
+torch and transformers, loads the model once, encodes every image that is needed once, tokenises every row once, trains
+with PyTorch's fused AdamW and our fastest kernels (LoRA layers as one operation, no padding, the loss's gradient with
+the loss), asks the held-out questions of merged weights, 16 at a time, and writes each adapter as PEFT does. No
+records, no checkpoints, no checks: nobody could resume it, and nobody could tell afterwards what it did. Rows, their
+order, first values and dropout masks are those of the other peers, so that losses can be compared.
 
-``TRIALS.json``: ``trials`` (as :mod:`benchmarks.peers.trial` takes them), ``asked``, ``rungs`` (steps at which the
-better half goes on; then only the last trial ends).
+``TRIALS.json``: ``trials`` (as :mod:`benchmarks.peers.trial` takes them), ``overrides`` (of each), ``asked``, ``rungs``
+(steps at which the better half goes on; then only the last trial ends), ``out`` (a folder).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main(trials_file: str, result_file: str) -> None:
     """Trains and scores all trials."""
     began = time.process_time()
     told: dict[str, Any] = json.loads(Path(trials_file).read_text(encoding="utf-8"))
+    compose(told["trials"], told["overrides"])
     floor = Floor(told)
     loaded = time.process_time()
     floor.see()
@@ -52,6 +54,8 @@ def main(trials_file: str, result_file: str) -> None:
             scores = [found.get(number) for number in range(len(trials))]
         else:
             alive = sorted(sorted(alive, key=lambda number: -found[number])[: max(1, len(alive) // 2)])
+    for number, trial in enumerate(trials):
+        trial.save(Path(told["out"]) / str(number))
     ended = time.process_time()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = {
@@ -64,6 +68,24 @@ def main(trials_file: str, result_file: str) -> None:
         "scores": scores,
     }
     Path(result_file).write_text(json.dumps(result), encoding="utf-8")
+
+
+def compose(trials: list[dict[str, Any]], overrides: list[list[str]]) -> None:
+    """A study with these points, and the configuration of each: the least that a sweep by Hydra and Optuna does."""
+    import optuna
+
+    from mgm_exp.compose import compose_tree, session
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    with session() as hydra:
+        for trial, given in zip(trials, overrides, strict=True):
+            study.enqueue_trial({key: trial[key] for key in ("rank", "lr", "dropout")})
+            asked = study.ask()
+            asked.suggest_categorical("rank", sorted({one["rank"] for one in trials}))
+            asked.suggest_float("lr", 1e-5, 1e-1, log=True)
+            asked.suggest_float("dropout", 0.0, 0.2)
+            compose_tree(hydra, given)
 
 
 class Floor:
@@ -187,6 +209,27 @@ class Trial:
             said = answer_batch(model, floor.processor, prompts, seen, 2)
             right += sum(exact_match(answer, [line["answer"]]) for answer, line in zip(said, some, strict=True))
         return right / len(floor.asked)
+
+    def save(self, folder: Path) -> None:
+        """The adapter, as PEFT's files."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True)
+        targets = sorted({name.rpartition(".")[2] for name in self.factors})
+        of = self.trial
+        LoraConfig(
+            r=of["rank"],
+            lora_alpha=of["alpha"],
+            lora_dropout=of["dropout"],
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        ).save_pretrained(folder)
+        tensors = {}
+        for name, factors in self.factors.items():
+            for which, factor in zip("AB", factors, strict=True):
+                tensors[f"base_model.model.{name}.lora_{which}.weight"] = factor.detach()
+        save_file(tensors, folder / "adapter_model.safetensors")
 
     def _merged(self) -> Any:
         """The model, with the factors of this trial added to its weights."""
