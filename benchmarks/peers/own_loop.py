@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.own_loop TRIAL.json RESULT.json
 
-``engine`` in TRIAL.json: ``torch`` (nothing but PyTorch), ``accelerate``, ``deepspeed_0`` or ``deepspeed_2`` (bf16).
+``engine`` in TRIAL.json: ``accelerate`` or ``deepspeed`` (stage 0, fp32).
 The loss is at supervised positions where ``label_head`` says so, as for the Trainer.
 """
 
@@ -34,7 +34,7 @@ def main(trial_file: str, result_file: str) -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=trial["lr"], betas=(0.9, trial["beta2"]), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, trial["warmup_steps"], len(trial["order"]))
-    step = STEPS[trial["engine"].partition("_")[0]](model, trained, optimizer, schedule, trial)
+    step = STEPS[trial["engine"]](model, trained, optimizer, schedule, trial)
     clock = Clock(trial, began, model, data)
     clock.start()
     for number, rows in enumerate(trial["order"]):
@@ -52,49 +52,21 @@ def _loss(model: Any, batch: dict[str, Any], trial: dict[str, Any]) -> Any:
     return base.base_model.model.loss(batch) if trial.get("label_head") else model(**batch).loss
 
 
-def _torch(model: Any, trained: list[Any], optimizer: Any, schedule: Any, trial: dict[str, Any]) -> Step:
-    import torch
-
-    def clip() -> None:
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-
-    return _plain(model, optimizer, schedule, trial, lambda loss: loss.backward(), clip)
-
-
 def _accelerate(model: Any, trained: list[Any], optimizer: Any, schedule: Any, trial: dict[str, Any]) -> Step:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
 
-    def clip() -> None:
-        accelerator.clip_grad_norm_(trained, 1.0)
-
-    step = _plain(model, optimizer, schedule, trial, accelerator.backward, clip)
-
-    def accumulated(batch: dict[str, Any]) -> float:
-        with accelerator.accumulate(model):
-            return step(batch)
-
-    return accumulated
-
-
-def _plain(
-    model: Any,
-    optimizer: Any,
-    schedule: Any,
-    trial: dict[str, Any],
-    backward: Callable[[Any], Any],
-    clip: Callable[[], None],
-) -> Step:
     def step(batch: dict[str, Any]) -> float:
-        loss = _loss(model, batch, trial)
-        backward(loss)
-        clip()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        return float(loss)
+        with accelerator.accumulate(model):
+            loss = _loss(model, batch, trial)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            return float(loss)
 
     model.train()
     return step
@@ -103,7 +75,6 @@ def _plain(
 def _deepspeed(model: Any, trained: list[Any], optimizer: Any, schedule: Any, trial: dict[str, Any]) -> Step:
     import deepspeed
 
-    stage = int(trial["engine"].rpartition("_")[2])
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ[name] = str(value)
     with socket.socket() as probe:
@@ -112,20 +83,14 @@ def _deepspeed(model: Any, trained: list[Any], optimizer: Any, schedule: Any, tr
     settings = {
         "train_micro_batch_size_per_gpu": trial["batch"],
         "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": stage > 0},
+        "zero_optimization": {"stage": 0},
     }
     deepspeed.init_distributed("gloo", verbose=False)
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=trained, optimizer=optimizer, lr_scheduler=schedule, config=settings
     )
-    import torch
 
     def step(batch: dict[str, Any]) -> float:
-        if stage:
-            for key in ("images", "images_aux"):
-                batch[key] = batch[key].to(torch.bfloat16)
         loss = _loss(engine, batch, trial)
         engine.backward(loss)
         engine.step()
@@ -135,7 +100,7 @@ def _deepspeed(model: Any, trained: list[Any], optimizer: Any, schedule: Any, tr
     return step
 
 
-STEPS = {"torch": _torch, "accelerate": _accelerate, "deepspeed": _deepspeed}
+STEPS = {"accelerate": _accelerate, "deepspeed": _deepspeed}
 
 
 if __name__ == "__main__":
